@@ -1,0 +1,154 @@
+//! Matrix products on strided `f32` slices, through the `gemm` crate.
+//!
+//! That crate picks its kernels for the CPU it runs on. It never divides the inner dimension among threads, so a
+//! product has the same bits for any number of threads; the crate's tests check it.
+
+use std::marker::PhantomData;
+
+use gemm::Parallelism;
+
+use crate::buffer::Slot;
+
+/// A matrix to read.
+#[derive(Clone, Copy)]
+pub(crate) struct Matrix<'a> {
+    values: &'a [f32],
+    rows: usize,
+    columns: usize,
+    row_stride: usize,
+    column_stride: usize,
+}
+
+impl<'a> Matrix<'a> {
+    /// Row-major, with `stride` elements from one row to the next.
+    pub(crate) fn new(values: &'a [f32], rows: usize, columns: usize, stride: usize) -> Self {
+        let matrix = Self { values, rows, columns, row_stride: stride, column_stride: 1 };
+        assert!(matrix.extent() <= values.len(), "matrix exceeds its slice");
+        matrix
+    }
+
+    /// The transposed matrix.
+    pub(crate) fn transposed(self) -> Self {
+        let Self { values, rows, columns, row_stride, column_stride } = self;
+        Self { values, rows: columns, columns: rows, row_stride: column_stride, column_stride: row_stride }
+    }
+
+    /// Number of rows.
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// The slice it lies in.
+    pub(crate) fn values(&self) -> &'a [f32] {
+        self.values
+    }
+
+    /// Rows `from .. from + count`.
+    pub(crate) fn block(self, from: usize, count: usize) -> Self {
+        assert!(from + count <= self.rows, "block exceeds its matrix");
+        Self { values: &self.values[from * self.row_stride..], rows: count, ..self }
+    }
+
+    /// Elements from the first to the last, both included.
+    fn extent(&self) -> usize {
+        if self.rows == 0 || self.columns == 0 {
+            return 0;
+        }
+        (self.rows - 1) * self.row_stride + (self.columns - 1) * self.column_stride + 1
+    }
+}
+
+/// A row-major matrix to write; its elements may have no value yet.
+pub(crate) struct MatrixMut<'a> {
+    first: *mut f32,
+    rows: usize,
+    columns: usize,
+    stride: usize,
+    lifetime: PhantomData<&'a mut [Slot]>,
+}
+
+impl<'a> MatrixMut<'a> {
+    /// The whole of `slots`, `columns` to a row.
+    pub(crate) fn new(slots: &'a mut [Slot], rows: usize, columns: usize) -> Self {
+        assert_eq!(slots.len(), rows * columns, "matrix is not its whole slice");
+        Self { first: slots.as_mut_ptr().cast(), rows, columns, stride: columns, lifetime: PhantomData }
+    }
+
+    /// The whole of `values`, `columns` to a row.
+    pub(crate) fn over(values: &'a mut [f32], rows: usize, columns: usize) -> Self {
+        assert_eq!(values.len(), rows * columns, "matrix is not its whole slice");
+        Self { first: values.as_mut_ptr(), rows, columns, stride: columns, lifetime: PhantomData }
+    }
+
+    /// A part of a larger matrix, with `stride` elements from one row to the next.
+    ///
+    /// # Safety
+    ///
+    /// The matrix lies within memory valid for writes during `'a`, and nothing else accesses its elements then.
+    #[expect(unsafe_code, reason = "heads interleave in memory, which slices cannot express")]
+    pub(crate) unsafe fn from_raw(first: *mut f32, rows: usize, columns: usize, stride: usize) -> Self {
+        Self { first, rows, columns, stride, lifetime: PhantomData }
+    }
+}
+
+/// Whether a product uses the calling thread alone or the thread pool around it.
+#[derive(Clone, Copy)]
+pub(crate) enum Threads {
+    One,
+    Pool,
+}
+
+/// `to = a b`.
+#[expect(unsafe_code, reason = "the gemm crate takes pointers")]
+pub(crate) fn store_product(to: MatrixMut<'_>, a: Matrix<'_>, b: Matrix<'_>, threads: Threads) {
+    // SAFETY: `to` is written without being read.
+    unsafe { product(to, false, a, b, threads) }
+}
+
+/// `to += a b`.
+///
+/// # Safety
+///
+/// Every element of `to` has a value.
+#[expect(unsafe_code, reason = "the gemm crate takes pointers")]
+pub(crate) unsafe fn add_product(to: MatrixMut<'_>, a: Matrix<'_>, b: Matrix<'_>, threads: Threads) {
+    // SAFETY: the caller's promise.
+    unsafe { product(to, true, a, b, threads) }
+}
+
+/// # Safety
+///
+/// With `add`, every element of `to` has a value.
+#[expect(unsafe_code, reason = "the gemm crate takes pointers")]
+unsafe fn product(to: MatrixMut<'_>, add: bool, a: Matrix<'_>, b: Matrix<'_>, threads: Threads) {
+    assert!(a.columns == b.rows && to.rows == a.rows && to.columns == b.columns, "shapes of a product disagree");
+    let parallelism = match threads {
+        Threads::One => Parallelism::None,
+        Threads::Pool => Parallelism::Rayon(rayon::current_num_threads()),
+    };
+    // SAFETY: `a` and `b` lie within their slices by construction and `to` is writable and not aliased by its type's
+    // contract; the dimensions agree; `to` is read only with `add`, when it has values.
+    unsafe {
+        gemm::gemm(
+            to.rows,
+            to.columns,
+            a.columns,
+            to.first,
+            1,
+            to.stride as isize,
+            add,
+            a.values.as_ptr(),
+            a.column_stride as isize,
+            a.row_stride as isize,
+            b.values.as_ptr(),
+            b.column_stride as isize,
+            b.row_stride as isize,
+            1.0,
+            1.0,
+            false,
+            false,
+            false,
+            parallelism,
+        );
+    }
+}

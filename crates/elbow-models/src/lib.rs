@@ -1,0 +1,10 @@
+//! Networks that predict velocities, with `diffusers`' names and shapes, and the policies made of them.
+//!
+//! A network is built from named tensors ([`elbow::params::Tensors`]) each time it is bound, which costs nothing: tensors
+//! are shared. Architecture and weights stay apart, so one set of frozen weights serves the reference, the behavior and
+//! the trained policy.
+
+pub mod linear;
+pub mod lora;
+pub mod mmdit;
+pub mod policy;

@@ -1,0 +1,57 @@
+//! A dense layer with an optional low-rank adapter.
+
+use burn::tensor::Tensor;
+use elbow::params::Tensors;
+
+/// `x Wᵀ + b + s·(x Aᵀ) Bᵀ` (LoRA, arXiv 2106.09685). The adapter stays factored: neither W nor its gradient is ever
+/// formed from it.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    adapter: Option<Adapter>,
+}
+
+#[derive(Clone, Debug)]
+struct Adapter {
+    a: Tensor<2>,
+    b: Tensor<2>,
+    scale: f64,
+}
+
+/// The tensors a network is built from: its weights, and the adapter factors if there are any.
+#[derive(Clone, Copy, Debug)]
+pub struct Weights<'a> {
+    /// The network's own tensors.
+    pub base: &'a Tensors,
+    /// `<layer>.lora_A.weight` `[rank, in]` and `<layer>.lora_B.weight` `[out, rank]`, with their scale alpha / rank.
+    pub adapter: Option<(&'a Tensors, f64)>,
+}
+
+impl Linear {
+    /// The layer at `path`: `<path>.weight` `[out, in]`, `<path>.bias` `[out]` if present, adapter factors if present.
+    pub fn new(weights: Weights<'_>, path: &str) -> Self {
+        let bias = format!("{path}.bias");
+        let factors = |(tensors, scale): (&Tensors, f64)| {
+            let (a, b) = (format!("{path}.lora_A.weight"), format!("{path}.lora_B.weight"));
+            tensors.contains(&a).then(|| Adapter { a: tensors.tensor(&a), b: tensors.tensor(&b), scale })
+        };
+        Self {
+            weight: weights.base.tensor(&format!("{path}.weight")),
+            bias: weights.base.contains(&bias).then(|| weights.base.tensor(&bias)),
+            adapter: weights.adapter.and_then(factors),
+        }
+    }
+
+    /// `[.., in] → [.., out]`
+    pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        let y = elbow_kernels::linear(x.clone(), self.weight.clone(), self.bias.clone());
+        match &self.adapter {
+            None => y,
+            Some(Adapter { a, b, scale }) => {
+                let low = elbow_kernels::linear(x, a.clone(), None) * *scale;
+                y + elbow_kernels::linear(low, b.clone(), None)
+            }
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! Which layers get an adapter, and how its factors start.
+
+use elbow::{noise::Key, params::Params};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Low-rank adapters with PEFT's names: the field trains rank 32 with alpha 64.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct LoraConfig {
+    /// Rank of the update.
+    pub rank: usize,
+    /// The update is scaled by alpha / rank.
+    pub alpha: f64,
+    /// A layer is adapted if its name is one of these or ends in `.` and one of these.
+    pub target_modules: Vec<String>,
+}
+
+impl Default for LoraConfig {
+    fn default() -> Self {
+        let targets = [
+            "attn.to_q",
+            "attn.to_k",
+            "attn.to_v",
+            "attn.to_out.0",
+            "attn.add_q_proj",
+            "attn.add_k_proj",
+            "attn.add_v_proj",
+            "attn.to_add_out",
+        ];
+        Self { rank: 32, alpha: 64.0, target_modules: targets.map(String::from).to_vec() }
+    }
+}
+
+impl LoraConfig {
+    /// alpha / rank
+    pub fn scale(&self) -> f64 {
+        self.alpha / self.rank as f64
+    }
+
+    /// Fresh factors for every targeted weight of `base`: A Gaussian with deviation 1 / rank (PEFT's `"gaussian"`),
+    /// B zero, so that the adapted network starts equal to the base.
+    pub fn initial(&self, base: &Params, key: Key) -> Params {
+        let targeted = |layer: &str| {
+            self.target_modules.iter().any(|t| layer.strip_suffix(t.as_str()).is_some_and(|p| p.is_empty() || p.ends_with('.')))
+        };
+        let mut factors = Vec::new();
+        for entry in base.entries() {
+            let (Some(layer), &[out, input]) = (entry.name.strip_suffix(".weight"), &entry.shape[..]) else { continue };
+            if !targeted(layer) {
+                continue;
+            }
+            let mut a = Vec::new();
+            key.sample(factors.len() as u64).extend_normals(self.rank * input, &mut a);
+            a.iter_mut().for_each(|v| *v /= self.rank as f32);
+            factors.push((format!("{layer}.lora_A.weight"), vec![self.rank, input], a));
+            factors.push((format!("{layer}.lora_B.weight"), vec![out, self.rank], vec![0.0; out * self.rank]));
+        }
+        Params::new(factors)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use elbow::noise::Purpose;
+
+    #[test]
+    fn only_targets_get_factors_and_b_starts_at_zero() {
+        let weight = |n: &str| (format!("{n}.weight"), vec![2, 3], vec![0.0; 6]);
+        let base = Params::new([weight("blocks.0.attn.to_q"), weight("blocks.0.attn.to_qx"), weight("ff.net.2")]);
+        let lora = LoraConfig { rank: 4, ..LoraConfig::default() };
+        let factors = lora.initial(&base, Key::new(0, Purpose::Initialization, 0));
+        let names: Vec<_> = factors.entries().iter().map(|e| (e.name.as_str(), e.shape.clone())).collect();
+        let expected = [
+            ("blocks.0.attn.to_q.lora_A.weight", vec![4, 3]),
+            ("blocks.0.attn.to_q.lora_B.weight", vec![2, 4]),
+        ];
+        assert_eq!(names, expected);
+        assert!(factors.values()[..12].iter().all(|&v| v != 0.0) && factors.values()[12..].iter().all(|&v| v == 0.0));
+    }
+}

@@ -1,0 +1,91 @@
+//! What turns pixels, time and pooled text into vectors of the network's width.
+
+use super::{MmditConfig, block::silu};
+use crate::linear::{Linear, Weights};
+use burn::tensor::{Tensor, TensorData};
+
+/// Width of the sinusoidal time features.
+pub(super) const TIME_CHANNELS: usize = 256;
+
+/// Patches to tokens: a convolution whose stride is its size, written as a product, plus fixed 2-D sinusoids.
+#[derive(Clone, Debug)]
+pub(super) struct PatchEmbed {
+    weight: Tensor<2>,
+    bias: Tensor<1>,
+    positions: Tensor<3>,
+    patch: usize,
+    max_size: usize,
+}
+
+impl PatchEmbed {
+    pub(super) fn new(config: &MmditConfig, weights: Weights<'_>) -> Self {
+        let weight: Tensor<4> = weights.base.tensor("pos_embed.proj.weight");
+        let inputs = config.in_channels * config.patch_size.pow(2);
+        Self {
+            weight: weight.reshape([config.width(), inputs]),
+            bias: weights.base.tensor("pos_embed.proj.bias"),
+            positions: weights.base.tensor("pos_embed.pos_embed"),
+            patch: config.patch_size,
+            max_size: config.pos_embed_max_size,
+        }
+    }
+
+    /// `[N, C, H, W] → [N, (H/p)·(W/p), width]`
+    pub(super) fn forward(&self, x: Tensor<4>) -> Tensor<3> {
+        let [n, c, height, width] = x.dims();
+        let (p, rows, columns) = (self.patch, height / self.patch, width / self.patch);
+        let x: Tensor<6> = x.reshape([n, c, rows, p, columns, p]);
+        let x: Tensor<3> = x.permute([0, 2, 4, 1, 3, 5]).reshape([n, rows * columns, c * p * p]);
+        elbow_kernels::linear(x, self.weight.clone(), Some(self.bias.clone())) + self.crop(rows, columns)
+    }
+
+    /// The middle `rows × columns` of the grid of position embeddings.
+    fn crop(&self, rows: usize, columns: usize) -> Tensor<3> {
+        let (m, h) = (self.max_size, self.positions.dims()[2]);
+        let grid: Tensor<4> = self.positions.clone().reshape([1, m, m, h]);
+        let grid = grid.narrow(1, (m - rows) / 2, rows).narrow(2, (m - columns) / 2, columns);
+        grid.reshape([1, rows * columns, h])
+    }
+}
+
+/// Position embeddings `[1, m·m, width]` as the reference makes them: columns in the first half of the channels, rows in
+/// the second, positions in units of the model's own grid (`base` patches a side).
+pub(super) fn sinusoids_2d(width: usize, max_size: usize, base: usize) -> Vec<f32> {
+    let half = width / 2;
+    let encode = |position: f64| {
+        let angles = (0..half / 2).map(move |i| position / 10_000f64.powf(i as f64 / (half / 2) as f64));
+        angles.clone().map(f64::sin).chain(angles.map(f64::cos)).map(|v| v as f32)
+    };
+    let scale = base as f64 / max_size as f64;
+    let cells = (0..max_size * max_size).map(|cell| (cell / max_size, cell % max_size));
+    cells.flat_map(|(row, column)| encode(column as f64 * scale).chain(encode(row as f64 * scale))).collect()
+}
+
+/// Time and pooled text to one vector: `CombinedTimestepTextProjEmbeddings`.
+#[derive(Clone, Debug)]
+pub(super) struct TimeText {
+    time: [Linear; 2],
+    text: [Linear; 2],
+}
+
+impl TimeText {
+    pub(super) fn new(weights: Weights<'_>) -> Self {
+        let pair = |name: &str| [1, 2].map(|i| Linear::new(weights, &format!("time_text_embed.{name}.linear_{i}")));
+        Self { time: pair("timestep_embedder"), text: pair("text_embedder") }
+    }
+
+    /// `time [N]` in 0..1000, `pooled [N, P]` → `[N, width]`
+    pub(super) fn forward(&self, time: Tensor<1>, pooled: Tensor<2>) -> Tensor<2> {
+        let mlp = |[first, second]: &[Linear; 2], x| second.forward(silu(first.forward(x)));
+        mlp(&self.time, time_features(time)) + mlp(&self.text, pooled)
+    }
+}
+
+/// `[N] → [N, 256]`: cosines, then sines, of t / 10000^(i/128).
+fn time_features(time: Tensor<1>) -> Tensor<2> {
+    let half = TIME_CHANNELS / 2;
+    let frequencies: Vec<f32> = (0..half).map(|i| 10_000f64.powf(-(i as f64) / half as f64) as f32).collect();
+    let frequencies = Tensor::<2>::from_data(TensorData::new(frequencies, [1, half]), &time.device());
+    let angles = time.unsqueeze_dim::<2>(1) * frequencies;
+    Tensor::cat(vec![angles.clone().cos(), angles.sin()], 1)
+}

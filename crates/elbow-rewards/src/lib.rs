@@ -1,0 +1,5 @@
+//! Rewards, one file or folder each, behind [`elbow::Reward`].
+
+pub mod geneval;
+
+pub use geneval::{Detection, Detector, GenEval, Mode};

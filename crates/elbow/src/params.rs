@@ -1,0 +1,285 @@
+//! Parameters as one flat vector, and the tensors cut from it.
+//!
+//! Everything a trainer does *to* parameters (optimizer step, moving averages, lagged copies, checkpoints, norms) is
+//! arithmetic on one flat slice; everything a network does *with* them starts from named tensors. [`Params`] is the
+//! first, [`Tensors`] the second, and [`Params::tensors`] the bridge.
+
+use burn::tensor::{Device, Gradients, Tensor, TensorData};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use std::{collections::BTreeMap, ops::Range, sync::Arc};
+
+/// Why a set of weights does not fit a network.
+#[derive(Debug, thiserror::Error)]
+pub enum WeightError {
+    /// The bytes are not a safetensors file: truncated, or something else.
+    #[error("not a complete safetensors file: {0}")]
+    Format(#[from] safetensors::SafeTensorError),
+    /// A tensor in a type that is not read.
+    #[error("tensor `{name}` is stored as {dtype:?}; f32, f16 and bf16 can be read")]
+    Dtype {
+        /// The tensor's name.
+        name: String,
+        /// How it is stored.
+        dtype: Dtype,
+    },
+    /// Names or shapes differ from what the network expects: everything that is wrong, at once.
+    #[error("the weights do not fit the network:\n{}", problems.join("\n"))]
+    Mismatch {
+        /// One line per tensor.
+        problems: Vec<String>,
+    },
+}
+
+/// Where one named tensor lies in the flat vector.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The tensor's name, as in a checkpoint.
+    pub name: String,
+    /// Its shape, row-major.
+    pub shape: Vec<usize>,
+    /// Its place in the flat vector.
+    pub range: Range<usize>,
+}
+
+/// Named tensors laid end to end in one `f32` vector, in the order they were given.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Params {
+    layout: Arc<Vec<Entry>>,
+    values: Vec<f32>,
+}
+
+impl Params {
+    /// Lays out `(name, shape, values)` in order.
+    ///
+    /// # Panics
+    /// If a shape does not hold as many values as given.
+    pub fn new(tensors: impl IntoIterator<Item = (String, Vec<usize>, Vec<f32>)>) -> Self {
+        let (mut layout, mut values) = (Vec::new(), Vec::new());
+        for (name, shape, data) in tensors {
+            assert_eq!(shape.iter().product::<usize>(), data.len(), "invariant: `{name}` holds its shape");
+            layout.push(Entry { name, shape, range: values.len()..values.len() + data.len() });
+            values.extend(data);
+        }
+        Self { layout: Arc::new(layout), values }
+    }
+
+    /// The entries whose name passes.
+    #[must_use]
+    pub fn filtered(&self, keep: impl Fn(&str) -> bool) -> Self {
+        let kept = self.layout.iter().filter(|e| keep(&e.name));
+        Self::new(kept.map(|e| (e.name.clone(), e.shape.clone(), self.values[e.range.clone()].to_vec())))
+    }
+
+    /// Takes the values of the entries that `other` has too; names and shapes there must be known here.
+    pub fn assign(&mut self, other: &Self) {
+        for entry in other.layout.iter() {
+            let own = self.layout.iter().find(|e| e.name == entry.name).expect("invariant: a known name");
+            self.values[own.range.clone()].copy_from_slice(&other.values[entry.range.clone()]);
+        }
+    }
+
+    /// The same layout, all zeros.
+    #[must_use]
+    pub fn zeros_like(&self) -> Self {
+        Self { layout: Arc::clone(&self.layout), values: vec![0.0; self.values.len()] }
+    }
+
+    /// The entries, in order.
+    pub fn entries(&self) -> &[Entry] {
+        &self.layout
+    }
+
+    /// All values, entry after entry.
+    pub fn values(&self) -> &[f32] {
+        &self.values
+    }
+
+    /// All values, to be changed in place.
+    pub fn values_mut(&mut self) -> &mut [f32] {
+        &mut self.values
+    }
+
+    /// `self ← decay · self + (1 − decay) · target`, value by value.
+    pub fn decay_toward(&mut self, target: &Self, decay: f64) {
+        let (keep, take) = (decay as f32, (1.0 - decay) as f32);
+        for (own, new) in self.values.iter_mut().zip(&target.values) {
+            *own = keep * *own + take * new;
+        }
+    }
+
+    /// One tensor per entry on `device`. On an autodiff device the tensors are leaves that collect gradients.
+    pub fn tensors(&self, device: &Device) -> Tensors {
+        let leaf = |e: &Entry| {
+            let data = TensorData::new(self.values[e.range.clone()].to_vec(), [e.range.len()]);
+            let flat = Tensor::<1>::from_data(data, device);
+            let flat = if device.is_autodiff() { flat.require_grad() } else { flat };
+            (e.name.clone(), Named { shape: e.shape.clone(), flat })
+        };
+        Tensors { named: self.layout.iter().map(leaf).collect() }
+    }
+
+    /// Adds the gradients of `leaves` (made by [`Params::tensors`] of the same layout) to this vector.
+    /// A leaf the loss does not depend on adds nothing.
+    pub fn add_gradients(&mut self, leaves: &Tensors, gradients: &mut Gradients) {
+        for entry in self.layout.iter() {
+            let Some(gradient) = leaves.named.get(&entry.name).and_then(|n| n.flat.grad_remove(gradients)) else {
+                continue;
+            };
+            let data = gradient.into_data();
+            let slice = data.as_slice::<f32>().expect("invariant: parameters are f32");
+            for (sum, g) in self.values[entry.range.clone()].iter_mut().zip(slice) {
+                *sum += g;
+            }
+        }
+    }
+
+    /// The safetensors file of these parameters, `metadata` in its header.
+    pub fn to_safetensors(&self, metadata: Option<std::collections::HashMap<String, String>>) -> Vec<u8> {
+        let bytes: Vec<Vec<u8>> = self.layout.iter().map(|e| le_bytes(&self.values[e.range.clone()])).collect();
+        let views = self.layout.iter().zip(&bytes).map(|(e, b)| {
+            let view = TensorView::new(Dtype::F32, e.shape.clone(), b).expect("invariant: bytes fill the shape");
+            (e.name.as_str(), view)
+        });
+        safetensors::serialize(views, metadata).expect("invariant: a valid header")
+    }
+
+    /// Reads the entries of `self`'s layout from a safetensors file that holds exactly those.
+    pub fn with_values_of(&self, file: &[u8]) -> Result<Self, WeightError> {
+        let found = read_safetensors(file)?;
+        let mut problems = Vec::new();
+        let mut values = Vec::with_capacity(self.values.len());
+        for entry in self.layout.iter() {
+            match found.get(&entry.name) {
+                Some((shape, data)) if *shape == entry.shape => values.extend_from_slice(data),
+                Some((shape, _)) => {
+                    problems.push(format!("  {}: {shape:?} in the file, {:?} expected", entry.name, entry.shape));
+                }
+                None => problems.push(format!("  {}: missing, {:?} expected", entry.name, entry.shape)),
+            }
+        }
+        let known: std::collections::BTreeSet<_> = self.layout.iter().map(|e| &e.name).collect();
+        problems.extend(found.keys().filter(|n| !known.contains(n)).map(|n| format!("  {n}: not in the network")));
+        if problems.is_empty() {
+            Ok(Self { layout: Arc::clone(&self.layout), values })
+        } else {
+            Err(WeightError::Mismatch { problems })
+        }
+    }
+
+    /// Euclidean norm of all values, accumulated in `f64`.
+    pub fn norm(&self) -> f64 {
+        self.values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt()
+    }
+}
+
+/// A tensor and its shape; the tensor is flat so that tensors of every rank live in one map.
+#[derive(Clone, Debug)]
+struct Named {
+    shape: Vec<usize>,
+    flat: Tensor<1>,
+}
+
+/// Named tensors on a device: what a network is built from. Clones share their data.
+#[derive(Clone, Debug, Default)]
+pub struct Tensors {
+    named: BTreeMap<String, Named>,
+}
+
+impl Tensors {
+    /// The tensor called `name`.
+    ///
+    /// # Panics
+    /// If there is none of that name and rank. Files are checked against the layout when they are read
+    /// ([`Params::with_values_of`]), so a miss here is a bug of the network, not of its user.
+    pub fn tensor<const D: usize>(&self, name: &str) -> Tensor<D> {
+        let named = self.named.get(name).unwrap_or_else(|| panic!("invariant: the layout has `{name}`"));
+        let shape: [usize; D] = named.shape.clone().try_into().expect("invariant: the network knows its ranks");
+        named.flat.clone().reshape(shape)
+    }
+
+    /// These tensors, replaced by those of the same name in `other`, which may add more.
+    #[must_use]
+    pub fn overlaid(&self, other: &Self) -> Self {
+        let mut named = self.named.clone();
+        named.extend(other.named.iter().map(|(n, t)| (n.clone(), t.clone())));
+        Self { named }
+    }
+
+    /// Whether there is a tensor called `name`.
+    pub fn contains(&self, name: &str) -> bool {
+        self.named.contains_key(name)
+    }
+}
+
+fn le_bytes(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|v| v.to_le_bytes()).collect()
+}
+
+/// Every tensor of a safetensors file as `f32`.
+pub fn read_safetensors(file: &[u8]) -> Result<BTreeMap<String, (Vec<usize>, Vec<f32>)>, WeightError> {
+    let file = SafeTensors::deserialize(file)?;
+    file.iter()
+        .map(|(name, view)| {
+            let values = to_f32(view.dtype(), view.data())
+                .ok_or_else(|| WeightError::Dtype { name: name.to_owned(), dtype: view.dtype() })?;
+            Ok((name.to_owned(), (view.shape().to_vec(), values)))
+        })
+        .collect()
+}
+
+fn to_f32(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
+    let halves = || bytes.chunks_exact(2).map(|b| [b[0], b[1]]);
+    Some(match dtype {
+        Dtype::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+        Dtype::F16 => halves().map(|b| half::f16::from_le_bytes(b).to_f32()).collect(),
+        Dtype::BF16 => halves().map(|b| half::bf16::from_le_bytes(b).to_f32()).collect(),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn two() -> Params {
+        Params::new([("b".into(), vec![2, 1], vec![1.0, 2.0]), ("a".into(), vec![1], vec![3.0])])
+    }
+
+    #[test]
+    fn safetensors_round_trip_keeps_order_and_values() {
+        let file = two().to_safetensors(None);
+        assert_eq!(two().zeros_like().with_values_of(&file).expect("reads back"), two());
+    }
+
+    #[test]
+    fn every_mismatch_is_named() {
+        let file = Params::new([("b".into(), vec![3], vec![0.0; 3]), ("c".into(), vec![1], vec![0.0])]);
+        let error = two().with_values_of(&file.to_safetensors(None)).expect_err("differs").to_string();
+        for part in ["b: [3] in the file, [2, 1] expected", "a: missing", "c: not in the network"] {
+            assert!(error.contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn truncated_file_is_an_error() {
+        let file = two().to_safetensors(None);
+        assert!(matches!(two().with_values_of(&file[..file.len() - 1]), Err(WeightError::Format(_))));
+    }
+
+    #[test]
+    fn gradients_land_in_their_entries() {
+        let params = two();
+        let leaves = params.tensors(&Device::flex().autodiff());
+        let loss = leaves.tensor::<2>("b").powi_scalar(2).sum() + leaves.tensor::<1>("a") * 5.0;
+        let mut sum = params.zeros_like();
+        sum.add_gradients(&leaves, &mut loss.backward());
+        assert_eq!(sum.values(), [2.0, 4.0, 5.0]);
+    }
+
+    #[test]
+    fn decay_is_the_weight_on_the_old_value() {
+        let mut lagged = two();
+        lagged.decay_toward(&two().zeros_like(), 0.75);
+        assert_eq!(lagged.values(), [0.75, 1.5, 2.25]);
+    }
+}

@@ -1,0 +1,153 @@
+//! **Axis iii: how a rollout draws images from a policy** (arXiv 2602.04663, §3.3).
+//!
+//! A sampler walks down a grid of times and knows, at each step, the distribution of the next point. One piece of code
+//! therefore serves rollouts ([`Gaussian::sample`]) and re-scoring ([`Gaussian::log_prob`]), and with equal weights the
+//! ratio of the two is exactly 1.
+
+mod dpm2;
+mod euler;
+mod flow_sde;
+
+pub use dpm2::Dpm2;
+pub use euler::Euler;
+pub use flow_sde::FlowSde;
+
+use crate::{
+    gaussian::Gaussian,
+    noise::{self, Key},
+    policy::{Conditioning, VelocityField},
+    schedule::{Schedule, grid},
+};
+use burn::tensor::Tensor;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// One rule for stepping from `times[k]` to `times[k + 1]`.
+pub trait Sampler: Send + Sync {
+    /// Whether steps have a density (std > 0), which the trajectory likelihood needs.
+    fn is_stochastic(&self) -> bool;
+
+    /// The distribution of the point at `times[k + 1]`.
+    ///
+    /// | Argument | Shape | |
+    /// |---|---|---|
+    /// | `times` | T + 1 | 1 = t₀ > … > t_T = 0 |
+    /// | `x` | `[N, C, H, W]` | the point at `times[k]` |
+    /// | `steps` | newest first | points and velocities at `times[k]`, `times[k − 1]`, … as far as they are kept |
+    fn transition(&self, schedule: Schedule, times: &[f64], k: usize, steps: &[Step]) -> Gaussian;
+
+    /// Why this sampler cannot run on `schedule`, if so.
+    fn refuses(&self, schedule: Schedule) -> Option<String> {
+        let _ = schedule;
+        None
+    }
+}
+
+/// A point of a trajectory and the velocity there, both `[N, C, H, W]`.
+#[derive(Clone, Debug)]
+pub struct Step {
+    /// The point.
+    pub x: Tensor<4>,
+    /// dx/dt at it.
+    pub velocity: Tensor<4>,
+}
+
+/// The sampler of a recipe.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum SamplerKind {
+    /// First-order ODE.
+    Euler(Euler),
+    /// DPM-Solver++, second-order multistep ODE.
+    Dpm2(Dpm2),
+    /// Flow-GRPO's SDE.
+    FlowSde(FlowSde),
+}
+
+impl Default for SamplerKind {
+    fn default() -> Self {
+        Self::Dpm2(Dpm2 {})
+    }
+}
+
+impl SamplerKind {
+    /// The implementation.
+    pub fn get(&self) -> &dyn Sampler {
+        match self {
+            Self::Euler(s) => s,
+            Self::Dpm2(s) => s,
+            Self::FlowSde(s) => s,
+        }
+    }
+}
+
+/// How images are drawn: the rule, the steps and the guidance.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Sampling {
+    /// The rule of a step.
+    pub rule: SamplerKind,
+    /// Network evaluations an image.
+    pub steps: usize,
+    /// SD3's time shift; 1 is none.
+    pub shift: f64,
+    /// Classifier-free guidance scale; 1 is off.
+    pub guidance: f64,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self { rule: SamplerKind::default(), steps: 10, shift: 3.0, guidance: 1.0 }
+    }
+}
+
+impl Sampling {
+    /// The grid of times, `steps + 1` from 1 to 0.
+    pub fn times(&self) -> Vec<f64> {
+        grid(self.steps, self.shift)
+    }
+}
+
+/// Points kept while sampling: enough for a second-order rule.
+const HISTORY: usize = 2;
+
+/// Draws one image per row of `cond`.
+///
+/// `start` `[N, C, H, W]` is the point at t = 1; `keys` (one a row) give the noise of stochastic steps. Returns the points at
+/// all `times`, the final image last; only that one if `trajectory` is not asked for.
+pub fn sample(
+    field: &dyn VelocityField,
+    sampling: &Sampling,
+    schedule: Schedule,
+    start: Tensor<4>,
+    cond: &Conditioning,
+    keys: &[Key],
+    trajectory: bool,
+) -> Vec<Tensor<4>> {
+    let (times, rule, device) = (sampling.times(), sampling.rule.get(), start.device());
+    let [n, c, h, w] = start.dims();
+    let mut x = start;
+    let mut kept = Vec::new();
+    let mut steps: Vec<Step> = Vec::new();
+    for k in 0..times.len() - 1 {
+        let t = Tensor::full([n], times[k], &device);
+        let velocity = field.velocity(x.clone(), t, cond);
+        steps.insert(0, Step { x: x.clone(), velocity });
+        steps.truncate(HISTORY);
+        if trajectory {
+            kept.push(x);
+        }
+        let next = rule.transition(schedule, &times, k, &steps);
+        x = if next.std > 0.0 {
+            let noise = noise::normal(keys.iter().map(|key| key.draw(k as u32)), [c, h, w], &device);
+            next.sample(noise)
+        } else {
+            next.mean
+        };
+    }
+    kept.push(x);
+    kept
+}
+
+#[cfg(test)]
+mod tests;

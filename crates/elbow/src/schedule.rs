@@ -1,0 +1,157 @@
+//! How data turns into noise: x_t = α(t) x₀ + σ(t) ε, with t = 0 data and t = 1 noise.
+//!
+//! Rectified flow (arXiv 2209.03003) and variance-preserving diffusion (arXiv 2011.13456) are two choices of (α, σ).
+//! Everything else follows: the velocity of the path is v = α′ x₀ + σ′ ε, and since (x_t, v) is linear in (x₀, ε),
+//! either pair gives the other. With the determinant Δ = α σ′ − α′ σ,
+//!
+//! x₀ = (σ′ x_t − σ v) / Δ,   ε = (α v − α′ x_t) / Δ.
+
+use burn::tensor::Tensor;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// The path from data to noise.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Schedule {
+    /// α = 1 − t, σ = t: straight lines (SD3, FLUX, the nano model).
+    #[default]
+    RectifiedFlow,
+    /// α² + σ² = 1 with ln α = −t²(β₁ − β₀)/4 − t β₀/2 (arXiv 2011.13456, appendix C): DDPM in continuous time.
+    VariancePreserving {
+        /// β₀, noise rate at t = 0.
+        #[serde(default = "beta_min")]
+        beta_min: f64,
+        /// β₁, noise rate at t = 1.
+        #[serde(default = "beta_max")]
+        beta_max: f64,
+    },
+}
+
+fn beta_min() -> f64 {
+    0.1
+}
+
+fn beta_max() -> f64 {
+    20.0
+}
+
+/// α, σ and their derivatives at one time.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Level {
+    /// Weight of the data.
+    pub alpha: f64,
+    /// Weight of the noise.
+    pub sigma: f64,
+    /// dα/dt
+    pub d_alpha: f64,
+    /// dσ/dt
+    pub d_sigma: f64,
+}
+
+impl Level {
+    /// Δ = α σ′ − α′ σ; 1 for rectified flow.
+    pub fn determinant(self) -> f64 {
+        self.alpha * self.d_sigma - self.d_alpha * self.sigma
+    }
+
+    /// How much an error of the velocity moves the clean sample: x̂₀ − x₀ = −gain · (v̂ − v), gain = σ/Δ.
+    pub fn clean_gain(self) -> f64 {
+        self.sigma / self.determinant()
+    }
+}
+
+impl Schedule {
+    /// α, σ, α′, σ′ at `t` in [0, 1].
+    pub fn level(self, t: f64) -> Level {
+        match self {
+            Self::RectifiedFlow => Level { alpha: 1.0 - t, sigma: t, d_alpha: -1.0, d_sigma: 1.0 },
+            Self::VariancePreserving { beta_min, beta_max } => {
+                let alpha = (-t * t * (beta_max - beta_min) / 4.0 - t * beta_min / 2.0).exp();
+                // 1 − α² without cancellation near t = 0, where σ′ diverges: t is kept off 0 by the last grid level.
+                let sigma = (-(2.0 * alpha.ln()).exp_m1()).sqrt().max(1e-8);
+                let d_alpha = -alpha * (t * (beta_max - beta_min) + beta_min) / 2.0;
+                Level { alpha, sigma, d_alpha, d_sigma: -alpha * d_alpha / sigma }
+            }
+        }
+    }
+
+    /// x_t for each row. `clean`, `noise` `[N, C, H, W]`, `t` one time a row.
+    pub fn mix(self, clean: Tensor<4>, noise: Tensor<4>, t: &[f64]) -> Tensor<4> {
+        let device = clean.device();
+        clean * per_row(t, &device, |t| self.level(t).alpha) + noise * per_row(t, &device, |t| self.level(t).sigma)
+    }
+
+    /// The velocity of the path through `clean` and `noise`: α′ x₀ + σ′ ε.
+    pub fn target(self, clean: Tensor<4>, noise: Tensor<4>, t: &[f64]) -> Tensor<4> {
+        let device = clean.device();
+        clean * per_row(t, &device, |t| self.level(t).d_alpha) + noise * per_row(t, &device, |t| self.level(t).d_sigma)
+    }
+
+    /// x̂₀ from a point and its velocity.
+    pub fn clean(self, x: Tensor<4>, velocity: Tensor<4>, t: f64) -> Tensor<4> {
+        let level = self.level(t);
+        (x * level.d_sigma - velocity * level.sigma) / level.determinant()
+    }
+
+    /// ε̂ from a point and its velocity.
+    pub fn noise(self, x: Tensor<4>, velocity: Tensor<4>, t: f64) -> Tensor<4> {
+        let level = self.level(t);
+        (velocity * level.alpha - x * level.d_alpha) / level.determinant()
+    }
+}
+
+/// One number a row, shaped `[N, 1, 1, 1]` to multiply images with.
+pub fn per_row(t: &[f64], device: &burn::tensor::Device, f: impl Fn(f64) -> f64) -> Tensor<4> {
+    let values: Vec<f32> = t.iter().map(|&t| f(t) as f32).collect();
+    Tensor::from_data(burn::tensor::TensorData::new(values, [t.len(), 1, 1, 1]), device)
+}
+
+/// SD3's time shift, σ′ = s σ / (1 + (s − 1) σ): s > 1 spends more steps near noise (arXiv 2403.03206, eq. 23).
+pub fn shift(t: f64, by: f64) -> f64 {
+    by * t / (1.0 + (by - 1.0) * t)
+}
+
+/// `steps + 1` times from 1 down to 0, as the reference scheduler makes them: evenly from 1 to the *shifted* smallest
+/// training level (1/1000), then shifted again, then 0. The double shift is the reference's, kept for equal grids.
+pub fn grid(steps: usize, by: f64) -> Vec<f64> {
+    let last = shift(0.001, by);
+    let even = |i: usize| if steps == 1 { 1.0 } else { 1.0 + (last - 1.0) * i as f64 / (steps - 1) as f64 };
+    (0..steps).map(|i| shift(even(i), by)).chain([0.0]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn sd3_grid_of_ten_steps() {
+        let expected = [1.0, 0.9601, 0.9133, 0.8577, 0.7904, 0.7073, 0.6022, 0.4649, 0.2780, 0.0089, 0.0];
+        let grid = grid(10, 3.0);
+        assert!(grid.iter().zip(expected).all(|(a, b)| (a - b).abs() < 6e-5), "{grid:?}");
+    }
+
+    proptest! {
+        #[test]
+        fn derivatives_match_finite_differences(t in 0.05f64..0.95, vp: bool) {
+            let schedule = if vp { Schedule::VariancePreserving { beta_min: 0.1, beta_max: 20.0 } } else { Schedule::RectifiedFlow };
+            let (a, b, l, h) = (schedule.level(t - 1e-6), schedule.level(t + 1e-6), schedule.level(t), 2e-6);
+            prop_assert!(((b.alpha - a.alpha) / h - l.d_alpha).abs() < 1e-6 * (1.0 + l.d_alpha.abs()));
+            prop_assert!(((b.sigma - a.sigma) / h - l.d_sigma).abs() < 1e-6 * (1.0 + l.d_sigma.abs()));
+            if vp { prop_assert!((l.alpha.powi(2) + l.sigma.powi(2) - 1.0).abs() < 1e-12); }
+        }
+
+        #[test]
+        fn clean_and_noise_come_back(t in 0.1f64..0.9, x0 in -2f32..2.0, e in -2f32..2.0, vp: bool) {
+            let schedule = if vp { Schedule::VariancePreserving { beta_min: 0.1, beta_max: 20.0 } } else { Schedule::RectifiedFlow };
+            let device = burn::tensor::Device::flex();
+            let one = |v: f32| Tensor::<4>::full([1, 1, 1, 1], v, &device);
+            let (x, v) = (schedule.mix(one(x0), one(e), &[t]), schedule.target(one(x0), one(e), &[t]));
+            let clean = schedule.clean(x.clone(), v.clone(), t).into_scalar::<f32>();
+            let noise = schedule.noise(x, v, t).into_scalar::<f32>();
+            let tolerance = 2e-5 / (schedule.level(t).alpha as f32).min(1.0);
+            prop_assert!((clean - x0).abs() < tolerance && (noise - e).abs() < tolerance, "{clean} {x0} {noise} {e}");
+        }
+    }
+}
