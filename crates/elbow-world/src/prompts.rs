@@ -8,6 +8,7 @@
 use crate::draw::{self, text_hash};
 use crate::object::{Color, Object};
 use elbow_rewards::geneval::{Clause, Exclusion, Position, Record, Relation, Task};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::io::{self, Write};
 use std::sync::LazyLock;
@@ -24,7 +25,7 @@ static ALL: LazyLock<[Vec<Record>; 6]> =
 
 /// Relative frequency of the tasks among training prompts; need not sum to 1. The default is that of Flow-GRPO's GenEval
 /// training set, but with a few single objects.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 #[expect(missing_docs, reason = "one field per task")]
 pub struct TaskWeights {

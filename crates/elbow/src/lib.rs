@@ -1,6 +1,53 @@
 //! Reinforcement-learning post-training for diffusion and flow-matching image models.
+//!
+//! A **policy** is a velocity field with parameters ([`policy`]). A **sampler** draws images from it ([`mod@sampler`]), a
+//! **reward** scores them ([`mod@reward`]), an **advantage** compares the images of one prompt ([`mod@advantage`]), a
+//! **likelihood** says where to look at the network again and how to read a log-probability off it
+//! ([`mod@likelihood`]), and an **objective** turns advantages and log-probabilities into a loss ([`objective`]).
+//!
+//! Those are the design space of *Rethinking the Design Space of RL for Diffusion Models* (arXiv 2602.04663). An algorithm
+//! is a [`config::Config`] that names one variant on each axis; the loop ([`train`]) knows no algorithm.
+//!
+//! Teach a policy over the plane to draw points near (1, 0):
+//!
+//! ```
+//! use burn::tensor::Device;
+//! use elbow::{Prompt, Reward, RewardError, RgbImage, advantage::*, config::*, optimizer::*, toy, train::Trainer};
+//!
+//! struct Near;
+//! impl Reward for Near {
+//!     fn name(&self) -> &str { "near" }
+//!     fn score(&self, images: &[RgbImage], _: &[Prompt]) -> Vec<Result<f32, RewardError>> {
+//!         images.iter().map(toy::point).map(|[x, y]| Ok(-(x - 1.0).powi(2) - y.powi(2))).collect()
+//!     }
+//! }
+//!
+//! let config = Config {
+//!     batch: Batch { groups: 2, group_size: 64, updates: 1, rows: 64 },
+//!     advantage: AdvantageKind::Standard(Standard::default()),
+//!     optimizer: OptimizerConfig { learning_rate: 0.02, ..Default::default() },
+//!     ..Config::default() // PEPG, adaptive ELBO, ten dpm2 steps
+//! };
+//! let (policy, prompts) = (toy::Toy::default(), vec![Prompt::from("a point")]);
+//! let mut trainer = Trainer::new(config, &policy, &prompts, &Near, Device::flex())?;
+//! let before = trainer.epoch(&())?.record["reward_near"].as_f64();
+//! (0..30).try_for_each(|_| trainer.epoch(&()).map(drop))?;
+//! let after = trainer.epoch(&())?.record["reward_near"].as_f64();
+//! assert!(after > before.map(|r| r + 0.7), "{before:?} to {after:?}");
+//! # Ok::<(), elbow::train::TrainError>(())
+//! ```
 
+pub mod advantage;
+pub mod behavior;
+pub mod config;
+pub mod eval;
+pub mod evaluation;
+pub mod gaussian;
+pub mod guidance;
+pub mod kl;
+pub mod likelihood;
 pub mod noise;
+pub mod objective;
 pub mod optimizer;
 pub mod params;
 pub mod policy;
@@ -8,7 +55,10 @@ pub mod prediction;
 pub mod pretrain;
 pub mod prompts;
 pub mod reward;
+pub mod sampler;
 pub mod schedule;
+pub mod toy;
+pub mod train;
 
 pub use image::RgbImage;
 pub use prompts::Prompt;

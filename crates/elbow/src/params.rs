@@ -135,9 +135,24 @@ impl Params {
 
     /// The safetensors file of these parameters, `metadata` in its header.
     pub fn to_safetensors(&self, metadata: Option<std::collections::HashMap<String, String>>) -> Vec<u8> {
-        let bytes: Vec<Vec<u8>> = self.layout.iter().map(|e| le_bytes(&self.values[e.range.clone()])).collect();
+        self.serialize(Dtype::F32, metadata, |v| v.to_le_bytes().to_vec())
+    }
+
+    /// The same, rounded to `f16`: half the size, for weights that are shipped.
+    pub fn to_safetensors_f16(&self, metadata: Option<std::collections::HashMap<String, String>>) -> Vec<u8> {
+        self.serialize(Dtype::F16, metadata, |v| half::f16::from_f32(v).to_le_bytes().to_vec())
+    }
+
+    fn serialize(
+        &self,
+        dtype: Dtype,
+        metadata: Option<std::collections::HashMap<String, String>>,
+        encode: impl Fn(f32) -> Vec<u8>,
+    ) -> Vec<u8> {
+        let bytes = |e: &Entry| self.values[e.range.clone()].iter().flat_map(|&v| encode(v)).collect::<Vec<u8>>();
+        let bytes: Vec<Vec<u8>> = self.layout.iter().map(bytes).collect();
         let views = self.layout.iter().zip(&bytes).map(|(e, b)| {
-            let view = TensorView::new(Dtype::F32, e.shape.clone(), b).expect("invariant: bytes fill the shape");
+            let view = TensorView::new(dtype, e.shape.clone(), b).expect("invariant: bytes fill the shape");
             (e.name.as_str(), view)
         });
         safetensors::serialize(views, metadata).expect("invariant: a valid header")
@@ -209,10 +224,6 @@ impl Tensors {
     pub fn contains(&self, name: &str) -> bool {
         self.named.contains_key(name)
     }
-}
-
-fn le_bytes(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|v| v.to_le_bytes()).collect()
 }
 
 /// Every tensor of a safetensors file as `f32`.

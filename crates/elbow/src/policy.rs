@@ -56,7 +56,8 @@ pub trait VelocityField: Send + Sync {
 /// A family of velocity fields: one for each value of the trained parameters.
 ///
 /// Current, behavior, averaged and reference weights are all `bind` of the same policy, so they share whatever is
-/// frozen. Parameters given on an autodiff device make a field whose output carries a graph; others do not.
+/// frozen. Parameters given on an autodiff device make a field whose output carries a graph; others do not. Such a field
+/// serves one backward pass, since the engine consumes the graph with it: bind again for the next, which costs nothing.
 pub trait Policy: Send + Sync {
     /// `[C, H, W]` of one latent.
     fn latent_shape(&self) -> [usize; 3];

@@ -1,5 +1,6 @@
 //! Prompts and where they come from: `.txt` (one a line) or `.jsonl` (`prompt` plus any metadata, GenEval records included).
 
+use crate::noise::Key;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -24,6 +25,20 @@ impl Prompt {
 impl From<&str> for Prompt {
     fn from(text: &str) -> Self {
         Self { text: text.to_owned(), metadata: serde_json::Map::new() }
+    }
+}
+
+/// Where an epoch's prompts come from, decided by the key alone.
+pub trait PromptSource: Send + Sync {
+    /// One prompt per group.
+    fn draw(&self, key: Key, groups: usize) -> Vec<Prompt>;
+}
+
+/// Without replacement within an epoch, as far as the list reaches.
+impl PromptSource for Vec<Prompt> {
+    fn draw(&self, key: Key, groups: usize) -> Vec<Prompt> {
+        let order = key.permutation(self.len());
+        order.iter().cycle().take(groups).map(|&i| self[i].clone()).collect()
     }
 }
 

@@ -1,0 +1,53 @@
+//! `elbow eval`: scores on the held-out prompts, by task.
+
+use super::{progress::Bars, sample::Source};
+use crate::table::{self, Column};
+use anyhow::Result;
+use elbow_runlog::write_atomic;
+use serde_json::{Value, json};
+use std::path::PathBuf;
+
+/// Arguments of `elbow eval`.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  elbow eval                                          the embedded base model
+  elbow eval --run runs/nano-geneval-1 --json scores.json
+  elbow eval --set eval.prompts_per_task=100 --set eval.measure.sampler.guidance=3
+
+Prompts, start noise and steps are fixed (40 deterministic steps, seed 42, averaged weights), so numbers of different
+runs compare.")]
+pub struct Args {
+    #[command(flatten)]
+    source: Source,
+    /// Also write the numbers to this file.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// Runs the command.
+#[expect(clippy::print_stdout, reason = "prints a table")]
+pub fn run(args: &Args) -> Result<()> {
+    let (recipe, session, params) = args.source.open()?;
+    let measured = session.measure(&recipe, params.as_ref(), &Bars::new())?;
+    let columns: Vec<Column<'_>> = session
+        .measures
+        .iter()
+        .filter_map(|m| Some(Column { title: m.name(), summary: measured.summary(m.name())? }))
+        .collect();
+    let eval = &recipe.setting.eval.measure;
+    println!(
+        "{} held-out prompts × {} images, {} steps, guidance {}, seed {}\n{}",
+        session.test.len(),
+        eval.images_per_prompt,
+        eval.sampler.steps,
+        eval.sampler.guidance,
+        eval.seed,
+        table::scores(&columns)
+    );
+    if let Some(path) = &args.json {
+        let entry = |c: &Column<'_>| (c.title.to_owned(), json!({"mean": c.summary.mean, "by_tag": c.summary.by_tag}));
+        let all: Value = Value::Object(columns.iter().map(entry).collect());
+        write_atomic(path, serde_json::to_string_pretty(&all)?.as_bytes())?;
+    }
+    Ok(())
+}

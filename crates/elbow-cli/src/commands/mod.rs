@@ -1,0 +1,8 @@
+//! One file a subcommand.
+
+pub mod config;
+pub mod eval;
+pub mod pretrain;
+pub mod progress;
+pub mod sample;
+pub mod train;

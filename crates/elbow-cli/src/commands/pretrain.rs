@@ -1,0 +1,139 @@
+//! `elbow pretrain`: a base model from nothing.
+
+use crate::session::Hint;
+use anyhow::{Context, Result};
+use burn::tensor::Device;
+use elbow::{
+    noise::{Key, Purpose},
+    params::Params,
+    pretrain::{PretrainConfig, Pretraining},
+    schedule::Schedule,
+};
+use elbow_models::{
+    mmdit::MmditConfig,
+    policy::{MmditPolicy, Tuning},
+};
+use elbow_runlog::{checkpoint, write_atomic};
+use elbow_world::{data::SceneData, encoder::WordCodes};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+/// Arguments of `elbow pretrain`.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  elbow pretrain --out base.safetensors               go on by repeating the command if it is stopped
+  elbow train --set model.weights=base.safetensors")]
+pub struct Args {
+    /// Where the averaged weights go; progress is kept beside it in <out>.progress.
+    #[arg(long, default_value = "nano.safetensors")]
+    out: PathBuf,
+    /// Optimizer steps of the schedule.
+    #[arg(long, default_value_t = PretrainConfig::default().steps)]
+    steps: u64,
+    /// Stop after this many steps of the schedule and write the weights as they are then.
+    #[arg(long, value_name = "STEPS")]
+    until: Option<u64>,
+    /// Images a step.
+    #[arg(long, default_value_t = PretrainConfig::default().batch)]
+    batch: usize,
+    /// Peak learning rate.
+    #[arg(long, default_value_t = PretrainConfig::default().optimizer.learning_rate)]
+    learning_rate: f64,
+    /// Decides weights, scenes and noise.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
+/// Steps between saved states.
+const SAVE_EVERY: u64 = 500;
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Runs the command.
+#[expect(clippy::print_stdout, reason = "says where the weights are")]
+pub fn run(args: &Args) -> Result<()> {
+    let mut config = PretrainConfig { steps: args.steps, batch: args.batch, ..PretrainConfig::default() };
+    config.optimizer.learning_rate = args.learning_rate;
+    let until = args.until.unwrap_or(args.steps).min(args.steps);
+    if args.batch == 0 || until == 0 {
+        return Err(Hint::error("nothing to do: steps and batch must be at least 1", "see `elbow pretrain --help`"));
+    }
+    let device = Device::flex();
+    let network = MmditConfig::default();
+    let base = network.initial(Key::new(args.seed, Purpose::Initialization, 0));
+    let text = Box::new(WordCodes { device: device.clone() });
+    let policy = MmditPolicy::new(network, base, Tuning::Full, text, args.seed, &device);
+    let data = SceneData { device: device.clone() };
+    let progress = args.out.with_extension("progress");
+    let identity = json!({"config": config, "seed": args.seed});
+    let mut training = Pretraining::new(&policy);
+    resume(&progress, &mut training, &identity)?;
+    ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::SeqCst)).context("cannot listen for Ctrl-C")?;
+
+    let style = ProgressStyle::with_template("[{bar:32}] {pos}/{len} steps, {msg}, {eta} left")?;
+    let bar = ProgressBar::new(until).with_style(style.progress_chars("=> ")).with_position(training.optimizer.step);
+    bar.reset_eta();
+    let mut smooth = None;
+    while training.optimizer.step < until {
+        let loss = training.step(&policy, &data, &config, Schedule::RectifiedFlow, args.seed, &device);
+        let mean = smooth.map_or(loss, |m: f32| 0.98 * m + 0.02 * loss);
+        smooth = Some(mean);
+        let step = training.optimizer.step;
+        bar.set_position(step);
+        bar.set_message(format!("loss {mean:.4}"));
+        let stop = INTERRUPTED.load(Ordering::SeqCst);
+        if step % SAVE_EVERY == 0 || stop {
+            save(&progress, &training, &identity)?;
+        }
+        if stop {
+            println!("\nstopped after step {step}; the same command goes on from there");
+            return Ok(());
+        }
+    }
+    bar.finish();
+    let metadata = HashMap::from([
+        ("format".to_owned(), "pt".to_owned()),
+        ("elbow".to_owned(), json!({"pretrain": identity, "until": until}).to_string()),
+    ]);
+    write_atomic(&args.out, &policy.merged(&training.ema).to_safetensors_f16(Some(metadata)))?;
+    println!("weights in {}", args.out.display());
+    Ok(())
+}
+
+const FILES: [&str; 4] = ["params.safetensors", "ema.safetensors", "adam_first.safetensors", "adam_second.safetensors"];
+
+fn save(folder: &Path, training: &Pretraining, identity: &serde_json::Value) -> Result<()> {
+    std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    let params = [&training.params, &training.ema, &training.optimizer.first, &training.optimizer.second];
+    let bytes: Vec<Vec<u8>> = params.iter().map(|p| p.to_safetensors(None)).collect();
+    let files: Vec<(&str, &[u8])> = FILES.into_iter().zip(&bytes).map(|(n, b)| (n, b.as_slice())).collect();
+    checkpoint::write(folder, training.optimizer.step, &files, identity)?;
+    Ok(checkpoint::keep_last(folder, 1)?)
+}
+
+fn resume(folder: &Path, training: &mut Pretraining, identity: &serde_json::Value) -> Result<()> {
+    if !folder.exists() {
+        return Ok(());
+    }
+    let Some((step, path)) = checkpoint::recover(folder)? else { return Ok(()) };
+    let saved = checkpoint::read(&path)?;
+    if saved.state != *identity {
+        return Err(Hint::error(
+            format!("{} belongs to a pre-training with other settings", folder.display()),
+            "remove it to start over, or choose another --out",
+        ));
+    }
+    let read = |file: &str| -> Result<Params> {
+        let bytes = saved.files.get(file).with_context(|| format!("{} has no {file}", path.display()))?;
+        training.params.with_values_of(bytes).with_context(|| file.to_owned())
+    };
+    let [params, ema, first, second] = FILES.map(read);
+    (training.params, training.ema) = (params?, ema?);
+    (training.optimizer.first, training.optimizer.second, training.optimizer.step) = (first?, second?, step);
+    Ok(())
+}

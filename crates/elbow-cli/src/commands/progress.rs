@@ -1,0 +1,68 @@
+//! Progress: one bar that shows the phase, and a line an epoch.
+
+use elbow::train::Observer;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::{Map, Value};
+use std::{
+    io::IsTerminal,
+    time::{Duration, Instant},
+};
+
+/// A bar on a terminal; plain lines elsewhere.
+pub struct Bars {
+    bar: ProgressBar,
+    start: Instant,
+}
+
+impl Bars {
+    /// Nothing to show yet.
+    pub fn new() -> Self {
+        let style = ProgressStyle::with_template("{msg:<28} [{bar:32}] {pos}/{len} images").expect("invariant: a valid template");
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr()).with_style(style.progress_chars("=> "));
+        Self { bar, start: Instant::now() }
+    }
+
+    /// Prints a line above the bar.
+    #[expect(clippy::print_stdout, reason = "this is what the user reads")]
+    pub fn say(&self, line: &str) {
+        self.bar.suspend(|| println!("{line}"));
+    }
+
+    /// One line for a finished epoch.
+    pub fn epoch(&self, epoch: u64, total: u64, reward: &str, record: &Map<String, Value>, took: Duration) {
+        let number = |key: &str| record.get(key).and_then(Value::as_f64);
+        let mut line = format!("epoch {epoch:>4}/{total}");
+        let shown = [
+            (format!("reward_{reward}"), "reward"),
+            ("zero_std_ratio".into(), "agree"),
+            ("kl_loss".into(), "kl"),
+            ("logratio_std".into(), "log-ratio"),
+            ("grad_norm".into(), "grad"),
+            ("eval_reward_geneval".into(), "held-out"),
+            ("eval_reward_judge".into(), "judge"),
+        ];
+        for (key, name) in shown {
+            if let Some(value) = number(&key) {
+                let text = if value != 0.0 && value.abs() < 1e-3 { format!("{value:.1e}") } else { format!("{value:.3}") };
+                line += &format!("  {name} {text}");
+            }
+        }
+        let done = self.start.elapsed();
+        line += &format!("  {:.1}s  ({:.0}:{:02.0} so far)", took.as_secs_f64(), (done.as_secs() / 60) as f64, (done.as_secs() % 60) as f64);
+        self.say(&line);
+    }
+}
+
+impl Observer for Bars {
+    fn progress(&self, phase: &'static str, done: usize, total: usize) {
+        if !std::io::stderr().is_terminal() {
+            return;
+        }
+        self.bar.set_length(total as u64);
+        self.bar.set_message(phase);
+        self.bar.set_position(done as u64);
+        if done >= total {
+            self.bar.reset();
+        }
+    }
+}

@@ -1,0 +1,355 @@
+//! `elbow train`: the main job.
+
+use crate::{
+    machine,
+    recipe::{self, Recipe},
+    session::{Hint, Session},
+    table::{self, Column},
+};
+use anyhow::{Context, Result};
+use elbow::{
+    eval::Measured,
+    train::{EpochReport, State, Trainer},
+};
+use elbow_runlog::{
+    EventWriter, MetricsWriter, RunFolder, checkpoint,
+    grid::{self, Tile},
+    metrics, save_png, write_atomic,
+};
+use serde_json::{Map, Value, json};
+use std::{
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
+    time::Instant,
+};
+
+use super::progress::Bars;
+
+/// Arguments of `elbow train`.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  elbow train
+  elbow train recipes/nano-flow-grpo.toml --set seed=1 --set epochs=50
+  elbow train --run runs/mine --set objective.kind=grpo --set objective.clip=1e-4
+  elbow train --resume runs/mine
+  elbow train --resume runs/mine --set epochs=200     train a finished run on")]
+pub struct Args {
+    /// A recipe; the default is nano-geneval.
+    recipe: Option<PathBuf>,
+    /// Change one field, e.g. objective.clip=1e-4; may be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Where to write; the default is runs/<recipe>-<number>.
+    #[arg(long, value_name = "FOLDER", conflicts_with = "resume")]
+    run: Option<PathBuf>,
+    /// Go on with a run where its last checkpoint stands.
+    #[arg(long, value_name = "FOLDER")]
+    resume: Option<PathBuf>,
+    /// Epochs between evaluations on the held-out prompts, in place of the recipe's.
+    #[arg(long, value_name = "EPOCHS")]
+    eval_every: Option<u64>,
+}
+
+/// Set by Ctrl-C: finish the epoch, save, stop.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Runs the command.
+pub fn run(mut args: Args) -> Result<()> {
+    if let Some(every) = args.eval_every {
+        args.set.push(format!("eval.measure.every={every}"));
+    }
+    let (recipe, target) = match &args.resume {
+        Some(path) => resume(&args, path)?,
+        None => start(&args)?,
+    };
+    watch_for_interrupt()?;
+    let session = Session::new(&recipe)?;
+    Job::new(recipe, &session, target)?.run()
+}
+
+/// A recipe and a folder to write to; nothing is written before the recipe is known to load.
+fn start(args: &Args) -> Result<(Recipe, Target)> {
+    let (name, recipe) = recipe::load(args.recipe.as_deref(), &args.set)?;
+    let target = match &args.run {
+        Some(path) => Target::New(path.clone()),
+        None => {
+            let free = (1..).map(|n| PathBuf::from(format!("runs/{name}-{n}"))).find(|p| !p.exists());
+            Target::New(free.context("no free name under runs/")?)
+        }
+    };
+    Ok((recipe, target))
+}
+
+/// The recipe of an existing run; a recipe or overrides given beside it must say the same, but for `epochs`.
+fn resume(args: &Args, path: &Path) -> Result<(Recipe, Target)> {
+    let folder = RunFolder::open(path)?;
+    let (_, saved) = recipe::load(Some(&folder.config()), &[])?;
+    let source = args.recipe.clone().unwrap_or_else(|| folder.config());
+    let (_, asked) = recipe::load(Some(&source), &args.set)?;
+    let mut same_length = asked.clone();
+    same_length.method.epochs = saved.method.epochs;
+    if same_length != saved {
+        return Err(Hint::error(
+            format!("{} was made with another configuration", path.display()),
+            "resume without a recipe and with no --set but epochs, or start a new run with --run",
+        ));
+    }
+    Ok((asked, Target::Existing(folder)))
+}
+
+enum Target {
+    New(PathBuf),
+    Existing(RunFolder),
+}
+
+#[expect(clippy::print_stderr, reason = "an answer to a key press")]
+fn watch_for_interrupt() -> Result<()> {
+    ctrlc::set_handler(|| {
+        if INTERRUPTED.swap(true, Ordering::SeqCst) {
+            std::process::exit(130);
+        }
+        eprintln!("\nfinishing this epoch, then saving (press Ctrl-C again to stop at once)");
+    })
+    .context("cannot listen for Ctrl-C")
+}
+
+/// A run under way.
+struct Job<'a> {
+    recipe: Recipe,
+    session: &'a Session,
+    folder: RunFolder,
+    metrics: MetricsWriter,
+    events: EventWriter,
+    bars: Bars,
+    resumed: Option<checkpoint::Checkpoint>,
+}
+
+impl<'a> Job<'a> {
+    fn new(recipe: Recipe, session: &'a Session, target: Target) -> Result<Self> {
+        let (folder, resumed) = match target {
+            Target::New(path) => (create(&path, &recipe, session)?, None),
+            Target::Existing(folder) => {
+                let checkpoint = last_checkpoint(&folder, session)?;
+                (folder, checkpoint)
+            }
+        };
+        let epoch = resumed.as_ref().map(|c| c.step);
+        match epoch {
+            Some(epoch) => metrics::truncate_after(&folder.metrics(), epoch)?,
+            None if folder.metrics().exists() => std::fs::remove_file(folder.metrics())?,
+            None => {}
+        }
+        let metrics = MetricsWriter::open(folder.metrics())?;
+        let events = match epoch {
+            Some(epoch) => EventWriter::resume(folder.path(), epoch + 1)?,
+            None => EventWriter::create(folder.path())?,
+        };
+        Ok(Self { recipe, session, folder, metrics, events, bars: Bars::new(), resumed })
+    }
+
+    fn run(mut self) -> Result<()> {
+        let session = self.session;
+        let method = self.recipe.method.clone();
+        let mut trainer =
+            Trainer::new(method, &session.policy, &*session.train, &*session.reward, session.device.clone())?;
+        if let Some(checkpoint) = self.resumed.take() {
+            trainer.state = trainer.state.load(&checkpoint.files, &checkpoint.state["counters"])?;
+        }
+        self.announce(&trainer);
+        let before = self.measure(None)?;
+        if trainer.state.epoch == 0 {
+            let mut record = Map::from_iter([("epoch".to_owned(), Value::from(0))]);
+            record.extend(eval_entries(&before, session));
+            self.write(&record)?;
+        }
+        let stopped = self.epochs(&mut trainer)?;
+        if stopped {
+            self.bars.say(&format!(
+                "stopped after epoch {}; go on with: elbow train --resume {}",
+                trainer.state.epoch,
+                self.folder.path().display()
+            ));
+            return Ok(());
+        }
+        self.finish(&before, &trainer.state)
+    }
+
+    /// Trains to the last epoch; true if interrupted before.
+    fn epochs(&mut self, trainer: &mut Trainer<'_>) -> Result<bool> {
+        let total = self.recipe.method.epochs;
+        let mut saved = trainer.state.epoch;
+        while trainer.state.epoch < total {
+            if INTERRUPTED.load(Ordering::SeqCst) {
+                if saved != trainer.state.epoch {
+                    self.save(&trainer.state)?;
+                }
+                return Ok(true);
+            }
+            let start = Instant::now();
+            let report = match trainer.epoch(&self.bars) {
+                Ok(report) => report,
+                Err(error) => {
+                    if saved != trainer.state.epoch {
+                        self.save(&trainer.state)?;
+                    }
+                    return Err(error).context(format!(
+                        "training stopped; the epochs before are saved in {}",
+                        self.folder.path().display()
+                    ));
+                }
+            };
+            let epoch = trainer.state.epoch;
+            let mut record = report.record.clone();
+            let every = self.recipe.setting.eval.measure.every;
+            if every > 0 && epoch % every == 0 && epoch < total {
+                let measured = self.measure(Some(&trainer.state))?;
+                record.extend(eval_entries(&measured, self.session));
+            }
+            self.write(&record)?;
+            self.pictures(epoch, &report)?;
+            self.bars.epoch(epoch, total, self.session.reward.name(), &record, start.elapsed());
+            if epoch % self.recipe.setting.keep.checkpoint_every.max(1) == 0 || epoch == total {
+                self.save(&trainer.state)?;
+                saved = epoch;
+            }
+        }
+        Ok(false)
+    }
+
+    fn measure(&self, state: Option<&State>) -> Result<Measured> {
+        self.session.measure(&self.recipe, state.map(|s| &s.ema), &self.bars)
+    }
+
+    fn write(&mut self, record: &Map<String, Value>) -> Result<()> {
+        self.metrics.append(record)?;
+        let epoch = record["epoch"].as_u64().unwrap_or(0);
+        let scalars = record.iter().filter_map(|(k, v)| Some((k.as_str(), v.as_f64()? as f32)));
+        self.events.scalars(epoch, scalars.filter(|(k, _)| *k != "epoch"))?;
+        Ok(())
+    }
+
+    fn pictures(&mut self, epoch: u64, report: &EpochReport) -> Result<()> {
+        let every = self.recipe.setting.keep.images_every;
+        if every == 0 || epoch % every != 0 {
+            return Ok(());
+        }
+        let tile = |s: &elbow::train::Sample| Tile {
+            image: s.image.clone(),
+            caption: vec![s.prompt.text.clone(), s.reward.map_or("missing".into(), |r| format!("{r:.2}"))],
+        };
+        let tiles: Vec<Tile> = report.samples.iter().take(16).map(tile).collect();
+        let image = grid::grid(&tiles, 8, 4);
+        save_png(&self.folder.images().join(format!("epoch-{epoch:05}.png")), &image)?;
+        Ok(self.events.image(epoch, "samples", &image)?)
+    }
+
+    fn save(&self, state: &State) -> Result<()> {
+        let (files, counters) = state.save();
+        let files: Vec<(&str, &[u8])> = files.iter().map(|(n, b)| (*n, b.as_slice())).collect();
+        let root = self.folder.checkpoints();
+        checkpoint::write(&root, state.epoch, &files, &json!({ "counters": counters }))?;
+        Ok(checkpoint::keep_last(&root, self.recipe.setting.keep.checkpoints)?)
+    }
+
+    fn announce(&self, trainer: &Trainer<'_>) {
+        let method = &self.recipe.method;
+        let batch = method.batch;
+        let queries = match method.likelihood {
+            elbow::likelihood::LikelihoodKind::Elbo(l) => l.timesteps.count(method.sampler.steps),
+            elbow::likelihood::LikelihoodKind::Trajectory(l) => {
+                ((method.sampler.steps as f64 * l.fraction) as usize).clamp(1, method.sampler.steps)
+            }
+        };
+        self.bars.say(&format!(
+            "{} prompts × {} images = {} images an epoch, {} steps each; {} update(s) of {} images, {queries} points each; \
+             {} parameters trained, {} epochs from {}; writing to {}",
+            batch.groups,
+            batch.group_size,
+            batch.groups * batch.group_size,
+            method.sampler.steps,
+            batch.updates,
+            batch.groups * batch.group_size / batch.updates.max(1),
+            trainer.state.current.values().len(),
+            method.epochs,
+            trainer.state.epoch,
+            self.folder.path().display(),
+        ));
+    }
+
+    /// Measures the tuned model and prints base → tuned.
+    fn finish(&mut self, before: &Measured, state: &State) -> Result<()> {
+        let (session, after) = (self.session, self.measure(Some(state))?);
+        let results = json!({ "base": summary_json(before, session), "tuned": summary_json(&after, session) });
+        write_atomic(&self.folder.path().join("result.json"), serde_json::to_string_pretty(&results)?.as_bytes())?;
+        let tiles = |measured: &Measured| super::sample::tiles(measured, 24);
+        let image = grid::before_after(("base", &tiles(before)), ("tuned", &tiles(&after)), 6, 4);
+        save_png(&self.folder.images().join("before-after.png"), &image)?;
+        let columns: Vec<(String, _)> = ["geneval", "judge"]
+            .iter()
+            .flat_map(|name| {
+                [(format!("{name} base"), before.summary(name)), (format!("{name} tuned"), after.summary(name))]
+            })
+            .filter_map(|(title, summary)| Some((title, summary?)))
+            .collect();
+        let columns: Vec<Column<'_>> =
+            columns.iter().map(|(title, s)| Column { title, summary: s.clone() }).collect();
+        self.bars.say(&format!(
+            "\nstrict scores on held-out prompts (judge: an independent detector, never trained on)\n{}\n\nrun folder: {}\n\
+             pictures:   {}",
+            table::scores(&columns),
+            self.folder.path().display(),
+            self.folder.images().join("before-after.png").display()
+        ));
+        Ok(())
+    }
+}
+
+fn create(path: &Path, recipe: &Recipe, session: &Session) -> Result<RunFolder> {
+    let text = recipe.to_toml()?;
+    let folder = RunFolder::create(path)?;
+    let mut manifest = machine::facts();
+    manifest["seed"] = json!(recipe.method.seed);
+    manifest["base_sha256"] = json!(session.base_hash);
+    manifest["prompts_sha256"] = json!(session.prompts_hash);
+    manifest["arguments"] = json!(std::env::args().skip(1).collect::<Vec<_>>());
+    write_atomic(&folder.manifest(), serde_json::to_string_pretty(&manifest)?.as_bytes())?;
+    write_atomic(&folder.config(), text.as_bytes())?;
+    Ok(folder)
+}
+
+/// The last checkpoint, if the base and the prompts are those of the run.
+fn last_checkpoint(folder: &RunFolder, session: &Session) -> Result<Option<checkpoint::Checkpoint>> {
+    let text = std::fs::read_to_string(folder.manifest()).context("cannot read the run's manifest.json")?;
+    let manifest: Value = serde_json::from_str(&text).context("manifest.json is damaged")?;
+    for (key, now, what) in [
+        ("base_sha256", &session.base_hash, "base weights"),
+        ("prompts_sha256", &session.prompts_hash, "prompts"),
+    ] {
+        if manifest[key] != json!(now) {
+            return Err(Hint::error(
+                format!("the {what} differ from those that {} was started with", folder.path().display()),
+                "restore the files it was started with, or start a new run",
+            ));
+        }
+    }
+    Ok(match checkpoint::recover(&folder.checkpoints())? {
+        Some((_, path)) => Some(checkpoint::read(&path)?),
+        None => None,
+    })
+}
+
+/// `eval_reward_<name>` and `eval_reward_<name>_<tag>` of every measure.
+fn eval_entries(measured: &Measured, session: &Session) -> Vec<(String, Value)> {
+    let mut entries = Vec::new();
+    for measure in &session.measures {
+        let Some(summary) = measured.summary(measure.name()) else { continue };
+        entries.push((format!("eval_reward_{}", measure.name()), Value::from(summary.mean)));
+        let by_tag = summary.by_tag.into_iter();
+        entries.extend(by_tag.map(|(tag, v)| (format!("eval_reward_{}_{tag}", measure.name()), Value::from(v))));
+    }
+    entries
+}
+
+fn summary_json(measured: &Measured, session: &Session) -> Value {
+    Value::Object(eval_entries(measured, session).into_iter().collect())
+}

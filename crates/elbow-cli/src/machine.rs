@@ -1,0 +1,23 @@
+//! What a run was made on and with: the facts of a manifest.
+
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+/// SHA-256 in hexadecimal.
+pub fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Version, commit and machine.
+pub fn facts() -> Value {
+    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpu.lines().find_map(|l| l.strip_prefix("model name")).map(|l| l.trim_start_matches([' ', '\t', ':']));
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "commit": option_env!("ELBOW_COMMIT").unwrap_or("unknown"),
+        "cpu": model.unwrap_or("unknown"),
+        "threads": std::thread::available_parallelism().map_or(0, std::num::NonZero::get),
+        "os": std::env::consts::OS,
+        "arch": std::env::consts::ARCH,
+    })
+}

@@ -1,0 +1,149 @@
+//! A recipe made real: weights loaded, prompts read, rewards built.
+
+use crate::{
+    machine,
+    recipe::{Model, PromptsConfig, Recipe, RewardConfig},
+};
+use anyhow::{Context, Result};
+use burn::tensor::Device;
+use elbow::{
+    Prompt, Reward,
+    eval::{self, Measured},
+    noise::Key,
+    params::Params,
+    policy::Policy,
+    prompts::{self, PromptSource},
+    train::Observer,
+};
+use elbow_models::{mmdit::MmditConfig, policy::MmditPolicy};
+use elbow_rewards::geneval::{GenEval, Mode};
+use elbow_world::{SceneDetector, SceneJudge, encoder::WordCodes, prompts::TrainPrompts};
+use std::path::Path;
+
+/// The embedded base model.
+const NANO: &[u8] = include_bytes!("../../../assets/nano.safetensors");
+
+/// An error with advice.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Hint {
+    message: String,
+    /// What to do about it.
+    pub hint: String,
+}
+
+impl Hint {
+    /// An error that says what is wrong and what to do.
+    pub fn error(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Error {
+        Self { message: message.into(), hint: hint.into() }.into()
+    }
+}
+
+/// What a command works with.
+pub struct Session {
+    /// The policy under training or test.
+    pub policy: MmditPolicy,
+    /// Prompts to train on.
+    pub train: Box<dyn PromptSource>,
+    /// Prompts to evaluate on.
+    pub test: Vec<Prompt>,
+    /// The training reward.
+    pub reward: Box<dyn Reward>,
+    /// What evaluation scores with: the reward's strict form and an independent judge.
+    pub measures: Vec<Box<dyn Reward>>,
+    /// SHA-256 of the base weights.
+    pub base_hash: String,
+    /// SHA-256 of all prompts.
+    pub prompts_hash: String,
+    /// Where tensors live.
+    pub device: Device,
+}
+
+impl Session {
+    /// Loads everything; nothing is written.
+    pub fn new(recipe: &Recipe) -> Result<Self> {
+        let device = Device::flex();
+        let (policy, base_hash) = policy(recipe, &device)?;
+        let (train, test, listing) = prompt_lists(recipe)?;
+        policy.encode(&test)?;
+        let RewardConfig::Geneval { mode, upstream_position_quirk } = recipe.setting.reward;
+        let mut reward = GenEval::new(SceneDetector::new(), mode);
+        reward.rules.upstream_position_quirk = upstream_position_quirk;
+        let mut judge = GenEval::new(SceneJudge::new(), Mode::Strict);
+        judge.name = "judge".into();
+        let mut dense = GenEval::new(SceneDetector::new(), Mode::Dense);
+        dense.name = "geneval_dense".into();
+        let measures: Vec<Box<dyn Reward>> =
+            vec![Box::new(GenEval::new(SceneDetector::new(), Mode::Strict)), Box::new(judge), Box::new(dense)];
+        let prompts_hash = machine::sha256(listing.as_bytes());
+        Ok(Self { policy, train, test, reward: Box::new(reward), measures, base_hash, prompts_hash, device })
+    }
+
+    /// Measures the policy under `params` (`None`: the base) on the held-out prompts.
+    pub fn measure(&self, recipe: &Recipe, params: Option<&Params>, observer: &dyn Observer) -> Result<Measured> {
+        let tensors = params.map(|p| p.tensors(&self.device));
+        let field = self.policy.bind(tensors.as_ref());
+        let rewards: Vec<&dyn Reward> = self.measures.iter().map(|r| &**r).collect();
+        let config = &recipe.setting.eval.measure;
+        let schedule = recipe.method.schedule;
+        Ok(eval::measure(&self.policy, field, &self.test, &rewards, config, schedule, &self.device, observer)?)
+    }
+}
+
+fn policy(recipe: &Recipe, device: &Device) -> Result<(MmditPolicy, String)> {
+    let (weights, tuning) = match &recipe.setting.model {
+        Model::Nano { weights, tuning } => (weights.as_deref(), tuning.clone()),
+        Model::Diffusers { path, .. } => {
+            return Err(Hint::error(
+                format!("model {}: diffusers folders cannot be loaded by this version yet", path.display()),
+                "use [model] kind = \"nano\", the embedded model",
+            ));
+        }
+    };
+    let bytes = match weights {
+        None => NANO.to_vec(),
+        Some(path) => std::fs::read(path).with_context(|| format!("cannot read weights {}", path.display()))?,
+    };
+    let config = MmditConfig::default();
+    let layout = config.initial(Key::new(0, elbow::noise::Purpose::Initialization, 0));
+    let place = weights.map_or_else(|| "the embedded weights".to_owned(), |p| p.display().to_string());
+    let base = layout.with_values_of(&bytes).with_context(|| format!("in {place}"))?;
+    let text = Box::new(WordCodes { device: device.clone() });
+    let policy = MmditPolicy::new(config, base, tuning, text, recipe.method.seed, device);
+    Ok((policy, machine::sha256(&bytes)))
+}
+
+/// Prompts to train on, prompts to test on, and the text of both for the hash.
+fn prompt_lists(recipe: &Recipe) -> Result<(Box<dyn PromptSource>, Vec<Prompt>, String)> {
+    let listing = |train: &[Prompt], test: &[Prompt]| serde_json::to_string(&(train, test));
+    match &recipe.setting.prompts {
+        PromptsConfig::Scenes { weights } => {
+            let from = |records: Vec<elbow_world::Record>| records.iter().map(Prompt::from).collect::<Vec<_>>();
+            let test = from(elbow_world::prompts::benchmark(recipe.setting.eval.prompts_per_task));
+            let listing = listing(&from(elbow_world::prompts::train_records()), &test)?;
+            Ok((Box::new(ScenePrompts(TrainPrompts::new(*weights))), test, listing))
+        }
+        PromptsConfig::Files { train, test } => {
+            let read = |path: &Path| -> Result<Vec<Prompt>> { Ok(prompts::read(path)?) };
+            let (train, test) = (read(train)?, read(test)?);
+            for prompt in train.iter().chain(&test) {
+                elbow_world::Record::try_from(prompt).with_context(|| {
+                    format!("prompt {:?}: reward `geneval` needs GenEval metadata (tag, include)", prompt.text)
+                })?;
+            }
+            let listing = listing(&train, &test)?;
+            Ok((Box::new(train), test, listing))
+        }
+    }
+}
+
+/// Training prompts of the scenes, drawn by task.
+struct ScenePrompts(TrainPrompts);
+
+impl PromptSource for ScenePrompts {
+    fn draw(&self, key: Key, groups: usize) -> Vec<Prompt> {
+        let mut integers = key.integers();
+        let mut rng = || integers.next().expect("invariant: endless");
+        (0..groups).map(|_| Prompt::from(self.0.sample(&mut rng))).collect()
+    }
+}

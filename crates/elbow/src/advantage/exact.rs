@@ -1,0 +1,32 @@
+//! The advantage under which PEPG and PAR have the KL-regularized optimum (arXiv 2602.04663, §3.1).
+//!
+//! A = (η/β)(R − mean of the group)
+//!
+//! β is the temperature of the optimum π* ∝ π_ref e^{R/β}, η the size of a proximal step. No division by a deviation: that
+//! would weight prompts by how much their images differ.
+
+use super::{Advantage, Grouped};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Centered reward over temperature.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Exact {
+    /// η, step size of the proximal iteration.
+    pub eta: f64,
+    /// β, temperature.
+    pub beta: f64,
+}
+
+impl Default for Exact {
+    fn default() -> Self {
+        Self { eta: 1e-4, beta: 1e-3 }
+    }
+}
+
+impl Advantage for Exact {
+    fn advantages(&self, batch: &Grouped) -> Vec<Option<f64>> {
+        batch.map(|reward, group| self.eta / self.beta * (reward - group.mean))
+    }
+}

@@ -1,0 +1,175 @@
+//! A training run as data: what a recipe says, with the paper's values as defaults.
+
+use crate::{
+    advantage::AdvantageKind,
+    behavior::{BehaviorLag, Ema},
+    kl::Kl,
+    likelihood::LikelihoodKind,
+    objective::ObjectiveKind,
+    optimizer::OptimizerConfig,
+    sampler::Sampling,
+    schedule::Schedule,
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Everything that decides a run's numbers, apart from the policy, the prompts and the reward.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Decides every random number of the run.
+    pub seed: u64,
+    /// Rounds of rollout, reward and update.
+    pub epochs: u64,
+    /// The path from data to noise that the model was trained on.
+    pub schedule: Schedule,
+    /// How many images an epoch draws, and how they are split.
+    pub batch: Batch,
+    /// How rollouts are drawn.
+    pub sampler: Sampling,
+    /// How a log-probability is read off the network.
+    pub likelihood: LikelihoodKind,
+    /// How advantages and log-probabilities become a loss.
+    pub objective: ObjectiveKind,
+    /// What keeps the policy near the reference.
+    pub kl: Kl,
+    /// How the images of one prompt are compared.
+    pub advantage: AdvantageKind,
+    /// How far the policy that draws rollouts lags behind.
+    pub behavior: BehaviorLag,
+    /// The averaged weights that are evaluated.
+    pub ema: Ema,
+    /// AdamW.
+    pub optimizer: OptimizerConfig,
+    /// Largest share of missing rewards in an epoch before the run stops with an error.
+    pub max_missing: f64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            seed: 0,
+            epochs: 100,
+            schedule: Schedule::default(),
+            batch: Batch::default(),
+            sampler: Sampling::default(),
+            likelihood: LikelihoodKind::default(),
+            objective: ObjectiveKind::default(),
+            kl: Kl::default(),
+            advantage: AdvantageKind::default(),
+            behavior: BehaviorLag::default(),
+            ema: Ema::default(),
+            optimizer: OptimizerConfig::default(),
+            max_missing: 0.2,
+        }
+    }
+}
+
+/// Images of an epoch: `groups × group_size`, in `updates` optimizer steps, `rows` at a time through the network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Batch {
+    /// Prompts an epoch.
+    pub groups: usize,
+    /// Images a prompt.
+    pub group_size: usize,
+    /// Optimizer steps an epoch; each takes its share of the groups.
+    pub updates: usize,
+    /// Images in one forward pass. Speed and memory depend on it, and the last bits of sums.
+    pub rows: usize,
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        Self { groups: 48, group_size: 24, updates: 1, rows: 64 }
+    }
+}
+
+/// Everything that is wrong with a configuration, at once.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the configuration cannot run:\n{}", problems.iter().map(|p| format!("  - {p}")).collect::<Vec<_>>().join("\n"))]
+pub struct ConfigError {
+    /// One sentence each: what is wrong, with its numbers, and what to change.
+    pub problems: Vec<String>,
+}
+
+impl Config {
+    /// Checks what types cannot: batch arithmetic, ranges, and whether the three axes fit together.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let mut problems = Vec::new();
+        self.validate_batch(&mut problems);
+        self.validate_ranges(&mut problems);
+        let likelihood = self.likelihood.get().refuses(&self.sampler, self.schedule);
+        problems.extend(likelihood.into_iter().chain(self.sampler.rule.get().refuses(self.schedule)));
+        if problems.is_empty() { Ok(()) } else { Err(ConfigError { problems }) }
+    }
+
+    fn validate_batch(&self, problems: &mut Vec<String>) {
+        let Batch { groups, group_size, updates, rows } = self.batch;
+        if group_size < 2 {
+            problems.push(format!(
+                "batch.group_size = {group_size}: an advantage compares at least 2 images of one prompt"
+            ));
+        }
+        if updates == 0 || groups == 0 || groups % updates != 0 {
+            problems.push(format!(
+                "batch.groups = {groups} cannot be split evenly into batch.updates = {updates} optimizer steps \
+                 ({groups} groups × {group_size} images = {} images an epoch): make groups a multiple of updates",
+                groups * group_size
+            ));
+        }
+        if rows == 0 {
+            problems.push("batch.rows = 0: at least one image goes through the network at a time".into());
+        }
+    }
+
+    fn validate_ranges(&self, problems: &mut Vec<String>) {
+        let positive = |name: &str, value: f64| {
+            (!(value > 0.0 && value.is_finite())).then(|| format!("{name} = {value}: must be a positive number"))
+        };
+        let share = |name: &str, value: f64| {
+            (!(0.0..=1.0).contains(&value)).then(|| format!("{name} = {value}: must lie between 0 and 1"))
+        };
+        problems.extend(positive("sampler.shift", self.sampler.shift));
+        problems.extend(positive("sampler.guidance", self.sampler.guidance));
+        problems.extend(positive("optimizer.learning_rate", self.optimizer.learning_rate));
+        problems.extend(positive("optimizer.max_grad_norm", self.optimizer.max_grad_norm));
+        problems.extend(share("behavior.max", self.behavior.max));
+        problems.extend(share("ema.max_decay", self.ema.max_decay));
+        problems.extend(share("max_missing", self.max_missing));
+        if self.sampler.steps == 0 {
+            problems.push("sampler.steps = 0: at least one step from noise to image".into());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        likelihood::{LikelihoodKind, Trajectory},
+        sampler::{FlowSde, SamplerKind},
+    };
+
+    #[test]
+    fn the_default_runs() {
+        assert_eq!(Config::default().validate(), Ok(()));
+    }
+
+    #[test]
+    fn every_problem_is_told_at_once() {
+        let batch = Batch { groups: 5, group_size: 1, updates: 2, rows: 0 };
+        let config = Config { batch, likelihood: LikelihoodKind::Trajectory(Trajectory::default()), ..Config::default() };
+        let problems = config.validate().expect_err("several").problems;
+        assert_eq!(problems.len(), 4, "{problems:?}");
+        assert!(problems[1].contains("batch.groups = 5") && problems[1].contains("batch.updates = 2"));
+        assert!(problems[3].contains("flow-sde"));
+    }
+
+    #[test]
+    fn an_sde_takes_a_trajectory() {
+        let sampler = Sampling { rule: SamplerKind::FlowSde(FlowSde::default()), ..Sampling::default() };
+        let likelihood = LikelihoodKind::Trajectory(Trajectory::default());
+        assert_eq!(Config { sampler, likelihood, ..Config::default() }.validate(), Ok(()));
+    }
+}

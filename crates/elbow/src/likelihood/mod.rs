@@ -1,0 +1,216 @@
+//! **Axis ii: how a log-probability is read off the network** (arXiv 2602.04663, §3.2), the choice that matters most.
+//!
+//! A likelihood says *where* to evaluate the network (points x, times t) and *how* to turn a velocity there into a
+//! log-probability. Current, behavior and reference weights are asked at the same points, so their ratio compares weights
+//! and nothing else, and is exactly 1 for equal weights.
+
+mod elbo;
+mod trajectory;
+
+pub use elbo::{Elbo, Timesteps, Weighting};
+pub use trajectory::Trajectory;
+
+use crate::{
+    gaussian::wide,
+    noise::Key,
+    policy::{Conditioning, VelocityField},
+    sampler::Sampling,
+    schedule::Schedule,
+};
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Images drawn from the behavior policy, B of them.
+#[derive(Clone, Debug)]
+pub struct Rollout {
+    /// Points `[B, C, H, W]` at every time of the grid, the images last; only the images if no likelihood asked for more.
+    pub points: Vec<Tensor<4>>,
+    /// One row an image.
+    pub cond: Conditioning,
+    /// Keys of the images: seed, epoch and number of the sample.
+    pub keys: Vec<Key>,
+    /// How they were drawn.
+    pub sampling: Sampling,
+    /// The path they were drawn on.
+    pub schedule: Schedule,
+}
+
+impl Rollout {
+    /// The finished images `[B, C, H, W]`.
+    pub fn images(&self) -> &Tensor<4> {
+        self.points.last().expect("invariant: a rollout holds its images")
+    }
+
+    /// The rows of all parts, one after the other; they were drawn the same way.
+    ///
+    /// # Panics
+    /// If there are none.
+    #[must_use]
+    pub fn cat(parts: &[Self]) -> Self {
+        let first = parts.first().expect("invariant: at least one part");
+        let point = |k: usize| Tensor::cat(parts.iter().map(|p| p.points[k].clone()).collect(), 0);
+        Self {
+            points: (0..first.points.len()).map(point).collect(),
+            cond: Conditioning::cat(&parts.iter().map(|p| &p.cond).collect::<Vec<_>>()),
+            keys: parts.iter().flat_map(|p| p.keys.iter().copied()).collect(),
+            ..*first
+        }
+    }
+
+    /// The given rows.
+    #[must_use]
+    pub fn select(&self, rows: &[usize]) -> Self {
+        let indices: Vec<i32> = rows.iter().map(|&r| r as i32).collect();
+        let indices = Tensor::<1, Int>::from_data(TensorData::new(indices, [rows.len()]), &self.images().device());
+        Self {
+            points: self.points.iter().map(|p| p.clone().select(0, indices.clone())).collect(),
+            cond: self.cond.select(rows),
+            keys: rows.iter().map(|&r| self.keys[r]).collect(),
+            ..*self
+        }
+    }
+
+    /// Rows `start .. start + len`.
+    #[must_use]
+    pub fn narrow(&self, start: usize, len: usize) -> Self {
+        Self {
+            points: self.points.iter().map(|p| p.clone().narrow(0, start, len)).collect(),
+            cond: self.cond.narrow(start, len),
+            keys: self.keys[start..start + len].to_vec(),
+            ..*self
+        }
+    }
+}
+
+/// A velocity `[N, C, H, W]` at a query's points to log-probabilities `[N]`.
+type Score = Box<dyn Fn(Tensor<4>) -> Tensor<1> + Send + Sync>;
+
+/// Where to look, and how to score what is seen there. N = draws · B rows, draw after draw.
+pub struct Query {
+    /// `[N, C, H, W]`
+    pub x: Tensor<4>,
+    /// `[N]`
+    pub t: Tensor<1>,
+    /// N rows.
+    pub cond: Conditioning,
+    score: Score,
+    merge: Merge,
+}
+
+/// How several draws of one sample become one number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Merge {
+    /// One draw a query: nothing to merge.
+    Single,
+    /// Mean over this many draws.
+    Mean(usize),
+    /// Sum over this many draws.
+    Sum(usize),
+}
+
+impl Query {
+    /// The velocity of `field` at the query's points, `[N, C, H, W]`.
+    pub fn velocity(&self, field: &dyn VelocityField) -> Tensor<4> {
+        field.velocity(self.x.clone(), self.t.clone(), &self.cond)
+    }
+
+    /// Log-probability of each of the B samples under that velocity, `[B]`.
+    pub fn log_prob(&self, velocity: Tensor<4>) -> Tensor<1> {
+        self.merge((self.score)(velocity))
+    }
+
+    /// Brings one number a row `[N]` to one a sample `[B]`, as log-probabilities are.
+    pub fn merge(&self, rows: Tensor<1>) -> Tensor<1> {
+        let (draws, scale) = match self.merge {
+            Merge::Single => return rows,
+            Merge::Mean(draws) => (draws, 1.0 / draws as f64),
+            Merge::Sum(draws) => (draws, 1.0),
+        };
+        let samples = rows.dims()[0] / draws;
+        let sum: Tensor<2> = rows.reshape([draws, samples]).sum_dim(0);
+        sum.reshape([samples]) * scale
+    }
+
+    /// All draws of each sample in one query.
+    fn merged(queries: Vec<Self>, merge: fn(usize) -> Merge) -> Self {
+        let rows = queries.first().map_or(0, |q| q.t.dims()[0]);
+        let cat = |f: &dyn Fn(&Self) -> Tensor<4>| Tensor::cat(queries.iter().map(f).collect(), 0);
+        let x = cat(&|q| q.x.clone());
+        let t = Tensor::cat(queries.iter().map(|q| q.t.clone()).collect(), 0);
+        let cond = Conditioning::cat(&queries.iter().map(|q| &q.cond).collect::<Vec<_>>());
+        let merge = merge(queries.len());
+        let scores: Vec<Score> = queries.into_iter().map(|q| q.score).collect();
+        let score = move |velocity: Tensor<4>| {
+            let part = |(i, score): (usize, &Score)| score(velocity.clone().narrow(0, i * rows, rows));
+            Tensor::cat(scores.iter().enumerate().map(part).collect(), 0)
+        };
+        Self { x, t, cond, score: Box::new(score), merge }
+    }
+}
+
+/// What a ratio of probabilities compares.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ratio {
+    /// One ratio per (sample, draw): the reference's.
+    #[default]
+    PerDraw,
+    /// One ratio per sample, after averaging (ELBO) or summing (trajectory) its log-probabilities. All draws of a
+    /// micro-batch are then in memory at once.
+    PerSample,
+}
+
+/// Where to evaluate a policy, given what it drew.
+pub trait Likelihood: Send + Sync {
+    /// Whether rollouts must keep every point of the trajectory.
+    fn needs_trajectory(&self) -> bool;
+
+    /// The queries for all rows of `rollout`, the same number whatever the rows.
+    fn queries(&self, rollout: &Rollout) -> Vec<Query>;
+
+    /// Why this likelihood cannot score what `sampling` draws, if so.
+    fn refuses(&self, sampling: &Sampling, schedule: Schedule) -> Option<String>;
+}
+
+/// The likelihood of a recipe.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum LikelihoodKind {
+    /// ELBO from the final image alone.
+    Elbo(Elbo),
+    /// The sampler's own transition densities.
+    Trajectory(Trajectory),
+}
+
+impl Default for LikelihoodKind {
+    fn default() -> Self {
+        Self::Elbo(Elbo::default())
+    }
+}
+
+impl LikelihoodKind {
+    /// The implementation.
+    pub fn get(&self) -> &dyn Likelihood {
+        match self {
+            Self::Elbo(l) => l,
+            Self::Trajectory(l) => l,
+        }
+    }
+}
+
+/// One number a row, `[N]`, in the precision of log-probabilities.
+fn rows(values: &[f64], device: &Device) -> Tensor<1> {
+    // Through f32 only where f64 does not exist: `wide` of an f32 tensor would round first.
+    let one = wide(Tensor::<1>::zeros([1], device));
+    Tensor::from_data(TensorData::new(values.to_vec(), [values.len()]), (device, one.dtype()))
+}
+
+/// Times as the network takes them, `[N]` in `f32`.
+fn times(values: &[f64], device: &Device) -> Tensor<1> {
+    let values: Vec<f32> = values.iter().map(|&t| t as f32).collect();
+    Tensor::from_data(TensorData::new(values.clone(), [values.len()]), device)
+}
+
+#[cfg(test)]
+mod tests;

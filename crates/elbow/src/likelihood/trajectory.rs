@@ -1,0 +1,71 @@
+//! Likelihood of the sampler's own path (arXiv 2305.13301, eq. 4; arXiv 2505.05470): each step is a Gaussian policy.
+//!
+//! ln π(x_{k+1} | x_k) = ln N(x_{k+1}; μ_θ(x_k), s_k² I),
+//!
+//! with μ and s of the stochastic sampler that drew the path. Every point of the path is kept.
+
+use super::{Likelihood, Merge, Query, Ratio, Rollout, times};
+use crate::{
+    gaussian::{Reduction, wide},
+    sampler::{Sampling, Step},
+    schedule::Schedule,
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Transition densities along the rollout.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Trajectory {
+    /// Share of the steps that are scored, from the first on (rounded down, at least one): 0.99 is 9 of 10.
+    pub fraction: f64,
+    /// What a ratio compares.
+    pub ratio: Ratio,
+    /// Mean or sum over latent dimensions.
+    pub reduction: Reduction,
+}
+
+impl Default for Trajectory {
+    fn default() -> Self {
+        Self { fraction: 0.99, ratio: Ratio::PerDraw, reduction: Reduction::Mean }
+    }
+}
+
+impl Likelihood for Trajectory {
+    fn needs_trajectory(&self) -> bool {
+        true
+    }
+
+    fn queries(&self, rollout: &Rollout) -> Vec<Query> {
+        let steps = rollout.sampling.steps;
+        let scored = ((steps as f64 * self.fraction) as usize).clamp(1, steps);
+        let queries: Vec<Query> = (0..scored).map(|k| self.step(rollout, k)).collect();
+        match self.ratio {
+            Ratio::PerDraw => queries,
+            Ratio::PerSample => vec![Query::merged(queries, Merge::Sum)],
+        }
+    }
+
+    fn refuses(&self, sampling: &Sampling, _: Schedule) -> Option<String> {
+        (!sampling.rule.get().is_stochastic()).then(|| {
+            "likelihood `trajectory` needs a stochastic sampler: an ODE step has no density. Use sampler `flow-sde` with \
+             noise_level > 0, or likelihood `elbo`"
+                .into()
+        })
+    }
+}
+
+impl Trajectory {
+    fn step(self, rollout: &Rollout, k: usize) -> Query {
+        let (x, next) = (rollout.points[k].clone(), rollout.points[k + 1].clone());
+        let (sampling, schedule, grid) = (rollout.sampling, rollout.schedule, rollout.sampling.times());
+        let t = times(&vec![grid[k]; rollout.keys.len()], &x.device());
+        // Means of two weights differ by far less than an `f32` mean is rounded.
+        let (point, next) = (wide(x.clone()), wide(next));
+        let score = move |velocity| {
+            let step = Step { x: point.clone(), velocity: wide(velocity) };
+            sampling.rule.get().transition(schedule, &grid, k, &[step]).log_prob(next.clone(), self.reduction)
+        };
+        Query { x, t, cond: rollout.cond.clone(), score: Box::new(score), merge: Merge::Single }
+    }
+}

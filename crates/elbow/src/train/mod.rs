@@ -1,0 +1,138 @@
+//! The training loop: rollout → reward → advantage → update, once an epoch, whatever the algorithm.
+//!
+//! Every random number is keyed by the epoch, so the state between two epochs is a handful of parameter vectors and
+//! counters: saving those and loading them continues a run bit for bit.
+
+mod record;
+mod rollout;
+mod state;
+mod update;
+
+pub use record::{EpochReport, Sample};
+pub use rollout::Drawn;
+pub use state::{State, StateError};
+
+use crate::{
+    config::{Config, ConfigError},
+    guidance::Guided,
+    params::Params,
+    policy::{Conditioning, EncodeError, Policy, VelocityField},
+    prompts::PromptSource,
+    reward::Reward,
+};
+use burn::tensor::Device;
+use std::time::Instant;
+
+/// Why training stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// The configuration cannot run.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A prompt cannot be encoded.
+    #[error(transparent)]
+    Encode(#[from] EncodeError),
+    /// Too many images without a reward.
+    #[error("{missing} of {total} rewards `{name}` are missing in epoch {epoch} (max_missing = {limit}); the first: {first}")]
+    Missing {
+        /// The reward.
+        name: String,
+        /// Images without a score.
+        missing: usize,
+        /// Images of the epoch.
+        total: usize,
+        /// The epoch.
+        epoch: u64,
+        /// The configured share.
+        limit: f64,
+        /// Why the first is missing.
+        first: String,
+    },
+    /// The gradient was not finite several times in a row.
+    #[error("the gradient was not finite in {updates} updates in a row, last in epoch {epoch}; weights are unchanged since. \
+             Lower optimizer.learning_rate or optimizer.max_grad_norm and resume from the last checkpoint")]
+    NotFinite {
+        /// The epoch.
+        epoch: u64,
+        /// Updates in a row.
+        updates: u32,
+    },
+}
+
+/// What a long-running phase tells whoever watches.
+pub trait Observer: Sync {
+    /// `done` of `total` images have passed `phase` ("rollout" or "update").
+    fn progress(&self, phase: &'static str, done: usize, total: usize);
+}
+
+/// Watches nothing.
+impl Observer for () {
+    fn progress(&self, _: &'static str, _: usize, _: usize) {}
+}
+
+/// A policy being trained on a reward.
+pub struct Trainer<'a> {
+    config: Config,
+    policy: &'a dyn Policy,
+    prompts: &'a dyn PromptSource,
+    reward: &'a dyn Reward,
+    device: Device,
+    unconditional: Conditioning,
+    /// Everything a checkpoint holds.
+    pub state: State,
+}
+
+/// Updates in a row that may fail before the run stops.
+const MAX_NOT_FINITE: u32 = 3;
+
+impl<'a> Trainer<'a> {
+    /// Checks the configuration and starts from the policy's initial parameters.
+    pub fn new(
+        config: Config,
+        policy: &'a dyn Policy,
+        prompts: &'a dyn PromptSource,
+        reward: &'a dyn Reward,
+        device: Device,
+    ) -> Result<Self, TrainError> {
+        config.validate()?;
+        let unconditional = policy.encode(&["".into()])?;
+        let state = State::new(policy.initial());
+        Ok(Self { config, policy, prompts, reward, device, unconditional, state })
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// One epoch. On error the state is that before the epoch.
+    pub fn epoch(&mut self, observer: &dyn Observer) -> Result<EpochReport, TrainError> {
+        let before = self.state.clone();
+        let result = self.run_epoch(observer);
+        if result.is_err() {
+            self.state = before;
+        }
+        result
+    }
+
+    fn run_epoch(&mut self, observer: &dyn Observer) -> Result<EpochReport, TrainError> {
+        let start = Instant::now();
+        let drawn = rollout::draw(self, observer)?;
+        let rolled = Instant::now();
+        let outcome = update::run(self, &drawn, observer)?;
+        self.state.epoch += 1;
+        let timing = record::Timing { rollout: rolled - start, reward: drawn.reward_time, update: rolled.elapsed() };
+        Ok(record::report(self, &drawn, &outcome, timing))
+    }
+
+    /// The field under the given parameters (`None`: the reference), with the recipe's guidance and without gradients.
+    pub fn field(&self, params: Option<&Params>) -> Box<dyn VelocityField + 'a> {
+        let tensors = params.map(|p| p.tensors(&self.device));
+        self.guided(self.policy.bind(tensors.as_ref()))
+    }
+
+    fn guided(&self, field: Box<dyn VelocityField>) -> Box<dyn VelocityField + 'a> {
+        let (scale, unconditional) = (self.config.sampler.guidance, self.unconditional.clone());
+        Box::new(Guided { field, scale, unconditional })
+    }
+}

@@ -1,0 +1,108 @@
+//! Drawing an epoch's images, and scoring them on another thread while the next are drawn.
+
+use super::{Observer, TrainError, Trainer};
+use crate::{
+    advantage::Grouped,
+    likelihood::Rollout,
+    noise::{self, Key, Purpose},
+    prompts::Prompt,
+    reward::RewardError,
+    sampler,
+};
+use image::RgbImage;
+use std::{
+    sync::mpsc,
+    time::{Duration, Instant},
+};
+
+/// An epoch's images and their rewards.
+pub struct Drawn {
+    /// All images, group after group.
+    pub rollout: Rollout,
+    /// The prompt of each group.
+    pub prompts: Vec<Prompt>,
+    /// Decoded images, in order.
+    pub images: Vec<RgbImage>,
+    /// Rewards and groups.
+    pub rewards: Grouped,
+    pub(super) reward_time: Duration,
+}
+
+pub(super) fn draw(trainer: &Trainer<'_>, observer: &dyn Observer) -> Result<Drawn, TrainError> {
+    let (config, epoch) = (&trainer.config, trainer.state.epoch);
+    let batch = config.batch;
+    let prompts = trainer.prompts.draw(Key::new(config.seed, Purpose::Prompt, epoch), batch.groups);
+    let cond = trainer.policy.encode(&prompts)?;
+    let field = trainer.field(Some(&trainer.state.behavior));
+    let total = batch.groups * batch.group_size;
+    let keep = config.likelihood.get().needs_trajectory();
+    let groups: Vec<usize> = (0..total).map(|i| i / batch.group_size).collect();
+
+    let (send, receive) = mpsc::channel::<(Vec<RgbImage>, Vec<Prompt>)>();
+    let (parts, scored) = std::thread::scope(|scope| {
+        let worker = scope.spawn(|| score(trainer, receive));
+        let mut parts = Vec::new();
+        for rows in groups.chunks(batch.rows) {
+            let first: usize = parts.iter().map(|p: &Rollout| p.keys.len()).sum();
+            let sample = |i: usize| Key::new(config.seed, Purpose::Step, epoch).sample((first + i) as u64);
+            let keys: Vec<Key> = (0..rows.len()).map(sample).collect();
+            let starts = keys.iter().map(|&k| Key { purpose: Purpose::Start, ..k });
+            let start = noise::normal(starts, trainer.policy.latent_shape(), &trainer.device);
+            let (cond, schedule) = (cond.select(rows), config.schedule);
+            let points = sampler::sample(&*field, &config.sampler, schedule, start, &cond, &keys, keep);
+            let part = Rollout { points, cond, keys, sampling: config.sampler, schedule };
+            let images = trainer.policy.decode(part.images().clone());
+            send.send((images, rows.iter().map(|&g| prompts[g].clone()).collect()))
+                .expect("invariant: the worker listens until the channel closes");
+            observer.progress("rollout", first + rows.len(), total);
+            parts.push(part);
+        }
+        drop(send);
+        (parts, worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    });
+    let Scored { images, scores, time } = scored;
+    let rewards = check(trainer, &scores)?;
+    let rewards = Grouped { rewards, groups };
+    Ok(Drawn { rollout: Rollout::cat(&parts), prompts, images, rewards, reward_time: time })
+}
+
+struct Scored {
+    images: Vec<RgbImage>,
+    scores: Vec<Result<f32, RewardError>>,
+    time: Duration,
+}
+
+fn score(trainer: &Trainer<'_>, receive: mpsc::Receiver<(Vec<RgbImage>, Vec<Prompt>)>) -> Scored {
+    let mut scored = Scored { images: Vec::new(), scores: Vec::new(), time: Duration::ZERO };
+    for (images, prompts) in receive {
+        let start = Instant::now();
+        scored.scores.extend(trainer.reward.score(&images, &prompts));
+        scored.time += start.elapsed();
+        scored.images.extend(images);
+    }
+    scored
+}
+
+/// A reward that failed or is not finite is missing; too many missing end the epoch.
+fn check(trainer: &Trainer<'_>, scores: &[Result<f32, RewardError>]) -> Result<Vec<Option<f64>>, TrainError> {
+    let reason = |score: &Result<f32, RewardError>| match score {
+        Ok(value) if value.is_finite() => None,
+        Ok(value) => Some(format!("the score is {value}")),
+        Err(error) => Some(error.to_string()),
+    };
+    let reasons: Vec<Option<String>> = scores.iter().map(reason).collect();
+    let missing = reasons.iter().flatten().count();
+    if let Some(first) = reasons.iter().flatten().next()
+        && missing as f64 > trainer.config.max_missing * scores.len() as f64
+    {
+        return Err(TrainError::Missing {
+            name: trainer.reward.name().to_owned(),
+            missing,
+            total: scores.len(),
+            epoch: trainer.state.epoch,
+            limit: trainer.config.max_missing,
+            first: first.clone(),
+        });
+    }
+    Ok(scores.iter().zip(reasons).map(|(s, r)| s.as_ref().ok().filter(|_| r.is_none()).map(|&v| f64::from(v))).collect())
+}
