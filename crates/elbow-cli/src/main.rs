@@ -1,8 +1,15 @@
 //! `elbow`: reinforcement-learning post-training for diffusion and flow-matching image models.
 
+#![expect(unreachable_pub, reason = "a binary exports nothing")]
+
 mod commands;
+mod failure;
 mod machine;
+mod output;
+mod overlay;
 mod recipe;
+mod reference;
+mod schema;
 mod session;
 mod table;
 
@@ -57,24 +64,8 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            complain(&error);
+            failure::complain(&error);
             ExitCode::FAILURE
         }
-    }
-}
-
-/// `error:`, its causes, and `hint:` where one is known.
-#[expect(clippy::print_stderr, reason = "this is where errors reach the user")]
-fn complain(error: &anyhow::Error) {
-    eprintln!("error: {error}");
-    for cause in error.chain().skip(1) {
-        eprintln!("  caused by: {cause}");
-    }
-    let hint = error.chain().find_map(|cause| {
-        let own = cause.downcast_ref::<session::Hint>().map(|h| h.hint.clone());
-        own.or_else(|| cause.downcast_ref::<elbow_runlog::RunLogError>()?.hint().map(str::to_owned))
-    });
-    if let Some(hint) = hint {
-        eprintln!("hint: {hint}");
     }
 }

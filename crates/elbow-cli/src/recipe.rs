@@ -1,8 +1,15 @@
 //! A recipe: the method's configuration plus the model, the prompts, the reward and what the run keeps.
 
-use crate::session::Hint;
+use crate::{
+    failure::Hint,
+    overlay::overlay,
+    schema::{self, Field},
+};
 use anyhow::{Context, Result};
-use elbow::{config::Config, eval::EvalConfig};
+use elbow::{
+    config::{Config, ConfigError},
+    eval::EvalConfig,
+};
 use elbow_models::{lora::LoraConfig, policy::Tuning};
 use elbow_rewards::geneval::Mode;
 use elbow_world::prompts::TaskWeights;
@@ -15,7 +22,7 @@ use toml::Table;
 const DEFAULT: &str = include_str!("../../../recipes/nano-geneval.toml");
 
 /// Everything a run is made of.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Recipe {
     /// The method: what decides a run's numbers.
     pub method: Config,
@@ -45,7 +52,7 @@ pub struct Setting {
 pub enum Model {
     /// The embedded nano MMDiT on 32×32 emoji scenes.
     Nano {
-        /// Base weights; the embedded ones if absent.
+        /// A safetensors file with the base weights, such as `elbow pretrain` writes; without it the embedded ones.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         weights: Option<PathBuf>,
         /// Which parameters are trained.
@@ -54,12 +61,12 @@ pub enum Model {
     },
     /// A local folder in diffusers' format.
     Diffusers {
-        /// The folder.
+        /// The folder that holds `transformer/`, `vae/` and the text encoders.
         path: PathBuf,
-        /// LoRA on it.
+        /// Which layers get a low-rank adapter.
         #[serde(default)]
         lora: LoraConfig,
-        /// Height and width of images.
+        /// Height and width of images in pixels.
         #[serde(default = "resolution")]
         resolution: usize,
     },
@@ -89,11 +96,12 @@ pub enum PromptsConfig {
         #[serde(default)]
         weights: TaskWeights,
     },
-    /// Files: `.txt`, one prompt a line, or `.jsonl` with `prompt` and metadata.
+    /// Files that end in `.jsonl`, one object a line with `prompt` and whatever the reward wants to know (for `geneval`: `tag`,
+    /// `include` and perhaps `exclude`), or in `.txt`, one prompt a line.
     Files {
-        /// Prompts to train on.
+        /// File with the prompts to train on.
         train: PathBuf,
-        /// Prompts to evaluate on.
+        /// File with the prompts to evaluate on.
         test: PathBuf,
     },
 }
@@ -159,80 +167,64 @@ impl Default for Keep {
     }
 }
 
-/// Reads a recipe (`None`: the default one) and applies `key=value` overrides.
+/// Reads a recipe (`None`: the default one) over the defaults, and then `key=value` overrides over both. The name of the recipe
+/// comes first.
 pub fn load(path: Option<&Path>, overrides: &[String]) -> Result<(String, Recipe)> {
-    let (name, place) = match path {
-        None => ("nano-geneval".to_owned(), "the default recipe".to_owned()),
+    let (name, text) = match path {
+        None => ("nano-geneval".to_owned(), DEFAULT.to_owned()),
         Some(path) => {
+            let text = std::fs::read_to_string(path).with_context(|| format!("cannot read recipe {}", path.display()))?;
             let stem = path.file_stem().map_or_else(|| "run".into(), |s| s.to_string_lossy().into_owned());
-            (stem, path.display().to_string())
+            (stem, text)
         }
     };
-    let mut table = match path {
-        None => toml::from_str(DEFAULT).context("the default recipe is not valid TOML")?,
-        Some(path) => read_table(path, 0)?,
-    };
+    let place = path.map_or_else(|| "the default recipe".to_owned(), |p| format!("recipe {}", p.display()));
+    let written: Table = toml::from_str(&text).map_err(|error| {
+        Hint::error(format!("{place} is not valid TOML: {}", error.to_string().trim_end()), "correct the line shown")
+    })?;
+    let fields = schema::fields();
+    let mut table = Recipe::default().to_table()?;
+    lay(&mut table, written, &fields).with_context(|| format!("cannot use {place}"))?;
+    let mut changes = Table::new();
     for text in overrides {
-        set(&mut table, text)?;
+        set(&mut changes, text)?;
     }
-    Ok((name, parse(table).with_context(|| format!("in {place}"))?))
+    lay(&mut table, changes, &fields).context("cannot use --set")?;
+    Ok((name, read(table)?))
 }
 
-/// A recipe file, laid over the one it `extends` (a path relative to it), if any.
-fn read_table(path: &Path, depth: usize) -> Result<Table> {
-    let place = path.display();
-    if depth > 8 {
-        return Err(Hint::error(format!("{place}: `extends` goes in a circle"), "a recipe cannot extend itself"));
-    }
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read recipe {place}"))?;
-    let mut table: Table = toml::from_str(&text).with_context(|| format!("{place} is not valid TOML"))?;
-    match table.remove("extends") {
-        None => Ok(table),
-        Some(toml::Value::String(parent)) => {
-            let mut base = read_table(&path.with_file_name(parent), depth + 1).with_context(|| format!("extended by {place}"))?;
-            overlay(&mut base, table);
-            Ok(base)
-        }
-        Some(other) => Err(Hint::error(format!("{place}: extends = {other}: not a path"), "write extends = \"base.toml\"")),
-    }
+/// Lays one table over another; everything that is wrong with it is one error.
+fn lay(table: &mut Table, top: Table, fields: &[Field]) -> Result<()> {
+    let mut problems = Vec::new();
+    overlay(table, top, fields, &mut problems);
+    let message = match &problems[..] {
+        [] => return Ok(()),
+        [one] => one.clone(),
+        several => format!("{} problems:\n  - {}", several.len(), several.join("\n  - ")),
+    };
+    Err(Hint::error(message, "`elbow config --explain` lists every field"))
 }
 
-/// Key by key; a section of another kind replaces the old one whole.
-fn overlay(base: &mut Table, top: Table) {
-    for (key, value) in top {
-        match (base.get_mut(&key), value) {
-            (Some(toml::Value::Table(old)), toml::Value::Table(new)) if !new.contains_key("kind") || new.get("kind") == old.get("kind") => {
-                overlay(old, new);
-            }
-            (_, value) => {
-                base.insert(key, value);
-            }
-        }
-    }
-}
-
-/// Splits a table into the method's part and the setting, and reads both; unknown keys are errors.
-fn parse(mut table: Table) -> Result<Recipe> {
+/// Splits a table into the method's part and the setting, reads both and checks what they say.
+fn read(mut table: Table) -> Result<Recipe> {
     let mut setting = Table::new();
     for key in ["model", "prompts", "reward", "eval", "keep"] {
-        if let Some(value) = table.remove(key) {
-            setting.insert(key.into(), value);
-        }
+        setting.extend(table.remove(key).map(|value| (key.to_owned(), value)));
     }
-    let recipe = Recipe { method: read(table)?, setting: read(setting)? };
-    recipe.method.validate()?;
-    Ok(recipe)
+    let recipe = Recipe { method: part(table)?, setting: part(setting)? };
+    let mut problems = recipe.method.validate().err().map(|e| e.problems).unwrap_or_default();
+    problems.extend(recipe.problems());
+    if problems.is_empty() { Ok(recipe) } else { Err(ConfigError { problems }.into()) }
 }
 
-fn read<T: DeserializeOwned>(table: Table) -> Result<T> {
+fn part<T: DeserializeOwned>(table: Table) -> Result<T> {
     serde_path_to_error::deserialize(table).map_err(|error| {
         let (path, cause) = (error.path().to_string(), error.into_inner());
-        let place = if path == "." { String::new() } else { format!("{path}: ") };
-        Hint::error(format!("{place}{}", cause.to_string().trim_end()), "`elbow config --explain` lists every field")
+        Hint::error(format!("`{path}`: {}", cause.to_string().trim_end()), "`elbow config --explain` lists every field")
     })
 }
 
-/// Applies one `a.b.c=value`; the value is TOML, or else a plain string.
+/// Adds one `a.b.c=value`; the value is TOML, or else a plain string.
 fn set(table: &mut Table, text: &str) -> Result<()> {
     let wrong = || Hint::error(format!("--set {text}: not of the form key=value"), "for example --set optimizer.learning_rate=1e-4");
     let (path, value) = text.split_once('=').ok_or_else(wrong)?;
@@ -240,13 +232,16 @@ fn set(table: &mut Table, text: &str) -> Result<()> {
         Ok(mut parsed) => parsed.remove("value").ok_or_else(wrong)?,
         Err(_) => toml::Value::String(value.to_owned()),
     };
-    let mut keys: Vec<&str> = path.trim().split('.').collect();
-    let last = keys.pop().filter(|k| !k.is_empty()).ok_or_else(wrong)?;
+    let mut keys: Vec<&str> = path.split('.').map(str::trim).collect();
+    if keys.iter().any(|k| k.is_empty()) {
+        return Err(wrong());
+    }
+    let last = keys.pop().ok_or_else(wrong)?;
     let mut place = table;
     for key in keys {
         let next = place.entry(key).or_insert_with(|| toml::Value::Table(Table::new()));
         place = next.as_table_mut().ok_or_else(|| {
-            Hint::error(format!("--set {text}: `{key}` is a value, not a section"), "`elbow config` shows the recipe's sections")
+            Hint::error(format!("--set {text}: another --set gives `{key}` a value"), "drop one of the two")
         })?;
     }
     place.insert(last.to_owned(), value);
@@ -254,11 +249,78 @@ fn set(table: &mut Table, text: &str) -> Result<()> {
 }
 
 impl Recipe {
-    /// The recipe with every field written out, as `config.toml` holds it.
-    pub fn to_toml(&self) -> Result<String> {
+    fn to_table(&self) -> Result<Table> {
         let mut table = Table::try_from(&self.method)?;
         table.extend(Table::try_from(&self.setting)?);
-        Ok(toml::to_string(&table)?)
+        Ok(table)
+    }
+
+    /// The recipe with every field written out, as `config.toml` holds it. The setting has sections only, so it can follow.
+    pub fn to_toml(&self) -> Result<String> {
+        Ok(format!("{}\n{}", toml::to_string(&self.method)?, toml::to_string(&self.setting)?))
+    }
+
+    /// Where another recipe says something else: `key: here → there`.
+    pub fn differences(&self, other: &Self) -> Result<Vec<String>> {
+        let (mut here, mut there) = (Vec::new(), Vec::new());
+        flatten("", &toml::Value::Table(self.to_table()?), &mut here);
+        flatten("", &toml::Value::Table(other.to_table()?), &mut there);
+        let value = |list: &[(String, String)], key: &str| {
+            list.iter().find(|(k, _)| k == key).map_or_else(|| "nothing".to_owned(), |(_, v)| v.clone())
+        };
+        let mut keys: Vec<&String> = here.iter().chain(&there).map(|(key, _)| key).collect();
+        keys.sort();
+        keys.dedup();
+        let changed = keys.into_iter().map(|key| (key, value(&here, key), value(&there, key)));
+        Ok(changed.filter(|(_, a, b)| a != b).map(|(key, a, b)| format!("{key}: {a} → {b}")).collect())
+    }
+
+    /// What is wrong with the setting, as far as types cannot tell; one sentence each.
+    fn problems(&self) -> Vec<String> {
+        let Setting { model, prompts, eval, keep, .. } = &self.setting;
+        let (measure, mut problems) = (&eval.measure, Vec::new());
+        for (key, value) in [
+            ("eval.prompts_per_task", eval.prompts_per_task),
+            ("eval.measure.images_per_prompt", measure.images_per_prompt),
+            ("eval.measure.rows", measure.rows),
+            ("eval.measure.sampler.steps", measure.sampler.steps),
+            ("keep.checkpoint_every", keep.checkpoint_every as usize),
+            ("keep.checkpoints", keep.checkpoints),
+        ] {
+            if value == 0 {
+                problems.push(format!("{key} = 0: must be at least 1"));
+            }
+        }
+        for (key, value) in [("shift", measure.sampler.shift), ("guidance", measure.sampler.guidance)] {
+            if !(value > 0.0 && value.is_finite()) {
+                problems.push(format!("eval.measure.sampler.{key} = {value}: must be a positive number"));
+            }
+        }
+        problems.extend(measure.sampler.rule.get().refuses(self.method.schedule));
+        if let Model::Nano { tuning: Tuning::Lora(lora), .. } | Model::Diffusers { lora, .. } = model
+            && lora.rank == 0
+        {
+            problems.push("the rank of LoRA is 0: must be at least 1".into());
+        }
+        if let PromptsConfig::Scenes { weights: w } = prompts {
+            let all = [w.single_object, w.two_object, w.counting, w.colors, w.position, w.color_attr];
+            if all.iter().any(|w| !(w.is_finite() && *w >= 0.0)) || all.iter().all(|&w| w == 0.0) {
+                problems.push("prompts.weights: none may be negative, and at least one must be positive".into());
+            }
+        }
+        problems
+    }
+}
+
+/// Values by dotted key.
+fn flatten(path: &str, value: &toml::Value, out: &mut Vec<(String, String)>) {
+    match value {
+        toml::Value::Table(table) => {
+            for (key, value) in table {
+                flatten(&if path.is_empty() { key.clone() } else { format!("{path}.{key}") }, value, out);
+            }
+        }
+        value => out.push((path.to_owned(), value.to_string())),
     }
 }
 
@@ -270,7 +332,7 @@ mod tests {
     fn what_is_written_out_reads_back_equal() {
         let (_, recipe) = load(None, &["seed=5".into(), "objective.kind=grpo".into()]).expect("valid");
         let table = toml::from_str(&recipe.to_toml().expect("writes")).expect("TOML");
-        assert_eq!(parse(table).expect("reads"), recipe);
+        assert_eq!(read(table).expect("reads"), recipe);
         assert_eq!(recipe.method.seed, 5);
     }
 

@@ -1,6 +1,7 @@
 //! A recipe made real: weights loaded, prompts read, rewards built.
 
 use crate::{
+    failure::Hint,
     machine,
     recipe::{Model, PromptsConfig, Recipe, RewardConfig},
 };
@@ -22,22 +23,6 @@ use std::path::Path;
 
 /// The embedded base model.
 const NANO: &[u8] = include_bytes!("../../../assets/nano.safetensors");
-
-/// An error with advice.
-#[derive(Debug, thiserror::Error)]
-#[error("{message}")]
-pub struct Hint {
-    message: String,
-    /// What to do about it.
-    pub hint: String,
-}
-
-impl Hint {
-    /// An error that says what is wrong and what to do.
-    pub fn error(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Error {
-        Self { message: message.into(), hint: hint.into() }.into()
-    }
-}
 
 /// What a command works with.
 pub struct Session {
@@ -64,8 +49,7 @@ impl Session {
     pub fn new(recipe: &Recipe) -> Result<Self> {
         let device = Device::flex();
         let (policy, base_hash) = policy(recipe, &device)?;
-        let (train, test, listing) = prompt_lists(recipe)?;
-        policy.encode(&test)?;
+        let (train, test, listing) = prompt_lists(recipe, &policy)?;
         let RewardConfig::Geneval { mode, upstream_position_quirk } = recipe.setting.reward;
         let mut reward = GenEval::new(SceneDetector::new(), mode);
         reward.rules.upstream_position_quirk = upstream_position_quirk;
@@ -106,15 +90,16 @@ fn policy(recipe: &Recipe, device: &Device) -> Result<(MmditPolicy, String)> {
     };
     let config = MmditConfig::default();
     let layout = config.initial(Key::new(0, elbow::noise::Purpose::Initialization, 0));
-    let place = weights.map_or_else(|| "the embedded weights".to_owned(), |p| p.display().to_string());
-    let base = layout.with_values_of(&bytes).with_context(|| format!("in {place}"))?;
+    let place = weights.map_or_else(|| "the embedded weights".to_owned(), |p| format!("weights {}", p.display()));
+    let base = layout.with_values_of(&bytes).with_context(|| format!("cannot use {place}"))?;
     let text = Box::new(WordCodes { device: device.clone() });
     let policy = MmditPolicy::new(config, base, tuning, text, recipe.method.seed, device);
     Ok((policy, machine::sha256(&bytes)))
 }
 
-/// Prompts to train on, prompts to test on, and the text of both for the hash.
-fn prompt_lists(recipe: &Recipe) -> Result<(Box<dyn PromptSource>, Vec<Prompt>, String)> {
+/// Prompts to train on, prompts to test on, and the text of both for the hash. Prompts of files are known to suit the reward
+/// and the policy; those of the scenes do.
+fn prompt_lists(recipe: &Recipe, policy: &MmditPolicy) -> Result<(Box<dyn PromptSource>, Vec<Prompt>, String)> {
     let listing = |train: &[Prompt], test: &[Prompt]| serde_json::to_string(&(train, test));
     match &recipe.setting.prompts {
         PromptsConfig::Scenes { weights } => {
@@ -124,17 +109,25 @@ fn prompt_lists(recipe: &Recipe) -> Result<(Box<dyn PromptSource>, Vec<Prompt>, 
             Ok((Box::new(ScenePrompts(TrainPrompts::new(*weights))), test, listing))
         }
         PromptsConfig::Files { train, test } => {
-            let read = |path: &Path| -> Result<Vec<Prompt>> { Ok(prompts::read(path)?) };
-            let (train, test) = (read(train)?, read(test)?);
-            for prompt in train.iter().chain(&test) {
-                elbow_world::Record::try_from(prompt).with_context(|| {
-                    format!("prompt {:?}: reward `geneval` needs GenEval metadata (tag, include)", prompt.text)
-                })?;
-            }
+            let (train, test) = (prompt_file(train, policy)?, prompt_file(test, policy)?);
             let listing = listing(&train, &test)?;
             Ok((Box::new(train), test, listing))
         }
     }
+}
+
+fn prompt_file(path: &Path, policy: &MmditPolicy) -> Result<Vec<Prompt>> {
+    let place = || format!("cannot use prompt file {}", path.display());
+    let prompts = prompts::read(path)?;
+    for prompt in &prompts {
+        elbow_world::Record::try_from(prompt).map_err(|error| {
+            let hint = "reward `geneval` wants a .jsonl file whose lines have `prompt`, `tag` and `include`, for example \
+                        {\"prompt\": \"a photo of a cat\", \"tag\": \"single_object\", \"include\": [{\"class\": \"cat\", \"count\": 1}]}";
+            Hint::error(format!("prompt {:?}: {error}", prompt.text), hint).context(place())
+        })?;
+    }
+    policy.encode(&prompts).with_context(place)?;
+    Ok(prompts)
 }
 
 /// Training prompts of the scenes, drawn by task.

@@ -1,7 +1,11 @@
 //! `elbow eval`: scores on the held-out prompts, by task.
 
 use super::{progress::Bars, sample::Source};
-use crate::table::{self, Column};
+use crate::{
+    output,
+    session::Session,
+    table::{self, Column},
+};
 use anyhow::Result;
 use elbow_runlog::write_atomic;
 use serde_json::{Value, json};
@@ -25,9 +29,10 @@ pub struct Args {
 }
 
 /// Runs the command.
-#[expect(clippy::print_stdout, reason = "prints a table")]
 pub fn run(args: &Args) -> Result<()> {
-    let (recipe, session, params) = args.source.open()?;
+    let recipe = args.source.recipe()?;
+    let session = Session::new(&recipe)?;
+    let params = args.source.params(&session)?;
     let measured = session.measure(&recipe, params.as_ref(), &Bars::new())?;
     let columns: Vec<Column<'_>> = session
         .measures
@@ -35,7 +40,7 @@ pub fn run(args: &Args) -> Result<()> {
         .filter_map(|m| Some(Column { title: m.name(), summary: measured.summary(m.name())? }))
         .collect();
     let eval = &recipe.setting.eval.measure;
-    println!(
+    output::line(&format!(
         "{} held-out prompts × {} images, {} steps, guidance {}, seed {}\n{}",
         session.test.len(),
         eval.images_per_prompt,
@@ -43,7 +48,7 @@ pub fn run(args: &Args) -> Result<()> {
         eval.sampler.guidance,
         eval.seed,
         table::scores(&columns)
-    );
+    ));
     if let Some(path) = &args.json {
         let entry = |c: &Column<'_>| (c.title.to_owned(), json!({"mean": c.summary.mean, "by_tag": c.summary.by_tag}));
         let all: Value = Value::Object(columns.iter().map(entry).collect());

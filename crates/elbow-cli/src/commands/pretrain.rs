@@ -1,6 +1,6 @@
 //! `elbow pretrain`: a base model from nothing.
 
-use crate::session::Hint;
+use crate::{failure::Hint, output};
 use anyhow::{Context, Result};
 use burn::tensor::Device;
 use elbow::{
@@ -29,7 +29,7 @@ use std::{
   elbow pretrain --out base.safetensors               go on by repeating the command if it is stopped
   elbow train --set model.weights=base.safetensors")]
 pub struct Args {
-    /// Where the averaged weights go; progress is kept beside it in <out>.progress.
+    /// Where the averaged weights go; progress is kept beside it, in a folder that ends in .progress.
     #[arg(long, default_value = "nano.safetensors")]
     out: PathBuf,
     /// Optimizer steps of the schedule.
@@ -55,7 +55,6 @@ const SAVE_EVERY: u64 = 500;
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 /// Runs the command.
-#[expect(clippy::print_stdout, reason = "says where the weights are")]
 pub fn run(args: &Args) -> Result<()> {
     let mut config = PretrainConfig { steps: args.steps, batch: args.batch, ..PretrainConfig::default() };
     config.optimizer.learning_rate = args.learning_rate;
@@ -68,40 +67,64 @@ pub fn run(args: &Args) -> Result<()> {
     let base = network.initial(Key::new(args.seed, Purpose::Initialization, 0));
     let text = Box::new(WordCodes { device: device.clone() });
     let policy = MmditPolicy::new(network, base, Tuning::Full, text, args.seed, &device);
-    let data = SceneData { device: device.clone() };
     let progress = args.out.with_extension("progress");
     let identity = json!({"config": config, "seed": args.seed});
     let mut training = Pretraining::new(&policy);
     resume(&progress, &mut training, &identity)?;
+    if training.optimizer.step > until {
+        return Err(Hint::error(
+            format!("{} is past step {until} already: it stands at step {}", progress.display(), training.optimizer.step),
+            "raise --until, or choose another --out to start over",
+        ));
+    }
     ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::SeqCst)).context("cannot listen for Ctrl-C")?;
+    steps(&mut training, &policy, &config, args.seed, until, &|training| save(&progress, training, &identity))?;
+    let step = training.optimizer.step;
+    if step < until {
+        output::line(&format!("stopped after step {step}; the same command goes on from there"));
+        return Ok(());
+    }
+    let metadata = HashMap::from([
+        ("format".to_owned(), "pt".to_owned()),
+        ("elbow".to_owned(), json!({"pretrain": identity, "until": until}).to_string()),
+    ]);
+    write_atomic(&args.out, &policy.merged(&training.ema).to_safetensors_f16(Some(metadata)))?;
+    output::line(&format!("weights in {}", args.out.display()));
+    Ok(())
+}
 
+/// Takes steps until step `until` or an interrupt. The last state is saved in either case.
+fn steps(
+    training: &mut Pretraining,
+    policy: &MmditPolicy,
+    config: &PretrainConfig,
+    seed: u64,
+    until: u64,
+    save: &dyn Fn(&Pretraining) -> Result<()>,
+) -> Result<()> {
+    let device = Device::flex();
+    let data = SceneData { device: device.clone() };
     let style = ProgressStyle::with_template("[{bar:32}] {pos}/{len} steps, {msg}, {eta} left")?;
     let bar = ProgressBar::new(until).with_style(style.progress_chars("=> ")).with_position(training.optimizer.step);
     bar.reset_eta();
     let mut smooth = None;
     while training.optimizer.step < until {
-        let loss = training.step(&policy, &data, &config, Schedule::RectifiedFlow, args.seed, &device);
+        let loss = training.step(policy, &data, config, Schedule::RectifiedFlow, seed, &device);
         let mean = smooth.map_or(loss, |m: f32| 0.98 * m + 0.02 * loss);
         smooth = Some(mean);
         let step = training.optimizer.step;
         bar.set_position(step);
         bar.set_message(format!("loss {mean:.4}"));
         let stop = INTERRUPTED.load(Ordering::SeqCst);
-        if step % SAVE_EVERY == 0 || stop {
-            save(&progress, &training, &identity)?;
+        if step % SAVE_EVERY == 0 || step == until || stop {
+            save(training)?;
+            bar.suspend(|| output::line(&format!("step {step}/{until}  loss {mean:.4}")));
         }
         if stop {
-            println!("\nstopped after step {step}; the same command goes on from there");
-            return Ok(());
+            break;
         }
     }
-    bar.finish();
-    let metadata = HashMap::from([
-        ("format".to_owned(), "pt".to_owned()),
-        ("elbow".to_owned(), json!({"pretrain": identity, "until": until}).to_string()),
-    ]);
-    write_atomic(&args.out, &policy.merged(&training.ema).to_safetensors_f16(Some(metadata)))?;
-    println!("weights in {}", args.out.display());
+    bar.finish_and_clear();
     Ok(())
 }
 
@@ -130,7 +153,7 @@ fn resume(folder: &Path, training: &mut Pretraining, identity: &serde_json::Valu
     }
     let read = |file: &str| -> Result<Params> {
         let bytes = saved.files.get(file).with_context(|| format!("{} has no {file}", path.display()))?;
-        training.params.with_values_of(bytes).with_context(|| file.to_owned())
+        training.params.with_values_of(bytes).with_context(|| format!("cannot use {}", path.join(file).display()))
     };
     let [params, ema, first, second] = FILES.map(read);
     (training.params, training.ema) = (params?, ema?);

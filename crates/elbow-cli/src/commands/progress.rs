@@ -1,9 +1,11 @@
 //! Progress: one bar that shows the phase, and a line an epoch.
 
+use crate::output;
 use elbow::train::Observer;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Map, Value};
 use std::{
+    fmt::Write,
     io::IsTerminal,
     time::{Duration, Instant},
 };
@@ -23,9 +25,8 @@ impl Bars {
     }
 
     /// Prints a line above the bar.
-    #[expect(clippy::print_stdout, reason = "this is what the user reads")]
     pub fn say(&self, line: &str) {
-        self.bar.suspend(|| println!("{line}"));
+        self.bar.suspend(|| output::line(line));
     }
 
     /// One line for a finished epoch.
@@ -44,11 +45,12 @@ impl Bars {
         for (key, name) in shown {
             if let Some(value) = number(&key) {
                 let text = if value != 0.0 && value.abs() < 1e-3 { format!("{value:.1e}") } else { format!("{value:.3}") };
-                line += &format!("  {name} {text}");
+                let _ = write!(line, "  {name} {text}");
             }
         }
         let done = self.start.elapsed();
-        line += &format!("  {:.1}s  ({:.0}:{:02.0} so far)", took.as_secs_f64(), (done.as_secs() / 60) as f64, (done.as_secs() % 60) as f64);
+        let (minutes, seconds) = (done.as_secs() / 60, done.as_secs() % 60);
+        let _ = write!(line, "  {:.1}s  ({minutes}:{seconds:02} so far)", took.as_secs_f64());
         self.say(&line);
     }
 }
@@ -58,11 +60,14 @@ impl Observer for Bars {
         if !std::io::stderr().is_terminal() {
             return;
         }
+        if done >= total {
+            return self.bar.finish_and_clear();
+        }
+        if self.bar.is_finished() {
+            self.bar.reset();
+        }
         self.bar.set_length(total as u64);
         self.bar.set_message(phase);
         self.bar.set_position(done as u64);
-        if done >= total {
-            self.bar.reset();
-        }
     }
 }

@@ -2,12 +2,14 @@
 
 use super::progress::Bars;
 use crate::{
-    recipe::{self, Recipe},
-    session::{Hint, Session},
+    failure::Hint,
+    output,
+    recipe::{self, PromptsConfig, Recipe},
+    session::Session,
 };
 use anyhow::{Context, Result};
-use elbow::{Prompt, eval::Measured, params::Params};
-use elbow_runlog::{RunFolder, checkpoint, grid, save_png};
+use elbow::{Prompt, eval::Measured, params::Params, policy::Policy};
+use elbow_runlog::{RunFolder, RunLogError, checkpoint, grid, save_png};
 use std::path::PathBuf;
 
 /// Arguments of `elbow sample`.
@@ -16,7 +18,7 @@ use std::path::PathBuf;
   elbow sample \"a photo of two cats\"                    the embedded base model
   elbow sample --run runs/nano-geneval-1 \"a photo of a red car and a blue bird\" --images 8 --out cars.png")]
 pub struct Args {
-    /// What to draw.
+    /// What to draw, one image row each.
     #[arg(required = true)]
     prompts: Vec<String>,
     #[command(flatten)]
@@ -44,41 +46,46 @@ pub struct Source {
 }
 
 impl Source {
-    /// The recipe, what it stands for, and the trained weights of the run if one was given.
-    pub fn open(&self) -> Result<(Recipe, Session, Option<Params>)> {
-        let Some(path) = &self.run else {
-            let (_, recipe) = recipe::load(None, &self.set)?;
-            let session = Session::new(&recipe)?;
-            return Ok((recipe, session, None));
-        };
-        let folder = RunFolder::open(path)?;
-        let (_, recipe) = recipe::load(Some(&folder.config()), &self.set)?;
-        let session = Session::new(&recipe)?;
-        let Some((_, latest)) = checkpoint::latest(&folder.checkpoints())? else {
+    /// The recipe: that of the run, or the default one.
+    pub fn recipe(&self) -> Result<Recipe> {
+        let config = self.run.as_ref().map(|path| Ok::<_, RunLogError>(RunFolder::open(path)?.config())).transpose()?;
+        Ok(recipe::load(config.as_deref(), &self.set)?.1)
+    }
+
+    /// The trained weights of the run if one was given.
+    pub fn params(&self, session: &Session) -> Result<Option<Params>> {
+        let Some(path) = &self.run else { return Ok(None) };
+        let Some((_, latest)) = checkpoint::latest(&RunFolder::open(path)?.checkpoints())? else {
             return Err(Hint::error(
                 format!("{} has no checkpoint yet", path.display()),
                 "let the run reach its first checkpoint (keep.checkpoint_every), or stop it with Ctrl-C, which writes one",
             ));
         };
         let checkpoint = checkpoint::read(&latest)?;
-        let file = checkpoint.files.get("ema.safetensors").context("the checkpoint has no ema.safetensors")?;
-        let params = elbow::policy::Policy::initial(&session.policy).with_values_of(file)?;
-        Ok((recipe, session, Some(params)))
+        let place = || format!("cannot use checkpoint {}", latest.display());
+        let file = checkpoint.files.get("ema.safetensors").context("it has no ema.safetensors").with_context(place)?;
+        Ok(Some(session.policy.initial().with_values_of(file).with_context(place)?))
     }
 }
 
 /// Runs the command.
-#[expect(clippy::print_stdout, reason = "says where the images are")]
 pub fn run(args: &Args) -> Result<()> {
-    let (mut recipe, mut session, params) = args.source.open()?;
-    session.test = args.prompts.iter().map(|p| Prompt::from(p.as_str())).collect();
-    session.measures.clear();
+    if args.images == 0 {
+        return Err(Hint::error("--images 0: nothing to draw", "ask for at least one image a prompt"));
+    }
+    let mut recipe = args.source.recipe()?;
+    // The run's own prompts are of no use here, and their files may be gone.
+    recipe.setting.prompts = PromptsConfig::default();
     recipe.setting.eval.measure.images_per_prompt = args.images;
     recipe.setting.eval.measure.seed = args.seed;
+    let mut session = Session::new(&recipe)?;
+    session.test = args.prompts.iter().map(|p| Prompt::from(p.as_str())).collect();
+    session.measures.clear();
+    let params = args.source.params(&session)?;
     let measured = session.measure(&recipe, params.as_ref(), &Bars::new())?;
     let tiles = tiles(&measured, measured.images.len());
     save_png(&args.out, &grid::grid(&tiles, args.images, 6))?;
-    println!("{} images in {}", measured.images.len(), args.out.display());
+    output::line(&format!("{} images in {}", measured.images.len(), args.out.display()));
     Ok(())
 }
 

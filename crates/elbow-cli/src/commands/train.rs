@@ -1,9 +1,10 @@
 //! `elbow train`: the main job.
 
 use crate::{
+    failure::Hint,
     machine,
     recipe::{self, Recipe},
-    session::{Hint, Session},
+    session::Session,
     table::{self, Column},
 };
 use anyhow::{Context, Result};
@@ -64,7 +65,9 @@ pub fn run(mut args: Args) -> Result<()> {
     };
     watch_for_interrupt()?;
     let session = Session::new(&recipe)?;
-    Job::new(recipe, &session, target)?.run()
+    let (method, device) = (recipe.method.clone(), session.device.clone());
+    let mut trainer = Trainer::new(method, &session.policy, &*session.train, &*session.reward, device)?;
+    Job::new(recipe, &session, target, &mut trainer)?.run(&mut trainer)
 }
 
 /// A recipe and a folder to write to; nothing is written before the recipe is known to load.
@@ -88,9 +91,10 @@ fn resume(args: &Args, path: &Path) -> Result<(Recipe, Target)> {
     let (_, asked) = recipe::load(Some(&source), &args.set)?;
     let mut same_length = asked.clone();
     same_length.method.epochs = saved.method.epochs;
-    if same_length != saved {
+    let differences = saved.differences(&same_length)?;
+    if !differences.is_empty() {
         return Err(Hint::error(
-            format!("{} was made with another configuration", path.display()),
+            format!("{} was made with another configuration:\n  - {}", path.display(), differences.join("\n  - ")),
             "resume without a recipe and with no --set but epochs, or start a new run with --run",
         ));
     }
@@ -121,49 +125,39 @@ struct Job<'a> {
     metrics: MetricsWriter,
     events: EventWriter,
     bars: Bars,
-    resumed: Option<checkpoint::Checkpoint>,
+    /// The latest evaluation and its epoch.
+    measured: Option<(u64, Measured)>,
 }
 
 impl<'a> Job<'a> {
-    fn new(recipe: Recipe, session: &'a Session, target: Target) -> Result<Self> {
-        let (folder, resumed) = match target {
-            Target::New(path) => (create(&path, &recipe, session)?, None),
+    /// Makes the folder of a new run, or brings an existing one and the trainer to where its last checkpoint stands. An
+    /// existing folder is changed only once everything is known to load.
+    fn new(recipe: Recipe, session: &'a Session, target: Target, trainer: &mut Trainer<'_>) -> Result<Self> {
+        let folder = match target {
+            Target::New(path) => create(&path, &recipe, session)?,
             Target::Existing(folder) => {
-                let checkpoint = last_checkpoint(&folder, session)?;
-                (folder, checkpoint)
+                load(&folder, session, trainer)?;
+                rewind(&folder, &recipe, trainer.state.epoch)?;
+                folder
             }
         };
-        let epoch = resumed.as_ref().map(|c| c.step);
-        match epoch {
-            Some(epoch) => metrics::truncate_after(&folder.metrics(), epoch)?,
-            None if folder.metrics().exists() => std::fs::remove_file(folder.metrics())?,
-            None => {}
-        }
         let metrics = MetricsWriter::open(folder.metrics())?;
-        let events = match epoch {
-            Some(epoch) => EventWriter::resume(folder.path(), epoch + 1)?,
-            None => EventWriter::create(folder.path())?,
+        let events = match trainer.state.epoch {
+            0 => EventWriter::create(folder.path())?,
+            epoch => EventWriter::resume(folder.path(), epoch + 1)?,
         };
-        Ok(Self { recipe, session, folder, metrics, events, bars: Bars::new(), resumed })
+        Ok(Self { recipe, session, folder, metrics, events, bars: Bars::new(), measured: None })
     }
 
-    fn run(mut self) -> Result<()> {
-        let session = self.session;
-        let method = self.recipe.method.clone();
-        let mut trainer =
-            Trainer::new(method, &session.policy, &*session.train, &*session.reward, session.device.clone())?;
-        if let Some(checkpoint) = self.resumed.take() {
-            trainer.state = trainer.state.load(&checkpoint.files, &checkpoint.state["counters"])?;
-        }
-        self.announce(&trainer);
+    fn run(mut self, trainer: &mut Trainer<'_>) -> Result<()> {
+        self.announce(trainer);
         let before = self.measure(None)?;
         if trainer.state.epoch == 0 {
             let mut record = Map::from_iter([("epoch".to_owned(), Value::from(0))]);
-            record.extend(eval_entries(&before, session));
+            record.extend(eval_entries(&before, self.session));
             self.write(&record)?;
         }
-        let stopped = self.epochs(&mut trainer)?;
-        if stopped {
+        if self.epochs(trainer)? {
             self.bars.say(&format!(
                 "stopped after epoch {}; go on with: elbow train --resume {}",
                 trainer.state.epoch,
@@ -201,9 +195,11 @@ impl<'a> Job<'a> {
             let epoch = trainer.state.epoch;
             let mut record = report.record.clone();
             let every = self.recipe.setting.eval.measure.every;
-            if every > 0 && epoch % every == 0 && epoch < total {
+            // The last epoch too: a record does not depend on how many follow, so a longer run begins with the same ones.
+            if every > 0 && epoch % every == 0 {
                 let measured = self.measure(Some(&trainer.state))?;
                 record.extend(eval_entries(&measured, self.session));
+                self.measured = Some((epoch, measured));
             }
             self.write(&record)?;
             self.pictures(epoch, &report)?;
@@ -278,7 +274,11 @@ impl<'a> Job<'a> {
 
     /// Measures the tuned model and prints base → tuned.
     fn finish(&mut self, before: &Measured, state: &State) -> Result<()> {
-        let (session, after) = (self.session, self.measure(Some(state))?);
+        let session = self.session;
+        let after = match self.measured.take() {
+            Some((epoch, measured)) if epoch == state.epoch => measured,
+            _ => self.measure(Some(state))?,
+        };
         let results = json!({ "base": summary_json(before, session), "tuned": summary_json(&after, session) });
         write_atomic(&self.folder.path().join("result.json"), serde_json::to_string_pretty(&results)?.as_bytes())?;
         let tiles = |measured: &Measured| super::sample::tiles(measured, 24);
@@ -317,25 +317,56 @@ fn create(path: &Path, recipe: &Recipe, session: &Session) -> Result<RunFolder> 
     Ok(folder)
 }
 
-/// The last checkpoint, if the base and the prompts are those of the run.
-fn last_checkpoint(folder: &RunFolder, session: &Session) -> Result<Option<checkpoint::Checkpoint>> {
-    let text = std::fs::read_to_string(folder.manifest()).context("cannot read the run's manifest.json")?;
-    let manifest: Value = serde_json::from_str(&text).context("manifest.json is damaged")?;
-    for (key, now, what) in [
-        ("base_sha256", &session.base_hash, "base weights"),
-        ("prompts_sha256", &session.prompts_hash, "prompts"),
-    ] {
+/// Puts the state of the last checkpoint into the trainer, if the base and the prompts are those of the run. Nothing on disk
+/// changes but what a kill left half done.
+fn load(folder: &RunFolder, session: &Session, trainer: &mut Trainer<'_>) -> Result<()> {
+    let path = folder.manifest();
+    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let manifest: Value = serde_json::from_str(&text).map_err(|error| {
+        Hint::error(format!("{} is damaged: {error}", path.display()), "restore the file, or start a new run with --run")
+    })?;
+    for (key, now, what) in
+        [("base_sha256", &session.base_hash, "base weights"), ("prompts_sha256", &session.prompts_hash, "prompts")]
+    {
         if manifest[key] != json!(now) {
             return Err(Hint::error(
                 format!("the {what} differ from those that {} was started with", folder.path().display()),
-                "restore the files it was started with, or start a new run",
+                "restore the files it was started with, or start a new run with --run",
             ));
         }
     }
-    Ok(match checkpoint::recover(&folder.checkpoints())? {
-        Some((_, path)) => Some(checkpoint::read(&path)?),
-        None => None,
-    })
+    let Some((_, path)) = checkpoint::recover(&folder.checkpoints())? else { return Ok(()) };
+    let saved = checkpoint::read(&path)?;
+    let state = trainer.state.load(&saved.files, &saved.state["counters"]).map_err(|error| {
+        Hint::error(
+            format!("cannot use checkpoint {}: {error}", path.display()),
+            "delete this checkpoint folder to go on from the one before it",
+        )
+    })?;
+    let epochs = trainer.config().epochs;
+    if state.epoch > epochs {
+        return Err(Hint::error(
+            format!("{} has finished {} epochs already, and epochs = {epochs}", folder.path().display(), state.epoch),
+            format!("go on with --set epochs={} or more", state.epoch + 1),
+        ));
+    }
+    trainer.state = state;
+    Ok(())
+}
+
+/// Makes a folder say what it said after `epoch`, and that the run is to become as long as the recipe says.
+fn rewind(folder: &RunFolder, recipe: &Recipe, epoch: u64) -> Result<()> {
+    let text = recipe.to_toml()?;
+    if std::fs::read_to_string(folder.config()).ok().as_deref() != Some(&*text) {
+        write_atomic(&folder.config(), text.as_bytes())?;
+    }
+    if epoch > 0 {
+        metrics::truncate_after(&folder.metrics(), epoch)?;
+    } else if folder.metrics().exists() {
+        // Before the first checkpoint a run starts again, with the measurement of the base.
+        write_atomic(&folder.metrics(), b"")?;
+    }
+    Ok(())
 }
 
 /// `eval_reward_<name>` and `eval_reward_<name>_<tag>` of every measure.

@@ -210,7 +210,7 @@ fn large_advantages_are_clamped_by_grpo_only() {
     let objective = ObjectiveKind::Grpo(Grpo::default());
     assert_eq!(losses(objective, ADVANTAGES), losses(objective, clamped));
     for objective in EPG.into_iter().chain(PEPG).chain(PAR) {
-        assert_ne!(losses(objective, ADVANTAGES)[4], losses(objective, clamped)[4]);
+        assert!((losses(objective, ADVANTAGES)[4] - losses(objective, clamped)[4]).abs() > 0.1);
     }
 }
 
@@ -259,8 +259,8 @@ fn divergences() {
     }
 }
 
-/// Σ π k = KL(π ‖ π_ref) for k1 and k3 where samples come from π, and Σ b ρ k where they come from b; of k3 this holds with the
-/// canonical sign only.
+// Σ π k = KL(π ‖ π_ref) for k1 and k3 where samples come from π, and Σ b ρ k where they come from b; of k3 this holds with the
+// canonical sign only.
 #[test]
 fn k1_and_k3_estimate_the_divergence() {
     let pi = [0.3, 0.25, 0.05, 0.2, 0.15, 0.05f64];
@@ -283,8 +283,8 @@ fn k1_and_k3_estimate_the_divergence() {
     }
 }
 
-/// With a = √2, the Gaussian divergence of a step of the SDE is the path divergence with Girsanov's weight:
-/// ‖μ_θ − μ_ref‖² / (2 σ² |Δ|) = |Δ| (1 − t)/t ‖v_θ − v_ref‖².
+// With a = √2, the Gaussian divergence of a step of the SDE is the path divergence with Girsanov's weight:
+// ‖μ_θ − μ_ref‖² / (2 σ² |Δ|) = |Δ| (1 − t)/t ‖v_θ − v_ref‖².
 #[test]
 fn the_divergence_of_an_sde_step_is_girsanovs() {
     let (sde, sampling) = (FlowSde { noise_level: 2f64.sqrt() }, Sampling { steps: 10, ..Sampling::default() });

@@ -4,7 +4,7 @@ use super::*;
 use crate::noise::Purpose;
 use burn::tensor::Device;
 
-/// The exact velocity of data ~ N(μ, s² I): v = E[ε − x₀ | x_t], linear in x.
+/// The exact velocity of data ~ N(μ, s² I): `v = E[ε − x₀ | x_t]`, linear in x.
 struct GaussianData {
     mean: f64,
     std: f64,
@@ -12,7 +12,7 @@ struct GaussianData {
 
 impl VelocityField for GaussianData {
     fn velocity(&self, x: Tensor<4>, t: Tensor<1>, _: &Conditioning) -> Tensor<4> {
-        let t = t.into_data().to_vec::<f32>().expect("f32").into_iter().map(f64::from).next().expect("a row");
+        let t = t.into_data().try_to_vec::<f32>().expect("f32").into_iter().map(f64::from).next().expect("a row");
         let variance = (1.0 - t).powi(2) * self.std.powi(2) + t * t;
         // E[ε|x] − E[x₀|x], each by linear regression on x.
         let centered = x - (1.0 - t) * self.mean;
@@ -68,7 +68,7 @@ fn the_sde_keeps_the_variance_of_the_data() {
     let n = 4096;
     let start = noise::normal((0..n).map(|i| Key::new(2, Purpose::Start, 0).sample(i)), [1, 1, 4], &Device::flex());
     let rule = SamplerKind::FlowSde(FlowSde { noise_level: 0.7 });
-    let x = end(rule, 400, 1.0, start).into_data().to_vec::<f32>().expect("f32");
+    let x = end(rule, 400, 1.0, start).into_data().try_to_vec::<f32>().expect("f32");
     let mean = x.iter().map(|&v| f64::from(v)).sum::<f64>() / x.len() as f64;
     let variance = x.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / x.len() as f64;
     // Four standard errors of the variance of 16,384 numbers are 0.011; the discretization takes 0.002.

@@ -1,0 +1,70 @@
+//! How an error reaches the user: what is wrong, why, and what to do about it.
+
+use elbow::{config::ConfigError, params::WeightError, policy::EncodeError, prompts::PromptError, train::TrainError};
+use elbow_runlog::RunLogError;
+use std::{error::Error, io};
+
+/// An error with advice.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Hint {
+    message: String,
+    hint: String,
+}
+
+impl Hint {
+    /// An error that says what is wrong and what to do.
+    pub fn error(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Error {
+        Self { message: message.into(), hint: hint.into() }.into()
+    }
+}
+
+/// Prints `error:`, its causes, and `hint:` where one is known.
+#[expect(clippy::print_stderr, reason = "this is where errors reach the user")]
+pub fn complain(error: &anyhow::Error) {
+    eprintln!("error: {error}");
+    for cause in error.chain().skip(1) {
+        eprintln!("  caused by: {cause}");
+    }
+    if let Some(hint) = error.chain().find_map(hint) {
+        eprintln!("hint: {hint}");
+    }
+}
+
+/// The advice for one link of the chain.
+fn hint(cause: &(dyn Error + 'static)) -> Option<String> {
+    if let Some(error) = cause.downcast_ref::<Hint>() {
+        return Some(error.hint.clone());
+    }
+    if let Some(hint) = cause.downcast_ref::<RunLogError>().and_then(RunLogError::hint) {
+        return Some(hint.to_owned());
+    }
+    let fixed = if cause.is::<ConfigError>() {
+        "change these fields in the recipe or with --set; `elbow config --explain` has their meaning"
+    } else if cause.is::<WeightError>() {
+        "give a complete file for this network, such as `elbow pretrain` writes, or leave model.weights out for the embedded model"
+    } else if cause.is::<EncodeError>() {
+        "write the prompt with the words of the embedded scenes, for example \"a photo of a red car left of a cat\""
+    } else if cause.is::<PromptError>() {
+        "a prompt file has one prompt a line: plain text in .txt, a JSON object with `prompt` in .jsonl"
+    } else if let Some(error) = cause.downcast_ref::<TrainError>() {
+        return training(error);
+    } else if cause.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::NotFound) {
+        "check the path; it is relative to the folder that the command runs in"
+    } else {
+        return None;
+    };
+    Some(fixed.to_owned())
+}
+
+fn training(error: &TrainError) -> Option<String> {
+    let text = match error {
+        TrainError::Missing { .. } => {
+            "mend what the reward needs and go on with --resume, or start a new run with other prompts or a higher max_missing"
+        }
+        TrainError::NotFinite { .. } => "start a new run with a lower optimizer.learning_rate",
+        TrainError::Config(error) => return hint(error),
+        TrainError::Encode(error) => return hint(error),
+    };
+    Some(text.to_owned())
+}

@@ -1,0 +1,148 @@
+//! The binary, and a run small enough to repeat many times.
+
+#![allow(dead_code, reason = "each test file uses its own part")]
+
+use serde_json::{Map, Value};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
+use tempfile::TempDir;
+
+/// `--set` of the small run, apart from `epochs`.
+pub const SMALL: [&str; 9] = [
+    "batch.groups=2",
+    "batch.group_size=3",
+    "batch.rows=4",
+    "sampler.steps=2",
+    "eval.prompts_per_task=1",
+    "eval.measure.images_per_prompt=1",
+    "eval.measure.sampler.steps=2",
+    "eval.measure.every=2",
+    "keep.checkpoint_every=1",
+];
+
+/// `elbow` with arguments; its output is captured.
+pub fn elbow<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_elbow"));
+    command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// `--set a=b` of each.
+pub fn sets<'a>(changes: &[&'a str]) -> Vec<&'a str> {
+    changes.iter().flat_map(|change| ["--set", change]).collect()
+}
+
+/// The small run of `epochs` epochs, writing to `folder`.
+pub fn train(folder: &Path, epochs: u64) -> Command {
+    let mut command = elbow(["train", "--run"]);
+    command.arg(folder).args(sets(&SMALL)).args(["--set", &format!("epochs={epochs}")]);
+    command
+}
+
+/// `elbow train --resume folder`.
+pub fn resume(folder: &Path) -> Command {
+    let mut command = elbow(["train", "--resume"]);
+    command.arg(folder);
+    command
+}
+
+/// Runs to the end, which must be a success, and returns what it printed.
+pub fn succeed(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}\n{}", text(&output));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Both streams, for messages.
+pub fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+/// A finished small run of 4 epochs that all tests of a file share. It must not be written to.
+pub fn finished() -> &'static Path {
+    static RUN: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
+    let (_, folder) = RUN.get_or_init(|| {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("run");
+        succeed(&mut train(&folder, 4));
+        (root, folder)
+    });
+    folder
+}
+
+/// Copies a folder with all it holds.
+pub fn copy(from: &Path, to: &Path) {
+    for (name, bytes) in files(from) {
+        let path = to.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    }
+}
+
+/// Every file below a folder, by relative path; nothing if the folder is not there.
+pub fn files(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let (mut found, mut folders) = (BTreeMap::new(), vec![root.to_owned()]);
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).into_iter().flatten() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                found.insert(path.strip_prefix(root).unwrap().to_owned(), fs::read(&path).unwrap());
+            }
+        }
+    }
+    found
+}
+
+/// Every record of a run.
+pub fn records(folder: &Path) -> Vec<Map<String, Value>> {
+    let text = fs::read_to_string(folder.join("metrics.jsonl")).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// The records without what depends on the machine's speed.
+pub fn numbers(folder: &Path) -> Vec<Map<String, Value>> {
+    let mut records = records(folder);
+    for record in &mut records {
+        record.retain(|key, _| !key.starts_with("time_") && key != "samples_per_second");
+    }
+    records
+}
+
+/// Asserts that two runs made the same numbers, checkpoints, pictures and results.
+pub fn assert_same(one: &Path, other: &Path) {
+    assert_eq!(numbers(one), numbers(other), "records");
+    for part in ["checkpoints", "images"] {
+        let (one, other) = (files(&one.join(part)), files(&other.join(part)));
+        assert!(one.keys().eq(other.keys()), "{part}: {:?} and {:?}", one.keys(), other.keys());
+        for (name, bytes) in &one {
+            assert!(bytes == &other[name], "{part}/{} differs", name.display());
+        }
+        assert!(!one.is_empty(), "{part}: nothing to compare");
+    }
+    for file in ["result.json", "config.toml"] {
+        assert_eq!(fs::read_to_string(one.join(file)).unwrap(), fs::read_to_string(other.join(file)).unwrap(), "{file}");
+    }
+}
+
+/// Waits until `done`; a minute is too long.
+pub fn wait_for(what: &str, done: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < Duration::from_secs(60), "waited a minute for {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Sends Ctrl-C.
+pub fn interrupt(process: u32) {
+    let status = Command::new("kill").args(["-INT", &process.to_string()]).status().unwrap();
+    assert!(status.success());
+}

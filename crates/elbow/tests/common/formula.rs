@@ -1,0 +1,233 @@
+//! Losses re-derived from the formulas in `f64`.
+//!
+//! This shares nothing with the library but the rollout, the points the likelihood looks at, and the noise generator.
+//! Stop-gradients are explicit: whatever a formula wraps in sg is computed at `base`, which stays where it is while `theta`
+//! moves.
+
+use super::{ADVANTAGES, B, Case, DIMS, PROMPTS, REFERENCE, SHAPE, UNCONDITIONAL, WEIGHTS, behavior, current};
+use burn::tensor::{Device, Tensor};
+use elbow::{
+    kl::KlKind,
+    likelihood::{LikelihoodKind, Query, Rollout, Weighting},
+    noise::{self, Key, Purpose},
+    objective::{Epg, Grpo, ObjectiveKind, Par, Pepg},
+    sampler::{FlowSde, SamplerKind},
+    schedule::Schedule,
+};
+
+pub(crate) type Weights = [f64; WEIGHTS];
+type Latent = [f64; DIMS];
+
+/// One network evaluation of one sample, and what its velocity is compared with.
+struct Draw {
+    x: Latent,
+    /// As the network sees it.
+    t: f64,
+    cond: [f64; 3],
+    /// The step of the grid that t is.
+    k: usize,
+    /// ELBO: ε. Trajectory: the next point.
+    goal: Latent,
+    /// The finished image.
+    clean: Latent,
+}
+
+/// The re-derivation: `groups[query][sample]` are the draws that make one log-probability.
+pub(crate) struct Formula<'a> {
+    case: &'a Case,
+    grid: Vec<f64>,
+    groups: Vec<Vec<Vec<Draw>>>,
+}
+
+fn latents(tensor: &Tensor<4>) -> Vec<Latent> {
+    let values: Vec<f64> = tensor.clone().into_data().iter::<f64>().collect();
+    values.chunks(DIMS).map(|row| row.try_into().expect("the shape of a latent")).collect()
+}
+
+/// α, σ, α′, σ′.
+fn level(schedule: Schedule, t: f64) -> [f64; 4] {
+    match schedule {
+        Schedule::RectifiedFlow => [1.0 - t, t, -1.0, 1.0],
+        Schedule::VariancePreserving { beta_min, beta_max } => {
+            let alpha = (-0.25 * t * t * (beta_max - beta_min) - 0.5 * t * beta_min).exp();
+            let sigma = (1.0 - alpha * alpha).sqrt();
+            let d_alpha = alpha * (-0.5 * t * (beta_max - beta_min) - 0.5 * beta_min);
+            [alpha, sigma, d_alpha, -alpha * d_alpha / sigma]
+        }
+    }
+}
+
+fn mean(values: impl IntoIterator<Item = f64>) -> f64 {
+    let values: Vec<f64> = values.into_iter().collect();
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
+impl<'a> Formula<'a> {
+    pub(crate) fn new(case: &'a Case, rollout: &Rollout, queries: &[Query]) -> Self {
+        let mut formula = Self { case, grid: case.sampling.times(), groups: Vec::new() };
+        let clean = latents(rollout.images());
+        for (q, query) in queries.iter().enumerate() {
+            let (points, times) = (latents(&query.x), query.t.clone().into_data().iter::<f64>().collect::<Vec<_>>());
+            let mut group: Vec<Vec<Draw>> = (0..B).map(|_| Vec::new()).collect();
+            for (row, (x, t)) in points.into_iter().zip(times).enumerate() {
+                // Draw after draw, all samples in each.
+                let (sample, draw) = (row % B, q + row / B);
+                let k = formula.grid.iter().position(|g| (g - t).abs() < 1e-6).expect("a time of the grid");
+                let goal = match case.likelihood {
+                    LikelihoodKind::Elbo(_) => {
+                        let key = Key { purpose: Purpose::Draw, ..rollout.keys[sample] }.draw(draw as u32);
+                        let noise = latents(&noise::normal([key], SHAPE, &Device::flex()))[0];
+                        let [alpha, sigma, ..] = level(case.schedule, formula.grid[k]);
+                        for i in 0..DIMS {
+                            let expected = alpha * clean[sample][i] + sigma * noise[i];
+                            assert!((x[i] - expected).abs() < 1e-6, "{case:?}: {} {expected}", x[i]);
+                        }
+                        noise
+                    }
+                    LikelihoodKind::Trajectory(_) => {
+                        assert_eq!((k, x), (draw, latents(&rollout.points[k])[sample]), "{case:?}");
+                        latents(&rollout.points[k + 1])[sample]
+                    }
+                };
+                let cond = PROMPTS[sample].map(f64::from);
+                group[sample].push(Draw { x, t, cond, k, goal, clean: clean[sample] });
+            }
+            formula.groups.push(group);
+        }
+        formula
+    }
+
+    /// The network with guidance.
+    fn velocity(&self, draw: &Draw, weights: &Weights) -> Latent {
+        let branch = |cond: &[f64; 3]| -> Latent {
+            std::array::from_fn(|i| {
+                let channel = |from: usize| weights[from + i / 2];
+                let prompt: f64 = (0..3).map(|j| cond[j] * weights[8 + j]).sum();
+                let inside = channel(0) * draw.x[i] + channel(2) * draw.t + prompt;
+                channel(4) * inside.tanh() + channel(6) * draw.x[i]
+            })
+        };
+        let (with, without) = (branch(&draw.cond), branch(&UNCONDITIONAL.map(f64::from)));
+        let g = self.case.sampling.guidance;
+        std::array::from_fn(|i| without[i] + g * (with[i] - without[i]))
+    }
+
+    /// ln p of one draw; sg(m) of the adaptive weighting at `base`.
+    fn score(&self, draw: &Draw, theta: &Weights, base: &Weights) -> f64 {
+        let t = self.grid[draw.k];
+        let g = self.case.sampling.guidance;
+        let v = self.velocity(draw, theta);
+        match self.case.likelihood {
+            LikelihoodKind::Elbo(elbo) => {
+                let [alpha, sigma, d_alpha, d_sigma] = level(self.case.schedule, t);
+                let (x0, eps) = (draw.clean, draw.goal);
+                let e = |v: Latent| -> Latent { std::array::from_fn(|i| v[i] - d_alpha * x0[i] - d_sigma * eps[i]) };
+                // x̂₀ − x₀, with x̂₀ solved from x and v.
+                let d = |v: Latent| -> Latent {
+                    std::array::from_fn(|i| {
+                        let x = alpha * x0[i] + sigma * eps[i];
+                        (d_sigma * x - sigma * v[i]) / (alpha * d_sigma - d_alpha * sigma) - x0[i]
+                    })
+                };
+                match elbo.weighting {
+                    Weighting::Adaptive => {
+                        let m = mean(d(self.velocity(draw, base)).map(f64::abs)).max(1e-5);
+                        -mean(d(v).map(|d| d * d / m)) / g
+                    }
+                    Weighting::Simple => -mean(e(v).map(|e| e * e)) / (g * g),
+                    Weighting::PathKl => -(1.0 - t) / (t + 1e-3) * mean(e(v).map(|e| e * e)),
+                    Weighting::T => -mean(d(v).map(|d| d * d)),
+                }
+            }
+            LikelihoodKind::Trajectory(_) => {
+                let SamplerKind::FlowSde(FlowSde { noise_level }) = self.case.sampling.rule else {
+                    unreachable!("only an SDE has densities")
+                };
+                let dt = self.grid[draw.k + 1] - t;
+                let s = noise_level * (t / (1.0 - t.min(self.grid[1]))).sqrt();
+                mean((0..DIMS).map(|i| {
+                    let score = -(draw.x[i] + (1.0 - t) * v[i]) / t;
+                    let mean = draw.x[i] + (v[i] - s * s / 2.0 * score) * dt;
+                    let variance = s * s * -dt;
+                    -(draw.goal[i] - mean).powi(2) / (2.0 * variance) - (std::f64::consts::TAU * variance).ln() / 2.0
+                }))
+            }
+        }
+    }
+
+    /// Several draws of a sample as one: mean of ELBOs, sum of steps.
+    fn merge(&self, draws: impl ExactSizeIterator<Item = f64>) -> f64 {
+        let count = draws.len() as f64;
+        let sum: f64 = draws.sum();
+        if matches!(self.case.likelihood, LikelihoodKind::Elbo(_)) { sum / count } else { sum }
+    }
+
+    fn log_prob(&self, draws: &[Draw], theta: &Weights, base: &Weights) -> f64 {
+        self.merge(draws.iter().map(|draw| self.score(draw, theta, base)))
+    }
+
+    fn divergence(&self, draws: &[Draw], theta: &Weights, base: &Weights) -> f64 {
+        let (reference, behavior) = (REFERENCE.map(f64::from), behavior().map(f64::from));
+        let l = self.log_prob(draws, theta, base);
+        let d = l - self.log_prob(draws, &reference, &reference);
+        let value = match self.case.kl.kind {
+            KlKind::Girsanov => self.merge(draws.iter().map(|draw| {
+                let (v, v_ref) = (self.velocity(draw, theta), self.velocity(draw, &reference));
+                mean((0..DIMS).map(|i| (v[i] - v_ref[i]).powi(2)))
+            })),
+            KlKind::K1 => d,
+            KlKind::K2 => d * d / 2.0,
+            KlKind::K3 => (-d).exp() - 1.0 + d,
+            KlKind::K3Reversed => d.exp() - 1.0 - d,
+        };
+        let importance =
+            if self.case.kl.importance { (l - self.log_prob(draws, &behavior, &behavior)).exp() } else { 1.0 };
+        value * importance
+    }
+
+    /// The loss at `theta` with everything under a stop-gradient at `base`.
+    pub(crate) fn loss(&self, theta: &Weights, base: &Weights) -> f64 {
+        let behavior = behavior().map(f64::from);
+        let one = |sample: usize, draws: &[Draw]| {
+            let a = ADVANTAGES[sample];
+            let l = self.log_prob(draws, theta, base);
+            let l_b = self.log_prob(draws, &behavior, &behavior);
+            let frozen = self.log_prob(draws, base, base) - l_b;
+            let factor = |ratio: bool| if ratio { frozen.exp() } else { 1.0 };
+            let policy = match self.case.objective {
+                ObjectiveKind::Epg(Epg { ratio }) => -factor(ratio) * a * l,
+                ObjectiveKind::Pepg(Pepg { ratio }) => -factor(ratio) * (a - frozen) * l,
+                ObjectiveKind::Par(Par { ratio }) => 0.5 * factor(ratio) * (a - (l - l_b)).powi(2),
+                ObjectiveKind::Grpo(Grpo { clip, max_advantage }) => {
+                    let (a, rho) = (a.clamp(-max_advantage, max_advantage), (l - l_b).exp());
+                    f64::max(-a * rho, -a * rho.clamp(1.0 - clip, 1.0 + clip))
+                }
+            };
+            policy + self.case.kl.weight * self.divergence(draws, theta, base)
+        };
+        let samples = |group: &Vec<Vec<Draw>>| mean(group.iter().enumerate().map(|(i, draws)| one(i, draws)));
+        mean(self.groups.iter().map(samples))
+    }
+
+    /// How many ratios lie outside and inside GRPO's range.
+    pub(crate) fn outside(&self, clip: f64) -> [usize; 2] {
+        let (current, behavior) = (current().map(f64::from), behavior().map(f64::from));
+        let mut counts = [0; 2];
+        for draws in self.groups.iter().flatten() {
+            let rho = (self.log_prob(draws, &current, &current) - self.log_prob(draws, &behavior, &behavior)).exp();
+            counts[usize::from((rho - 1.0).abs() <= clip)] += 1;
+        }
+        counts
+    }
+
+    pub(crate) fn finite_differences(&self) -> Vec<f64> {
+        const H: f64 = 1e-5;
+        let base = current().map(f64::from);
+        let at = |i: usize, h: f64| {
+            let mut theta = base;
+            theta[i] += h;
+            self.loss(&theta, &base)
+        };
+        (0..WEIGHTS).map(|i| (at(i, H) - at(i, -H)) / (2.0 * H)).collect()
+    }
+}

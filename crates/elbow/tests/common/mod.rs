@@ -1,0 +1,151 @@
+//! A policy small enough to differentiate by hand, and one combination of the axes run on it.
+
+pub(crate) mod formula;
+
+use burn::tensor::{Device, Tensor, TensorData};
+use elbow::{
+    Prompt, RgbImage,
+    evaluation::Evaluation,
+    guidance::Guided,
+    kl::Kl,
+    likelihood::{LikelihoodKind, Query, Rollout},
+    noise::{self, Key, Purpose},
+    objective::ObjectiveKind,
+    params::{Params, Tensors},
+    policy::{Conditioning, EncodeError, Policy, VelocityField},
+    sampler::{self, Sampling},
+    schedule::Schedule,
+};
+
+pub(crate) const B: usize = 4;
+pub(crate) const SHAPE: [usize; 3] = [2, 1, 2];
+pub(crate) const DIMS: usize = 4;
+pub(crate) const WEIGHTS: usize = 11;
+pub(crate) const ADVANTAGES: [f64; B] = [0.9, -1.3, 0.4, -0.2];
+pub(crate) const UNCONDITIONAL: [f32; 3] = [0.5, -0.5, 0.25];
+pub(crate) const PROMPTS: [[f32; 3]; B] = [[0.2, 0.9, -0.4], [0.2, 0.9, -0.4], [-0.7, 0.1, 0.6], [-0.7, 0.1, 0.6]];
+pub(crate) const REFERENCE: [f32; WEIGHTS] = [0.8, -0.5, 0.3, 0.6, -0.9, 0.7, -0.3, 0.2, 0.4, -0.6, 0.5];
+
+/// v = w tanh(a x + b t + c·prompt) + e x, with a, b, w and e one number a channel.
+pub(crate) struct Tiny;
+
+/// [`Tiny`] with its weights.
+pub(crate) struct Field(Tensors);
+
+impl Field {
+    fn per_channel(&self, name: &str) -> Tensor<4> {
+        self.0.tensor::<1>(name).reshape([1, 2, 1, 1])
+    }
+}
+
+impl VelocityField for Field {
+    fn velocity(&self, x: Tensor<4>, t: Tensor<1>, cond: &Conditioning) -> Tensor<4> {
+        let n = t.dims()[0];
+        let c: Tensor<2> = self.0.tensor::<1>("c").reshape([1, 3]);
+        let prompt = (cond.pooled.clone() * c).sum_dim(1).reshape([n, 1, 1, 1]);
+        let inside = x.clone() * self.per_channel("a") + t.reshape([n, 1, 1, 1]) * self.per_channel("b") + prompt;
+        inside.tanh() * self.per_channel("w") + x * self.per_channel("e")
+    }
+}
+
+pub(crate) fn params(values: [f32; WEIGHTS]) -> Params {
+    let entry = |name: &str, from: usize, len: usize| (name.to_owned(), vec![len], values[from..from + len].to_vec());
+    Params::new([entry("a", 0, 2), entry("b", 2, 2), entry("w", 4, 2), entry("e", 6, 2), entry("c", 8, 3)])
+}
+
+impl Policy for Tiny {
+    fn latent_shape(&self) -> [usize; 3] {
+        SHAPE
+    }
+
+    fn initial(&self) -> Params {
+        params(REFERENCE)
+    }
+
+    fn bind(&self, trained: Option<&Tensors>) -> Box<dyn VelocityField> {
+        Box::new(Field(trained.cloned().unwrap_or_else(|| self.initial().tensors(&Device::flex()))))
+    }
+
+    fn encode(&self, prompts: &[Prompt]) -> Result<Conditioning, EncodeError> {
+        // The number of a row, or nothing.
+        let row = |p: &Prompt| p.text.parse::<usize>().map_or(UNCONDITIONAL, |i| PROMPTS[i]);
+        let (n, device) = (prompts.len(), Device::flex());
+        let pooled: Vec<f32> = prompts.iter().flat_map(row).collect();
+        let pooled = Tensor::from_data(TensorData::new(pooled, [n, 3]), &device);
+        Ok(Conditioning { tokens: Tensor::zeros([n, 1, 1], &device), pooled })
+    }
+
+    fn decode(&self, latents: Tensor<4>) -> Vec<RgbImage> {
+        vec![RgbImage::new(1, 1); latents.dims()[0]]
+    }
+}
+
+/// What the behavior and the current weights are away from the reference, and from each other.
+pub(crate) fn behavior() -> [f32; WEIGHTS] {
+    std::array::from_fn(|i| REFERENCE[i] + 0.05 * (1.0 + i as f32 * 2.3).sin())
+}
+
+pub(crate) fn current() -> [f32; WEIGHTS] {
+    let behavior = behavior();
+    std::array::from_fn(|i| behavior[i] + 0.005 * (0.5 + i as f32 * 1.7).cos())
+}
+
+/// One combination of the axes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Case {
+    pub(crate) objective: ObjectiveKind,
+    pub(crate) likelihood: LikelihoodKind,
+    pub(crate) sampling: Sampling,
+    pub(crate) schedule: Schedule,
+    pub(crate) kl: Kl,
+}
+
+impl Case {
+    pub(crate) fn refusal(&self) -> Option<String> {
+        let sampler = self.sampling.rule.get().refuses(self.schedule);
+        sampler.or_else(|| self.likelihood.get().refuses(&self.sampling, self.schedule))
+    }
+
+    fn guided(&self, field: Box<dyn VelocityField>) -> Guided<'static> {
+        let unconditional = Tiny.encode(&[Prompt::from("")]).expect("any prompt is known");
+        Guided { field, scale: self.sampling.guidance, unconditional }
+    }
+
+    fn field(&self, weights: [f32; WEIGHTS]) -> Guided<'static> {
+        self.guided(Tiny.bind(Some(&params(weights).tensors(&Device::flex()))))
+    }
+
+    /// Images (and the path, where the likelihood wants it) from the behavior weights.
+    pub(crate) fn rollout(&self) -> Rollout {
+        let keys: Vec<Key> = (0..B as u64).map(|i| Key::new(11, Purpose::Step, 4).sample(i)).collect();
+        let prompts: Vec<Prompt> = (0..B).map(|i| Prompt::from(i.to_string().as_str())).collect();
+        let cond = Tiny.encode(&prompts).expect("any prompt is known");
+        let start = noise::normal(keys.iter().map(|&k| Key { purpose: Purpose::Start, ..k }), SHAPE, &Device::flex());
+        let keep = self.likelihood.get().needs_trajectory();
+        let points = sampler::sample(&self.field(behavior()), &self.sampling, self.schedule, start, &cond, &keys, keep);
+        Rollout { points, cond, keys, sampling: self.sampling, schedule: self.schedule }
+    }
+
+    /// The mean loss over samples and queries, and its gradient, as the trainer takes them.
+    pub(crate) fn automatic(&self, queries: &[Query]) -> (f64, Vec<f64>) {
+        let weights = params(current());
+        let leaves = weights.tensors(&Device::flex().autodiff());
+        let field = self.guided(Tiny.bind(Some(&leaves)));
+        let (behavior, reference) = (self.field(behavior()), self.guided(Tiny.bind(None)));
+        let mut gradient = weights.zeros_like();
+        let mut total = 0.0;
+        for query in queries {
+            let e = Evaluation::new(query, &field, Some(&behavior), &reference);
+            let advantages = TensorData::new(ADVANTAGES.to_vec(), [B]);
+            let advantages = Tensor::from_data(advantages, (&Device::flex(), e.log_prob().dtype()));
+            let mut loss = self.objective.get().loss(&e, advantages);
+            if let Some(kl) = self.kl.value(&e) {
+                loss = loss + kl * self.kl.weight;
+            }
+            let loss = loss.sum() / (B * queries.len()) as f64;
+            total += loss.clone().inner().into_scalar::<f64>();
+            gradient.add_gradients(&leaves, &mut loss.backward());
+        }
+        (total, gradient.values().iter().copied().map(f64::from).collect())
+    }
+}
