@@ -1,6 +1,7 @@
 //! Laying one table over another: defaults, then a recipe, then `--set`, every key checked on the way.
 
 use crate::schema::{Field, Shape, Type, Variant};
+use std::fmt::Write;
 use toml::{Table, Value};
 
 /// Lays `top` over `base`, and adds one sentence to `problems` for each thing in `top` that no recipe can hold.
@@ -38,7 +39,7 @@ impl Place<'_> {
         let mut text = format!("unknown field `{}`; {place} has {}", self.of(key), known.join(", "));
         let owner = self.variants.iter().find(|v| v.fields.iter().any(|f| f.name == key));
         if let Some(owner) = owner {
-            text += &format!(" (`{key}` belongs to kind \"{}\": set {} too)", owner.kind, self.of("kind"));
+            let _ = write!(text, " (`{key}` belongs to kind \"{}\": set {} too)", owner.kind, self.of("kind"));
         }
         text
     }
@@ -59,8 +60,12 @@ fn section(base: &mut Table, top: Table, fields: &[Field], place: &Place<'_>, pr
             (Shape::Section(fields), Value::Table(top)) => {
                 section(child(base, key), top, fields, &Place { path, kind: None, variants: &[] }, problems);
             }
-            (Shape::Tagged { variants, .. }, Value::Table(top)) => tagged(child(base, key), top, variants, path, problems),
-            (shape, value) => problems.push(format!("`{path}` = {value}: this is a section; {}", example(&path, shape))),
+            (Shape::Tagged { variants, .. }, Value::Table(top)) => {
+                tagged(child(base, key), top, variants, path, problems);
+            }
+            (shape, value) => {
+                problems.push(format!("`{path}` = {value}: this is a section; {}", example(&path, shape)));
+            }
         }
     }
 }
@@ -152,7 +157,8 @@ mod tests {
 
     #[test]
     fn every_problem_is_told_with_its_place() {
-        let top = "sed = 1\nepochs = -1\nkl.kind = 'k9'\nbatch = 3\nschedule.x = 1\nobjective.clip = 1\nreward = 'geneval'";
+        let top =
+            "sed = 1\nepochs = -1\nkl.kind = 'k9'\nbatch = 3\nschedule.x = 1\nobjective.clip = 1\nreward = 'geneval'";
         let (_, problems) = lay("schedule.kind = 'rectified-flow'\nobjective.kind = 'epg'", top);
         for (problem, part) in problems.iter().zip([
             "`batch` = 3: this is a section; give one of its fields, for example batch.groups",

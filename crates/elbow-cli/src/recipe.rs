@@ -170,27 +170,55 @@ impl Default for Keep {
 /// Reads a recipe (`None`: the default one) over the defaults, and then `key=value` overrides over both. The name of the recipe
 /// comes first.
 pub fn load(path: Option<&Path>, overrides: &[String]) -> Result<(String, Recipe)> {
-    let (name, text) = match path {
-        None => ("nano-geneval".to_owned(), DEFAULT.to_owned()),
-        Some(path) => {
-            let text = std::fs::read_to_string(path).with_context(|| format!("cannot read recipe {}", path.display()))?;
-            let stem = path.file_stem().map_or_else(|| "run".into(), |s| s.to_string_lossy().into_owned());
-            (stem, text)
-        }
-    };
-    let place = path.map_or_else(|| "the default recipe".to_owned(), |p| format!("recipe {}", p.display()));
-    let written: Table = toml::from_str(&text).map_err(|error| {
-        Hint::error(format!("{place} is not valid TOML: {}", error.to_string().trim_end()), "correct the line shown")
-    })?;
     let fields = schema::fields();
     let mut table = Recipe::default().to_table()?;
-    lay(&mut table, written, &fields).with_context(|| format!("cannot use {place}"))?;
+    let name = match path {
+        None => {
+            lay(&mut table, toml::from_str(DEFAULT)?, &fields)?;
+            "nano-geneval".to_owned()
+        }
+        Some(path) => {
+            read_file(path, &fields, &mut table, 0)?;
+            path.file_stem().map_or_else(|| "run".into(), |s| s.to_string_lossy().into_owned())
+        }
+    };
     let mut changes = Table::new();
     for text in overrides {
         set(&mut changes, text)?;
     }
     lay(&mut table, changes, &fields).context("cannot use --set")?;
     Ok((name, read(table)?))
+}
+
+/// Lays a recipe file over a table, and under it the one it `extends` (a path relative to it), if any.
+fn read_file(path: &Path, fields: &[Field], table: &mut Table, depth: usize) -> Result<()> {
+    let place = path.display();
+    if depth > 8 {
+        return Err(Hint::error(
+            format!("recipe {place}: `extends` goes in a circle"),
+            "a recipe cannot extend itself",
+        ));
+    }
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read recipe {place}"))?;
+    let mut written: Table = toml::from_str(&text).map_err(|error| {
+        Hint::error(
+            format!("recipe {place} is not valid TOML: {}", error.to_string().trim_end()),
+            "correct the line shown",
+        )
+    })?;
+    match written.remove("extends") {
+        None => {}
+        Some(toml::Value::String(base)) => {
+            let base = path.with_file_name(base);
+            read_file(&base, fields, table, depth + 1)
+                .with_context(|| format!("cannot read what recipe {place} extends"))?;
+        }
+        Some(other) => {
+            let message = format!("recipe {place}: extends = {other}: expected a text in quotes");
+            return Err(Hint::error(message, "name another recipe, for example extends = \"base.toml\""));
+        }
+    }
+    lay(table, written, fields).with_context(|| format!("cannot use recipe {place}"))
 }
 
 /// Lays one table over another; everything that is wrong with it is one error.
@@ -226,7 +254,12 @@ fn part<T: DeserializeOwned>(table: Table) -> Result<T> {
 
 /// Adds one `a.b.c=value`; the value is TOML, or else a plain string.
 fn set(table: &mut Table, text: &str) -> Result<()> {
-    let wrong = || Hint::error(format!("--set {text}: not of the form key=value"), "for example --set optimizer.learning_rate=1e-4");
+    let wrong = || {
+        Hint::error(
+            format!("--set {text}: not of the form key=value"),
+            "for example --set optimizer.learning_rate=1e-4",
+        )
+    };
     let (path, value) = text.split_once('=').ok_or_else(wrong)?;
     let value = match toml::from_str::<Table>(&format!("value = {value}")) {
         Ok(mut parsed) => parsed.remove("value").ok_or_else(wrong)?,

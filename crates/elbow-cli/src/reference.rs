@@ -11,7 +11,11 @@ const OPENING: &str = "\
 
 A recipe is a TOML file that says what differs from the defaults below; an empty file is a valid recipe.
 `elbow train recipe.toml` runs it, `elbow config recipe.toml` prints it with every field written out, and
-`--set section.field=value` changes one field on the command line. Without a recipe the embedded `nano-geneval` is used.
+`--set section.field=value` changes one field on the command line. Without a recipe the embedded `nano-geneval` is used, which
+departs from these defaults: `elbow config` prints it.
+
+`extends = \"other.toml\"` on its first line lets a recipe start from another one, named relative to it, in place of the
+defaults.
 
 Some sections have a `kind`, which decides their other fields. A section that names another kind starts from that kind's
 defaults; one that names the same kind, or none, keeps every field it does not mention. An unknown field is an error.
@@ -43,12 +47,20 @@ fn sections(path: &str, fields: &[Field], out: &mut String) {
                 let _ = write!(out, "\n## `[{path}]`\n\n{} Its `{path}.kind` is", field.meaning);
                 let last = variants.len() - 1;
                 for (i, variant) in variants.iter().enumerate() {
-                    let between = if i == 0 { "" } else if i == last { " or" } else { "," };
+                    let between = if i == 0 {
+                        ""
+                    } else if i == last {
+                        " or"
+                    } else {
+                        ","
+                    };
                     let mark = if default.as_ref() == Some(&variant.kind) { " (the default)" } else { "" };
                     let _ = write!(out, "{between} `\"{}\"`{mark}", variant.kind);
                 }
                 *out += ".\n";
-                variants.iter().for_each(|v| kind(&path, v, out));
+                for variant in variants {
+                    kind(&path, variant, out);
+                }
             }
         }
     }
@@ -72,21 +84,26 @@ fn table(path: &str, fields: &[Field], meaning: &str, out: &mut String) {
         let text = if field.meaning.is_empty() { meaning } else { &field.meaning };
         let (kind, default) = match &field.shape {
             Shape::Value(kind) => (name(kind), default(field)),
-            Shape::Section(_) => ("section".into(), String::new()),
+            Shape::Section(_) => (link("section", &full), String::new()),
             Shape::Tagged { default, .. } => {
-                ("section with `kind`".into(), default.as_ref().map(|k| format!("`\"{k}\"`")).unwrap_or_default())
+                (link("section with `kind`", &full), default.as_ref().map(|k| format!("`\"{k}\"`")).unwrap_or_default())
             }
         };
-        let choices = match &field.shape {
-            Shape::Value(Type::OneOf(choices)) => {
-                choices.iter().map(|(n, m)| format!("<br>`\"{n}\"`: {m}")).collect()
+        let mut text = text.to_owned();
+        if let Shape::Value(Type::OneOf(choices)) = &field.shape {
+            for (choice, meaning) in choices {
+                let _ = write!(text, "<br>`\"{choice}\"`: {meaning}");
             }
-            _ => String::new(),
-        };
-        let cells = [format!("`{full}`"), kind, default, format!("{text}{choices}")];
+        }
+        let cells = [format!("`{full}`"), kind, default, text];
         let cells: Vec<String> = cells.iter().map(|cell| cell.replace('|', "\\|")).collect();
         let _ = writeln!(out, "| {} |", cells.join(" | "));
     }
+}
+
+/// A link to the heading of a section.
+fn link(text: &str, path: &str) -> String {
+    format!("[{text}](#{})", path.replace('.', ""))
 }
 
 fn join(path: &str, name: &str) -> String {
@@ -107,9 +124,7 @@ fn name(kind: &Type) -> String {
 
 fn default(field: &Field) -> String {
     match &field.default {
-        Some(Value::Array(items)) => {
-            items.iter().map(|v| format!("`{v}`")).collect::<Vec<_>>().join(", ")
-        }
+        Some(Value::Array(items)) => items.iter().map(|v| format!("`{v}`")).collect::<Vec<_>>().join(", "),
         Some(value) => format!("`{value}`"),
         None if field.required => "must be given".into(),
         None => "none".into(),

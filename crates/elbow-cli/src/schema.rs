@@ -109,7 +109,10 @@ fn shape(root: &Value, schema: &Value, defaults: &Value) -> Shape {
     let variants = schema["oneOf"].as_array().map_or(&[][..], Vec::as_slice);
     if variants.iter().any(|v| v["properties"]["kind"]["const"].is_string()) {
         let default = defaults["kind"].as_str().map(str::to_owned);
-        return Shape::Tagged { default, variants: variants.iter().filter_map(|v| variant(root, v, defaults)).collect() };
+        return Shape::Tagged {
+            default,
+            variants: variants.iter().filter_map(|v| variant(root, v, defaults)).collect(),
+        };
     }
     if schema["properties"].is_object() {
         return Shape::Section(section(root, schema, defaults));

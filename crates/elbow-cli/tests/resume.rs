@@ -1,5 +1,7 @@
 //! A run that was stopped, in whatever way and at whatever moment, ends with the bytes of one that was not.
 
+#![expect(clippy::print_stdout, reason = "shown where a test fails")]
+
 mod common;
 
 use common::{assert_same, copy, files, finished, interrupt, numbers, resume, succeed, text, train, wait_for};
@@ -20,13 +22,16 @@ fn the_same_command_makes_the_same_bytes() {
     let again = root.path().join("again");
     succeed(&mut train(&again, 4));
     assert_same(finished(), &again);
-    assert!(numbers(&again).iter().any(|r| r.get("grad_norm").is_some_and(|g| g.as_f64() > Some(0.0))), "nothing learned");
+    assert!(
+        numbers(&again).iter().any(|r| r.get("grad_norm").is_some_and(|g| g.as_f64() > Some(0.0))),
+        "nothing learned"
+    );
 }
 
 #[test]
 fn killed_at_any_moment_and_resumed_is_the_same_run() {
     let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_nanos();
-    for attempt in 0..4u32 {
+    for attempt in 0..3u32 {
         let root = tempfile::tempdir().unwrap();
         let folder = root.path().join("run");
         let mut command = train(&folder, 4);

@@ -42,7 +42,9 @@ impl LoraConfig {
     /// B zero, so that the adapted network starts equal to the base.
     pub fn initial(&self, base: &Params, key: Key) -> Params {
         let targeted = |layer: &str| {
-            self.target_modules.iter().any(|t| layer.strip_suffix(t.as_str()).is_some_and(|p| p.is_empty() || p.ends_with('.')))
+            self.target_modules
+                .iter()
+                .any(|t| layer.strip_suffix(t.as_str()).is_some_and(|p| p.is_empty() || p.ends_with('.')))
         };
         let mut factors = Vec::new();
         for entry in base.entries() {
@@ -52,7 +54,9 @@ impl LoraConfig {
             }
             let mut a = Vec::new();
             key.sample(factors.len() as u64).extend_normals(self.rank * input, &mut a);
-            a.iter_mut().for_each(|v| *v /= self.rank as f32);
+            for value in &mut a {
+                *value /= self.rank as f32;
+            }
             factors.push((format!("{layer}.lora_A.weight"), vec![self.rank, input], a));
             factors.push((format!("{layer}.lora_B.weight"), vec![out, self.rank], vec![0.0; out * self.rank]));
         }
@@ -72,10 +76,8 @@ mod tests {
         let lora = LoraConfig { rank: 4, ..LoraConfig::default() };
         let factors = lora.initial(&base, Key::new(0, Purpose::Initialization, 0));
         let names: Vec<_> = factors.entries().iter().map(|e| (e.name.as_str(), e.shape.clone())).collect();
-        let expected = [
-            ("blocks.0.attn.to_q.lora_A.weight", vec![4, 3]),
-            ("blocks.0.attn.to_q.lora_B.weight", vec![2, 4]),
-        ];
+        let expected =
+            [("blocks.0.attn.to_q.lora_A.weight", vec![4, 3]), ("blocks.0.attn.to_q.lora_B.weight", vec![2, 4])];
         assert_eq!(names, expected);
         assert!(factors.values()[..12].iter().all(|&v| v != 0.0) && factors.values()[12..].iter().all(|&v| v == 0.0));
     }

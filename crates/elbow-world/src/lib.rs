@@ -13,8 +13,8 @@
 pub mod data;
 pub mod detector;
 pub mod draw;
-pub mod judge;
 pub mod encoder;
+pub mod judge;
 pub mod object;
 pub mod prompts;
 pub mod scene;

@@ -159,7 +159,8 @@ mod tests {
     #[test]
     fn every_problem_is_told_at_once() {
         let batch = Batch { groups: 5, group_size: 1, updates: 2, rows: 0 };
-        let config = Config { batch, likelihood: LikelihoodKind::Trajectory(Trajectory::default()), ..Config::default() };
+        let config =
+            Config { batch, likelihood: LikelihoodKind::Trajectory(Trajectory::default()), ..Config::default() };
         let problems = config.validate().expect_err("several").problems;
         assert_eq!(problems.len(), 4, "{problems:?}");
         assert!(problems[1].contains("batch.groups = 5") && problems[1].contains("batch.updates = 2"));

@@ -2,6 +2,7 @@
 
 use crate::{
     guidance::Guided,
+    lanes,
     noise::{self, Key, Purpose},
     policy::{EncodeError, Policy, VelocityField},
     prompts::Prompt,
@@ -14,7 +15,10 @@ use burn::tensor::Device;
 use image::RgbImage;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicUsize, Ordering},
+};
 
 /// How a policy is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -78,7 +82,11 @@ impl Measured {
         }
         let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
         let by_tag: BTreeMap<String, f64> = tags.into_iter().map(|(tag, values)| (tag, mean(&values))).collect();
-        let all: Vec<f64> = if by_tag.is_empty() { scores.iter().flatten().copied().collect() } else { by_tag.values().copied().collect() };
+        let all: Vec<f64> = if by_tag.is_empty() {
+            scores.iter().flatten().copied().collect()
+        } else {
+            by_tag.values().copied().collect()
+        };
         Some(Summary { mean: mean(&all), by_tag, missing: scores.iter().filter(|s| s.is_none()).count() })
     }
 }
@@ -100,20 +108,23 @@ pub fn measure(
     let cond = policy.encode(prompts)?;
     let total = prompts.len() * config.images_per_prompt;
     let owner: Vec<usize> = (0..total).map(|i| i / config.images_per_prompt).collect();
-    let mut images = Vec::with_capacity(total);
-    for rows in owner.chunks(config.rows.max(1)) {
-        let key = Key::new(config.seed, Purpose::Evaluation, 0);
-        let keys: Vec<Key> = (0..rows.len()).map(|i| key.sample((images.len() + i) as u64)).collect();
+    let (size, done) = (config.rows.max(1), AtomicUsize::new(0));
+    let draw = |part: usize| {
+        let rows = &owner[part * size..total.min((part + 1) * size)];
+        let key = |i: usize| Key::new(config.seed, Purpose::Evaluation, 0).sample((part * size + i) as u64);
+        let keys: Vec<Key> = (0..rows.len()).map(key).collect();
         let start = noise::normal(keys.iter().copied(), policy.latent_shape(), device);
-        let step_keys: Vec<Key> = keys.iter().map(|&k| Key { purpose: Purpose::Step, ..k }).collect();
-        let mut points =
-            sampler::sample(&field, &config.sampler, schedule, start, &cond.select(rows), &step_keys, false);
-        images.extend(policy.decode(points.pop().expect("invariant: a rollout holds its images")));
-        observer.progress("evaluation", images.len(), total);
-    }
+        // Noise of stochastic steps: draws of the same key other than the start's.
+        let keys: Vec<Key> = keys.into_iter().map(|k| Key { epoch: 1, ..k }).collect();
+        let points = sampler::sample(&field, &config.sampler, schedule, start, &cond.select(rows), &keys, false);
+        observer.progress("evaluation", done.fetch_add(rows.len(), Ordering::Relaxed) + rows.len(), total);
+        points.last().map(|images| policy.decode(images.clone())).unwrap_or_default()
+    };
+    let images = lanes::map(total.div_ceil(size), draw).concat();
     let prompts: Vec<Prompt> = owner.iter().map(|&p| prompts[p].clone()).collect();
     let score = |reward: &&dyn Reward| {
-        let scores = reward.score(&images, &prompts).into_iter().map(|s| s.ok().map(f64::from).filter(|v| v.is_finite()));
+        let scores =
+            reward.score(&images, &prompts).into_iter().map(|s| s.ok().map(f64::from).filter(|v| v.is_finite()));
         (reward.name().to_owned(), scores.collect())
     };
     let scores = rewards.iter().map(score).collect();
@@ -126,9 +137,8 @@ mod tests {
 
     #[test]
     fn the_mean_is_over_tags_and_missing_scores_do_not_count() {
-        let prompt = |tag: &str| {
-            serde_json::from_value(serde_json::json!({"prompt": "p", "tag": tag})).expect("a prompt")
-        };
+        let prompt =
+            |tag: &str| serde_json::from_value(serde_json::json!({"prompt": "p", "tag": tag})).expect("a prompt");
         let measured = Measured {
             images: Vec::new(),
             prompts: vec![prompt("a"), prompt("a"), prompt("a"), prompt("b")],

@@ -45,6 +45,7 @@ pub mod evaluation;
 pub mod gaussian;
 pub mod guidance;
 pub mod kl;
+mod lanes;
 pub mod likelihood;
 pub mod noise;
 pub mod objective;

@@ -64,7 +64,9 @@ impl Optimizer {
         }
         if norm > config.max_grad_norm {
             let scale = (config.max_grad_norm / norm) as f32;
-            gradient.values_mut().iter_mut().for_each(|g| *g *= scale);
+            for value in gradient.values_mut() {
+                *value *= scale;
+            }
         }
         self.step += 1;
         let warmup = (self.step as f64 / config.warmup_steps.max(1) as f64).min(1.0);

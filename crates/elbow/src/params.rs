@@ -226,8 +226,11 @@ impl Tensors {
     }
 }
 
+/// Shape and values.
+type Values = (Vec<usize>, Vec<f32>);
+
 /// Every tensor of a safetensors file as `f32`.
-pub fn read_safetensors(file: &[u8]) -> Result<BTreeMap<String, (Vec<usize>, Vec<f32>)>, WeightError> {
+fn read_safetensors(file: &[u8]) -> Result<BTreeMap<String, Values>, WeightError> {
     let file = SafeTensors::deserialize(file)?;
     file.iter()
         .map(|(name, view)| {

@@ -88,11 +88,11 @@ pub fn read(path: &Path) -> Result<Vec<Prompt>, PromptError> {
     let text = std::fs::read_to_string(path).map_err(|source| PromptError::Read { path: owned(), source })?;
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     let prompts = lines
-        .map(|(i, line)| match jsonl {
-            false => Ok(Prompt::from(line.trim())),
-            true => {
-                serde_json::from_str(line).map_err(|source| PromptError::Line { path: owned(), line: i + 1, source })
+        .map(|(i, line)| {
+            if !jsonl {
+                return Ok(Prompt::from(line.trim()));
             }
+            serde_json::from_str(line).map_err(|source| PromptError::Line { path: owned(), line: i + 1, source })
         })
         .collect::<Result<Vec<_>, _>>()?;
     if prompts.is_empty() { Err(PromptError::Empty { path: owned() }) } else { Ok(prompts) }

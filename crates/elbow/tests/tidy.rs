@@ -24,7 +24,8 @@ fn sources(folder: &Path) -> Vec<(PathBuf, String)> {
 
 #[test]
 fn no_file_is_longer_than_400_lines() {
-    let long: Vec<_> = sources(&crates()).into_iter().filter(|(_, text)| text.lines().count() > 400).map(|f| f.0).collect();
+    let long: Vec<_> =
+        sources(&crates()).into_iter().filter(|(_, text)| text.lines().count() > 400).map(|f| f.0).collect();
     assert!(long.is_empty(), "split these: {long:?}");
 }
 
@@ -37,12 +38,15 @@ fn no_function_is_longer_than_60_lines() {
         for (start, line) in lines.iter().enumerate() {
             let code = line.trim_start();
             let indent = line.len() - code.len();
-            let is_function = ["fn ", "pub fn ", "pub(crate) fn ", "pub(super) fn ", "const fn ", "pub const fn ", "unsafe fn "]
-                .iter()
-                .any(|p| code.starts_with(p));
+            let is_function =
+                ["fn ", "pub fn ", "pub(crate) fn ", "pub(super) fn ", "const fn ", "pub const fn ", "unsafe fn "]
+                    .iter()
+                    .any(|p| code.starts_with(p));
             let closing = format!("{}}}", " ".repeat(indent));
-            let Some(length) = lines[start..].iter().position(|l| *l == closing).filter(|_| is_function) else { continue };
-            if length + 1 > 60 && !code.ends_with("}") {
+            let Some(length) = lines[start..].iter().position(|l| *l == closing).filter(|_| is_function) else {
+                continue;
+            };
+            if length + 1 > 60 && !code.ends_with('}') {
                 long.push(format!("{}:{} has {} lines", path.display(), start + 1, length + 1));
             }
         }

@@ -26,7 +26,8 @@ use std::{
 /// Arguments of `elbow pretrain`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
-  elbow pretrain --out base.safetensors               go on by repeating the command if it is stopped
+  elbow pretrain --out base.safetensors               if it is stopped, the same command goes on
+  elbow pretrain --steps 2000 --batch 32              a rougher model, sooner
   elbow train --set model.weights=base.safetensors")]
 pub struct Args {
     /// Where the averaged weights go; progress is kept beside it, in a folder that ends in .progress.
@@ -62,6 +63,7 @@ pub fn run(args: &Args) -> Result<()> {
     if args.batch == 0 || until == 0 {
         return Err(Hint::error("nothing to do: steps and batch must be at least 1", "see `elbow pretrain --help`"));
     }
+    ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::SeqCst)).context("cannot listen for Ctrl-C")?;
     let device = Device::flex();
     let network = MmditConfig::default();
     let base = network.initial(Key::new(args.seed, Purpose::Initialization, 0));
@@ -73,21 +75,23 @@ pub fn run(args: &Args) -> Result<()> {
     resume(&progress, &mut training, &identity)?;
     if training.optimizer.step > until {
         return Err(Hint::error(
-            format!("{} is past step {until} already: it stands at step {}", progress.display(), training.optimizer.step),
+            format!(
+                "{} is past step {until} already: it stands at step {}",
+                progress.display(),
+                training.optimizer.step
+            ),
             "raise --until, or choose another --out to start over",
         ));
     }
-    ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::SeqCst)).context("cannot listen for Ctrl-C")?;
     steps(&mut training, &policy, &config, args.seed, until, &|training| save(&progress, training, &identity))?;
     let step = training.optimizer.step;
     if step < until {
         output::line(&format!("stopped after step {step}; the same command goes on from there"));
         return Ok(());
     }
-    let metadata = HashMap::from([
-        ("format".to_owned(), "pt".to_owned()),
-        ("elbow".to_owned(), json!({"pretrain": identity, "until": until}).to_string()),
-    ]);
+    // One entry: the order of several would differ from run to run, and the file with it.
+    let made = json!({"pretrain": identity, "until": until}).to_string();
+    let metadata = HashMap::from([("elbow".to_owned(), made)]);
     write_atomic(&args.out, &policy.merged(&training.ema).to_safetensors_f16(Some(metadata)))?;
     output::line(&format!("weights in {}", args.out.display()));
     Ok(())
@@ -116,7 +120,7 @@ fn steps(
         bar.set_position(step);
         bar.set_message(format!("loss {mean:.4}"));
         let stop = INTERRUPTED.load(Ordering::SeqCst);
-        if step % SAVE_EVERY == 0 || step == until || stop {
+        if step.is_multiple_of(SAVE_EVERY) || step == until || stop {
             save(training)?;
             bar.suspend(|| output::line(&format!("step {step}/{until}  loss {mean:.4}")));
         }

@@ -19,8 +19,10 @@ pub struct Bars {
 impl Bars {
     /// Nothing to show yet.
     pub fn new() -> Self {
-        let style = ProgressStyle::with_template("{msg:<28} [{bar:32}] {pos}/{len} images").expect("invariant: a valid template");
-        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr()).with_style(style.progress_chars("=> "));
+        let style = ProgressStyle::with_template("{msg:<28} [{bar:32}] {pos}/{len} images")
+            .expect("invariant: a valid template");
+        let bar =
+            ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr()).with_style(style.progress_chars("=> "));
         Self { bar, start: Instant::now() }
     }
 
@@ -44,7 +46,8 @@ impl Bars {
         ];
         for (key, name) in shown {
             if let Some(value) = number(&key) {
-                let text = if value != 0.0 && value.abs() < 1e-3 { format!("{value:.1e}") } else { format!("{value:.3}") };
+                let text =
+                    if value != 0.0 && value.abs() < 1e-3 { format!("{value:.1e}") } else { format!("{value:.3}") };
                 let _ = write!(line, "  {name} {text}");
             }
         }

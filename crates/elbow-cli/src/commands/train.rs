@@ -73,14 +73,13 @@ pub fn run(mut args: Args) -> Result<()> {
 /// A recipe and a folder to write to; nothing is written before the recipe is known to load.
 fn start(args: &Args) -> Result<(Recipe, Target)> {
     let (name, recipe) = recipe::load(args.recipe.as_deref(), &args.set)?;
-    let target = match &args.run {
-        Some(path) => Target::New(path.clone()),
-        None => {
-            let free = (1..).map(|n| PathBuf::from(format!("runs/{name}-{n}"))).find(|p| !p.exists());
-            Target::New(free.context("no free name under runs/")?)
-        }
+    let path = if let Some(path) = &args.run {
+        path.clone()
+    } else {
+        let mut names = (1..=u32::MAX).map(|n| PathBuf::from(format!("runs/{name}-{n}")));
+        names.find(|path| !path.exists()).context("no free name under runs/")?
     };
-    Ok((recipe, target))
+    Ok((recipe, Target::New(path)))
 }
 
 /// The recipe of an existing run; a recipe or overrides given beside it must say the same, but for `epochs`.
@@ -196,7 +195,7 @@ impl<'a> Job<'a> {
             let mut record = report.record.clone();
             let every = self.recipe.setting.eval.measure.every;
             // The last epoch too: a record does not depend on how many follow, so a longer run begins with the same ones.
-            if every > 0 && epoch % every == 0 {
+            if every > 0 && epoch.is_multiple_of(every) {
                 let measured = self.measure(Some(&trainer.state))?;
                 record.extend(eval_entries(&measured, self.session));
                 self.measured = Some((epoch, measured));
@@ -204,7 +203,7 @@ impl<'a> Job<'a> {
             self.write(&record)?;
             self.pictures(epoch, &report)?;
             self.bars.epoch(epoch, total, self.session.reward.name(), &record, start.elapsed());
-            if epoch % self.recipe.setting.keep.checkpoint_every.max(1) == 0 || epoch == total {
+            if epoch.is_multiple_of(self.recipe.setting.keep.checkpoint_every) || epoch == total {
                 self.save(&trainer.state)?;
                 saved = epoch;
             }
@@ -226,7 +225,7 @@ impl<'a> Job<'a> {
 
     fn pictures(&mut self, epoch: u64, report: &EpochReport) -> Result<()> {
         let every = self.recipe.setting.keep.images_every;
-        if every == 0 || epoch % every != 0 {
+        if every == 0 || !epoch.is_multiple_of(every) {
             return Ok(());
         }
         let tile = |s: &elbow::train::Sample| Tile {
@@ -291,8 +290,7 @@ impl<'a> Job<'a> {
             })
             .filter_map(|(title, summary)| Some((title, summary?)))
             .collect();
-        let columns: Vec<Column<'_>> =
-            columns.iter().map(|(title, s)| Column { title, summary: s.clone() }).collect();
+        let columns: Vec<Column<'_>> = columns.iter().map(|(title, s)| Column { title, summary: s.clone() }).collect();
         self.bars.say(&format!(
             "\nstrict scores on held-out prompts (judge: an independent detector, never trained on)\n{}\n\nrun folder: {}\n\
              pictures:   {}",
@@ -323,7 +321,10 @@ fn load(folder: &RunFolder, session: &Session, trainer: &mut Trainer<'_>) -> Res
     let path = folder.manifest();
     let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let manifest: Value = serde_json::from_str(&text).map_err(|error| {
-        Hint::error(format!("{} is damaged: {error}", path.display()), "restore the file, or start a new run with --run")
+        Hint::error(
+            format!("{} is damaged: {error}", path.display()),
+            "restore the file, or start a new run with --run",
+        )
     })?;
     for (key, now, what) in
         [("base_sha256", &session.base_hash, "base weights"), ("prompts_sha256", &session.prompts_hash, "prompts")]

@@ -1,6 +1,7 @@
 //! The binary, and a run small enough to repeat many times.
 
-#![allow(dead_code, reason = "each test file uses its own part")]
+#![allow(dead_code, unreachable_pub, reason = "each test file uses its own part")]
+#![expect(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
 
 use serde_json::{Map, Value};
 use std::{
@@ -128,7 +129,11 @@ pub fn assert_same(one: &Path, other: &Path) {
         assert!(!one.is_empty(), "{part}: nothing to compare");
     }
     for file in ["result.json", "config.toml"] {
-        assert_eq!(fs::read_to_string(one.join(file)).unwrap(), fs::read_to_string(other.join(file)).unwrap(), "{file}");
+        assert_eq!(
+            fs::read_to_string(one.join(file)).unwrap(),
+            fs::read_to_string(other.join(file)).unwrap(),
+            "{file}"
+        );
     }
 }
 
@@ -136,7 +141,7 @@ pub fn assert_same(one: &Path, other: &Path) {
 pub fn wait_for(what: &str, done: impl Fn() -> bool) {
     let start = Instant::now();
     while !done() {
-        assert!(start.elapsed() < Duration::from_secs(60), "waited a minute for {what}");
+        assert!(start.elapsed() < Duration::from_mins(1), "waited a minute for {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -22,7 +22,9 @@ impl Builder {
         let (out, len) = (shape[0], shape.iter().product());
         let mut weight = Vec::with_capacity(len);
         self.key.sample(self.tensors.len() as u64).extend_normals(len, &mut weight);
-        weight.iter_mut().for_each(|w| *w *= deviation as f32);
+        for value in &mut weight {
+            *value *= deviation as f32;
+        }
         self.push(format!("{path}.weight"), shape, weight);
         self.push(format!("{path}.bias"), vec![out], vec![0.0; out]);
     }

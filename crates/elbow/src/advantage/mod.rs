@@ -40,7 +40,7 @@ impl Moments {
     /// Of the given numbers.
     pub fn of(values: &[f64]) -> Self {
         let n = values.len() as f64;
-        let agree = values.windows(2).all(|w| w[0] == w[1]);
+        let agree = values.windows(2).all(|w| w[0] - w[1] == 0.0);
         // The mean of equal numbers is that number, whatever the rounding of their sum.
         let mean = if agree { values.first().copied().unwrap_or(f64::NAN) } else { values.iter().sum::<f64>() / n };
         let std = (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n).sqrt();

@@ -27,7 +27,7 @@ impl Default for FlowSde {
 
 impl FlowSde {
     /// s at step `k` of the grid.
-    fn diffusion(&self, times: &[f64], k: usize) -> f64 {
+    fn diffusion(self, times: &[f64], k: usize) -> f64 {
         let t = times[k];
         self.noise_level * (t / (1.0 - t.min(times[1]))).sqrt()
     }

@@ -33,7 +33,9 @@ pub enum TrainError {
     #[error(transparent)]
     Encode(#[from] EncodeError),
     /// Too many images without a reward.
-    #[error("{missing} of {total} rewards `{name}` are missing in epoch {epoch} (max_missing = {limit}); the first: {first}")]
+    #[error(
+        "{missing} of {total} rewards `{name}` are missing in epoch {epoch} (max_missing = {limit}); the first: {first}"
+    )]
     Missing {
         /// The reward.
         name: String,
@@ -49,8 +51,10 @@ pub enum TrainError {
         first: String,
     },
     /// The gradient was not finite several times in a row.
-    #[error("the gradient was not finite in {updates} updates in a row, last in epoch {epoch}; weights are unchanged since. \
-             Lower optimizer.learning_rate or optimizer.max_grad_norm and resume from the last checkpoint")]
+    #[error(
+        "the gradient was not finite in {updates} updates in a row, last in epoch {epoch}; weights are unchanged since. \
+             Lower optimizer.learning_rate or optimizer.max_grad_norm and resume from the last checkpoint"
+    )]
     NotFinite {
         /// The epoch.
         epoch: u64,

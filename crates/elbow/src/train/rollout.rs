@@ -3,6 +3,7 @@
 use super::{Observer, TrainError, Trainer};
 use crate::{
     advantage::Grouped,
+    lanes,
     likelihood::Rollout,
     noise::{self, Key, Purpose},
     prompts::Prompt,
@@ -11,7 +12,10 @@ use crate::{
 };
 use image::RgbImage;
 use std::{
-    sync::mpsc,
+    sync::{
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
     time::{Duration, Instant},
 };
 
@@ -38,25 +42,27 @@ pub(super) fn draw(trainer: &Trainer<'_>, observer: &dyn Observer) -> Result<Dra
     let keep = config.likelihood.get().needs_trajectory();
     let groups: Vec<usize> = (0..total).map(|i| i / batch.group_size).collect();
 
-    let (send, receive) = mpsc::channel::<(Vec<RgbImage>, Vec<Prompt>)>();
+    let (send, receive) = mpsc::channel::<ToScore>();
+    let done = AtomicUsize::new(0);
+    let draw = |part: usize, send: &mpsc::Sender<ToScore>| {
+        let first = part * batch.rows;
+        let rows = &groups[first..total.min(first + batch.rows)];
+        let sample = |i: usize| Key::new(config.seed, Purpose::Step, epoch).sample((first + i) as u64);
+        let keys: Vec<Key> = (0..rows.len()).map(sample).collect();
+        let starts = keys.iter().map(|&k| Key { purpose: Purpose::Start, ..k });
+        let start = noise::normal(starts, trainer.policy.latent_shape(), &trainer.device);
+        let (cond, schedule) = (cond.select(rows), config.schedule);
+        let points = sampler::sample(&*field, &config.sampler, schedule, start, &cond, &keys, keep);
+        let rollout = Rollout { points, cond, keys, sampling: config.sampler, schedule };
+        let images = trainer.policy.decode(rollout.images().clone());
+        let asked = rows.iter().map(|&g| prompts[g].clone()).collect();
+        send.send(ToScore { part, images, prompts: asked }).expect("invariant: the worker outlives the senders");
+        observer.progress("rollout", done.fetch_add(rows.len(), Ordering::Relaxed) + rows.len(), total);
+        rollout
+    };
     let (parts, scored) = std::thread::scope(|scope| {
         let worker = scope.spawn(|| score(trainer, receive));
-        let mut parts = Vec::new();
-        for rows in groups.chunks(batch.rows) {
-            let first: usize = parts.iter().map(|p: &Rollout| p.keys.len()).sum();
-            let sample = |i: usize| Key::new(config.seed, Purpose::Step, epoch).sample((first + i) as u64);
-            let keys: Vec<Key> = (0..rows.len()).map(sample).collect();
-            let starts = keys.iter().map(|&k| Key { purpose: Purpose::Start, ..k });
-            let start = noise::normal(starts, trainer.policy.latent_shape(), &trainer.device);
-            let (cond, schedule) = (cond.select(rows), config.schedule);
-            let points = sampler::sample(&*field, &config.sampler, schedule, start, &cond, &keys, keep);
-            let part = Rollout { points, cond, keys, sampling: config.sampler, schedule };
-            let images = trainer.policy.decode(part.images().clone());
-            send.send((images, rows.iter().map(|&g| prompts[g].clone()).collect()))
-                .expect("invariant: the worker listens until the channel closes");
-            observer.progress("rollout", first + rows.len(), total);
-            parts.push(part);
-        }
+        let parts = lanes::map(total.div_ceil(batch.rows), |part| draw(part, &send));
         drop(send);
         (parts, worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     });
@@ -66,21 +72,35 @@ pub(super) fn draw(trainer: &Trainer<'_>, observer: &dyn Observer) -> Result<Dra
     Ok(Drawn { rollout: Rollout::cat(&parts), prompts, images, rewards, reward_time: time })
 }
 
+/// A batch on its way to the worker.
+struct ToScore {
+    part: usize,
+    images: Vec<RgbImage>,
+    prompts: Vec<Prompt>,
+}
+
 struct Scored {
     images: Vec<RgbImage>,
     scores: Vec<Result<f32, RewardError>>,
     time: Duration,
 }
 
-fn score(trainer: &Trainer<'_>, receive: mpsc::Receiver<(Vec<RgbImage>, Vec<Prompt>)>) -> Scored {
-    let mut scored = Scored { images: Vec::new(), scores: Vec::new(), time: Duration::ZERO };
-    for (images, prompts) in receive {
+fn score(trainer: &Trainer<'_>, receive: mpsc::Receiver<ToScore>) -> Scored {
+    let mut time = Duration::ZERO;
+    let mut parts = Vec::new();
+    for ToScore { part, images, prompts } in receive {
         let start = Instant::now();
-        scored.scores.extend(trainer.reward.score(&images, &prompts));
-        scored.time += start.elapsed();
-        scored.images.extend(images);
+        let scores = trainer.reward.score(&images, &prompts);
+        time += start.elapsed();
+        parts.push((part, images, scores));
     }
-    scored
+    parts.sort_by_key(|(part, ..)| *part);
+    let (mut images, mut scores) = (Vec::new(), Vec::new());
+    for (_, part_images, part_scores) in parts {
+        images.extend(part_images);
+        scores.extend(part_scores);
+    }
+    Scored { images, scores, time }
 }
 
 /// A reward that failed or is not finite is missing; too many missing end the epoch.
@@ -104,5 +124,9 @@ fn check(trainer: &Trainer<'_>, scores: &[Result<f32, RewardError>]) -> Result<V
             first: first.clone(),
         });
     }
-    Ok(scores.iter().zip(reasons).map(|(s, r)| s.as_ref().ok().filter(|_| r.is_none()).map(|&v| f64::from(v))).collect())
+    Ok(scores
+        .iter()
+        .zip(reasons)
+        .map(|(s, r)| s.as_ref().ok().filter(|_| r.is_none()).map(|&v| f64::from(v)))
+        .collect())
 }

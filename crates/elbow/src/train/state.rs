@@ -41,8 +41,13 @@ pub enum StateError {
 }
 
 /// File names in a checkpoint.
-const FILES: [&str; 5] =
-    ["weights.safetensors", "behavior.safetensors", "ema.safetensors", "adam_first.safetensors", "adam_second.safetensors"];
+const FILES: [&str; 5] = [
+    "weights.safetensors",
+    "behavior.safetensors",
+    "ema.safetensors",
+    "adam_first.safetensors",
+    "adam_second.safetensors",
+];
 
 impl State {
     /// Before the first epoch.

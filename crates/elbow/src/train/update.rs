@@ -33,11 +33,7 @@ struct Frozen<'a> {
     reference: &'a dyn VelocityField,
 }
 
-pub(super) fn run(
-    trainer: &mut Trainer<'_>,
-    drawn: &Drawn,
-    observer: &dyn Observer,
-) -> Result<Outcome, TrainError> {
+pub(super) fn run(trainer: &mut Trainer<'_>, drawn: &Drawn, observer: &dyn Observer) -> Result<Outcome, TrainError> {
     let batch = trainer.config.batch;
     let advantages = trainer.config.advantage.get().advantages(&drawn.rewards);
     let moments = drawn.rewards.moments();
@@ -51,13 +47,18 @@ pub(super) fn run(
         let valid = drawn.rewards.rewards[update * share..(update + 1) * share].iter().flatten().count();
         let on_policy = trainer.state.behavior.values() == trainer.state.current.values();
         let frozen = Frozen { behavior: (!on_policy).then_some(&*behavior), reference: &*reference };
-        let observe = |done| observer.progress("update", update * share + done * share / rows.len().max(1), share * batch.updates);
+        let observe = |done| {
+            observer.progress("update", update * share + done * share / rows.len().max(1), share * batch.updates)
+        };
         let mut gradient = accumulate(trainer, drawn, &rows, valid, &frozen, &mut outcome, &observe);
         if !rows.is_empty() {
             step(trainer, &mut gradient, &mut outcome)?;
         }
     }
-    trainer.state.behavior.decay_toward(&trainer.state.current, trainer.config.behavior.decay(trainer.state.optimizer.step));
+    trainer
+        .state
+        .behavior
+        .decay_toward(&trainer.state.current, trainer.config.behavior.decay(trainer.state.optimizer.step));
     Ok(outcome)
 }
 
@@ -97,7 +98,6 @@ fn accumulate(
     gradient
 }
 
-#[expect(clippy::too_many_arguments, reason = "the inner step of one loop, split off for length")]
 fn backward(
     trainer: &Trainer<'_>,
     evaluation: &Evaluation<'_>,

@@ -1,0 +1,139 @@
+//! The training loop on a policy over the plane: it learns, it resumes, and nothing is silently zero.
+
+use burn::tensor::Device;
+use elbow::{
+    Prompt, Reward, RewardError, RgbImage,
+    advantage::{AdvantageKind, Standard},
+    behavior::BehaviorLag,
+    config::{Batch, Config},
+    likelihood::{Elbo, LikelihoodKind, Trajectory, Weighting},
+    objective::{Epg, Grpo, ObjectiveKind, Par, Pepg},
+    optimizer::OptimizerConfig,
+    sampler::{Euler, FlowSde, SamplerKind, Sampling},
+    toy::{Toy, point},
+    train::{TrainError, Trainer},
+};
+
+/// −‖p − (1, 0)‖², or whatever `spoil` makes of the i-th image of a call.
+struct Near {
+    spoil: fn(usize) -> Option<Result<f32, RewardError>>,
+}
+
+impl Reward for Near {
+    fn name(&self) -> &str {
+        "near"
+    }
+
+    fn score(&self, images: &[RgbImage], _: &[Prompt]) -> Vec<Result<f32, RewardError>> {
+        let score = |(i, image)| {
+            let [x, y] = point(image);
+            (self.spoil)(i).unwrap_or(Ok(-(x - 1.0).powi(2) - y.powi(2)))
+        };
+        images.iter().enumerate().map(score).collect()
+    }
+}
+
+const HONEST: Near = Near { spoil: |_| None };
+
+fn config() -> Config {
+    Config {
+        batch: Batch { groups: 2, group_size: 32, updates: 1, rows: 64 },
+        advantage: AdvantageKind::Standard(Standard::default()),
+        optimizer: OptimizerConfig { learning_rate: 0.02, ..OptimizerConfig::default() },
+        ..Config::default()
+    }
+}
+
+fn sampler(rule: SamplerKind) -> Sampling {
+    Sampling { rule, ..Sampling::default() }
+}
+
+fn rewards(config: Config, epochs: usize) -> Vec<f64> {
+    let (policy, prompts) = (Toy::default(), vec![Prompt::from("a point")]);
+    let mut trainer = Trainer::new(config, &policy, &prompts, &HONEST, Device::flex()).expect("a valid configuration");
+    let mut epoch = || trainer.epoch(&()).expect("an epoch").record["reward_near"].as_f64().expect("a number");
+    (0..epochs).map(|_| epoch()).collect()
+}
+
+#[test]
+fn every_objective_and_likelihood_learns() {
+    let elbo = |weighting| LikelihoodKind::Elbo(Elbo { weighting, ..Elbo::default() });
+    let sde = sampler(SamplerKind::FlowSde(FlowSde::default()));
+    let euler = sampler(SamplerKind::Euler(Euler {}));
+    let pepg = ObjectiveKind::Pepg(Pepg::default());
+    for (objective, likelihood, sampler) in [
+        (pepg, elbo(Weighting::Adaptive), Sampling::default()),
+        (ObjectiveKind::Epg(Epg::default()), elbo(Weighting::Adaptive), euler),
+        (ObjectiveKind::Par(Par::default()), elbo(Weighting::Simple), sde),
+        (ObjectiveKind::Grpo(Grpo { clip: 0.2, max_advantage: 5.0 }), elbo(Weighting::T), Sampling::default()),
+        (pepg, LikelihoodKind::Trajectory(Trajectory::default()), sde),
+    ] {
+        let rewards = rewards(Config { objective, likelihood, sampler, ..config() }, 40);
+        let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
+        let (first, last) = (mean(&rewards[..2]), mean(&rewards[36..]));
+        assert!(last > first + 0.5, "{objective:?} × {likelihood:?}: {first:.2} to {last:.2}");
+    }
+}
+
+#[test]
+fn a_saved_state_continues_bit_for_bit() {
+    let config = Config {
+        batch: Batch { groups: 4, group_size: 8, updates: 2, rows: 5 },
+        behavior: BehaviorLag { start: 0, rate: 0.1, max: 0.5 },
+        ..config()
+    };
+    let (policy, prompts) = (Toy::default(), vec![Prompt::from("a"), Prompt::from("b"), Prompt::from("c")]);
+    let new = || Trainer::new(config.clone(), &policy, &prompts, &HONEST, Device::flex()).expect("valid");
+    let mut straight = new();
+    let mut records: Vec<_> = (0..6).map(|_| straight.epoch(&()).expect("an epoch").record).collect();
+
+    let mut first = new();
+    (0..3).for_each(|_| drop(first.epoch(&()).expect("an epoch")));
+    let (files, counters) = first.state.save();
+    let files = files.into_iter().map(|(name, bytes)| (name.to_owned(), bytes)).collect();
+    let mut second = new();
+    second.state = second.state.load(&files, &counters).expect("fits");
+    let mut resumed: Vec<_> = (0..3).map(|_| second.epoch(&()).expect("an epoch").record).collect();
+
+    assert_eq!(second.state, straight.state);
+    for record in records.iter_mut().chain(&mut resumed) {
+        record.retain(|key, _| !key.starts_with("time_") && key != "samples_per_second");
+    }
+    assert_eq!(resumed, records[3..]);
+}
+
+#[test]
+fn a_missing_reward_is_counted_and_left_out() {
+    let spoil = |i| match i % 16 {
+        3 => Some(Err(RewardError::Failed("server is gone".into()))),
+        7 => Some(Ok(f32::NAN)),
+        _ => None,
+    };
+    let (policy, prompts, reward) = (Toy::default(), vec![Prompt::from("a point")], Near { spoil });
+    let mut trainer = Trainer::new(config(), &policy, &prompts, &reward, Device::flex()).expect("valid");
+    let record = trainer.epoch(&()).expect("an epoch").record;
+    assert_eq!((&record["reward_missing"], &record["trained_samples"]), (&8.into(), &56.into()));
+    assert!(record["reward_near"].as_f64().is_some_and(f64::is_finite));
+}
+
+#[test]
+fn too_many_missing_rewards_stop_the_epoch_and_change_nothing() {
+    let spoil = |i| (i % 2 == 0).then(|| Err(RewardError::Failed("server is gone".into())));
+    let (policy, prompts, reward) = (Toy::default(), vec![Prompt::from("a point")], Near { spoil });
+    let mut trainer = Trainer::new(config(), &policy, &prompts, &reward, Device::flex()).expect("valid");
+    let before = trainer.state.clone();
+    let error = trainer.epoch(&()).expect_err("half are missing");
+    assert!(matches!(error, TrainError::Missing { missing: 32, total: 64, .. }), "{error}");
+    assert!(error.to_string().contains("server is gone"));
+    assert_eq!(trainer.state, before);
+}
+
+#[test]
+fn groups_that_agree_are_reported_and_train_nothing() {
+    let (policy, prompts, reward) = (Toy::default(), vec![Prompt::from("a point")], Near { spoil: |_| Some(Ok(0.3)) });
+    let mut trainer = Trainer::new(config(), &policy, &prompts, &reward, Device::flex()).expect("valid");
+    let before = trainer.state.current.clone();
+    let record = trainer.epoch(&()).expect("an epoch").record;
+    assert_eq!((&record["zero_std_ratio"], &record["trained_samples"]), (&1.0.into(), &0.into()));
+    assert_eq!(trainer.state.current, before);
+}
