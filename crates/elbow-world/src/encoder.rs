@@ -28,7 +28,10 @@ impl TextEncoder for WordCodes {
         let mut pooled = vec![0.0f32; prompts.len() * WIDTH];
         for (row, prompt) in prompts.iter().enumerate() {
             let wrong = |reason: String| EncodeError { prompt: prompt.text.clone(), reason };
-            let ids = vocabulary::encode(&prompt.text).map_err(|e| wrong(e.to_string()))?;
+            let unknown = |e: vocabulary::UnknownWord| {
+                wrong(format!("unknown word `{}`; this world's words are {}", e.word, vocabulary::words().join(", ")))
+            };
+            let ids = vocabulary::encode(&prompt.text).map_err(unknown)?;
             if ids.len() > words {
                 return Err(wrong(format!("{} words count; the nano model reads at most {words}", ids.len())));
             }

@@ -27,13 +27,18 @@ static ALL: LazyLock<[Vec<Record>; 6]> =
 /// training set, but with a few single objects.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-#[expect(missing_docs, reason = "one field per task")]
 pub struct TaskWeights {
+    /// One object.
     pub single_object: f64,
+    /// Two objects.
     pub two_object: f64,
+    /// Two to four of one object.
     pub counting: f64,
+    /// One object in a color.
     pub colors: f64,
+    /// Two objects, one left of, right of, above or below the other.
     pub position: f64,
+    /// Two objects, each in a color.
     pub color_attr: f64,
 }
 

@@ -134,6 +134,16 @@ impl Config {
         problems.extend(positive("sampler.guidance", self.sampler.guidance));
         problems.extend(positive("optimizer.learning_rate", self.optimizer.learning_rate));
         problems.extend(positive("optimizer.max_grad_norm", self.optimizer.max_grad_norm));
+        problems.extend(positive("optimizer.epsilon", self.optimizer.epsilon));
+        if let AdvantageKind::Exact(exact) = self.advantage {
+            problems.extend(positive("advantage.beta", exact.beta));
+        }
+        if !(self.kl.weight >= 0.0 && self.kl.weight.is_finite()) {
+            problems.push(format!("kl.weight = {}: must be 0 (off) or a positive number", self.kl.weight));
+        }
+        problems.extend(share("optimizer.beta1", self.optimizer.beta1));
+        problems.extend(share("optimizer.beta2", self.optimizer.beta2));
+        problems.extend(share("likelihood fraction", self.likelihood.fraction()));
         problems.extend(share("behavior.max", self.behavior.max));
         problems.extend(share("ema.max_decay", self.ema.max_decay));
         problems.extend(share("max_missing", self.max_missing));

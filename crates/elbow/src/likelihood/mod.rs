@@ -190,6 +190,15 @@ impl Default for LikelihoodKind {
 }
 
 impl LikelihoodKind {
+    /// The share of the grid that is looked at.
+    pub fn fraction(&self) -> f64 {
+        match self {
+            Self::Elbo(Elbo { timesteps: Timesteps::Permutation { fraction }, .. }) => *fraction,
+            Self::Elbo(_) => 1.0,
+            Self::Trajectory(l) => l.fraction,
+        }
+    }
+
     /// The implementation.
     pub fn get(&self) -> &dyn Likelihood {
         match self {

@@ -53,7 +53,7 @@ pub enum TrainError {
     /// The gradient was not finite several times in a row.
     #[error(
         "the gradient was not finite in {updates} updates in a row, last in epoch {epoch}; weights are unchanged since. \
-             Lower optimizer.learning_rate or optimizer.max_grad_norm and resume from the last checkpoint"
+             Start a new run with a lower optimizer.learning_rate or optimizer.max_grad_norm"
     )]
     NotFinite {
         /// The epoch.
