@@ -48,7 +48,7 @@ pub(super) fn run(trainer: &mut Trainer<'_>, drawn: &Drawn, observer: &dyn Obser
         let on_policy = trainer.state.behavior.values() == trainer.state.current.values();
         let frozen = Frozen { behavior: (!on_policy).then_some(&*behavior), reference: &*reference };
         let observe = |done| {
-            observer.progress("update", update * share + done * share / rows.len().max(1), share * batch.updates)
+            observer.progress("update", update * share + done * share / rows.len().max(1), share * batch.updates);
         };
         let mut gradient = accumulate(trainer, drawn, &rows, valid, &frozen, &mut outcome, &observe);
         if !rows.is_empty() {

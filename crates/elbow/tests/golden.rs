@@ -1,0 +1,141 @@
+//! Grids, sampler steps and the optimizer against reference implementations (`fixtures/README.md` says how the
+//! references were made).
+
+use burn::tensor::{Device, Tensor, TensorData};
+use elbow::{
+    gaussian::Reduction,
+    optimizer::{Optimizer, OptimizerConfig},
+    params::Params,
+    sampler::{Dpm2, FlowSde, Sampler, Step},
+    schedule::{Schedule, grid},
+};
+use serde::{Deserialize, de::DeserializeOwned};
+use std::{fs, path::Path};
+
+fn read<T: DeserializeOwned>(name: &str) -> T {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/method").join(name);
+    serde_json::from_str(&fs::read_to_string(path).expect("a fixture")).expect("its fields")
+}
+
+fn tensor(values: &[f64]) -> Tensor<4> {
+    let data: Vec<f32> = values.iter().map(|&v| v as f32).collect();
+    Tensor::from_data(TensorData::new(data, [1, 1, 1, values.len()]), &Device::flex())
+}
+
+fn values(x: Tensor<4>) -> Vec<f64> {
+    x.into_data().as_slice::<f32>().expect("f32").iter().map(|&v| f64::from(v)).collect()
+}
+
+/// Compares relative to the largest value of the reference, or to 1 if that is larger.
+fn close(what: &str, got: &[f64], expected: &[f64], tolerance: f64) {
+    assert_eq!(got.len(), expected.len(), "{what}");
+    let size = expected.iter().fold(1.0, |m, v| f64::max(m, v.abs()));
+    let off = got.iter().zip(expected).fold(0.0, |m, (a, b)| f64::max(m, (a - b).abs()));
+    assert!(off <= tolerance * size && got.iter().all(|v| v.is_finite()), "{what}: off by {off:e}, largest {size:e}");
+}
+
+#[test]
+fn grids_are_those_of_the_flow_match_euler_scheduler() {
+    #[derive(Deserialize)]
+    struct Grid {
+        steps: usize,
+        shift: f64,
+        times: Vec<f64>,
+    }
+    for Grid { steps, shift, times } in read::<Vec<Grid>>("grid.json") {
+        close(&format!("{steps} steps"), &grid(steps, shift), &times, 1e-6);
+    }
+}
+
+/// The reference on its own grid, which starts below 1, and on the grid of SD3, which starts at 1.
+#[test]
+fn dpm2_follows_the_multistep_scheduler() {
+    #[derive(Deserialize)]
+    struct Trajectory {
+        times: Vec<f64>,
+        a: Vec<f64>,
+        b: Vec<f64>,
+        points: Vec<Vec<f64>>,
+    }
+    for Trajectory { times, a, b, points } in read::<Vec<Trajectory>>("dpm2.json") {
+        let (a, b) = (tensor(&a), tensor(&b));
+        let (mut x, mut steps) = (tensor(&points[0]), Vec::new());
+        for (k, expected) in points[1..].iter().enumerate() {
+            let velocity = (x.clone() * a.clone()).tanh() + b.clone() * times[k];
+            steps.insert(0, Step { x, velocity });
+            x = Dpm2 {}.transition(Schedule::RectifiedFlow, &times, k, &steps).mean;
+            close(&format!("{} steps, point {}", times.len() - 1, k + 1), &values(x.clone()), expected, 1e-5);
+        }
+    }
+}
+
+#[test]
+fn flow_sde_steps_have_the_published_mean_deviation_and_density() {
+    #[derive(Deserialize)]
+    struct Fixture {
+        times: Vec<f64>,
+        steps: Vec<Transition>,
+    }
+    #[derive(Deserialize)]
+    struct Transition {
+        k: usize,
+        noise_level: f64,
+        x: Vec<f64>,
+        velocity: Vec<f64>,
+        mean: Vec<f64>,
+        std: f64,
+        next: Vec<f64>,
+        log_prob: f64,
+    }
+    let Fixture { times, steps } = read::<Fixture>("flow_sde.json");
+    for s in steps {
+        let step = Step { x: tensor(&s.x), velocity: tensor(&s.velocity) };
+        let rule = FlowSde { noise_level: s.noise_level };
+        let got = rule.transition(Schedule::RectifiedFlow, &times, s.k, &[step]);
+        close(&format!("mean of step {}", s.k), &values(got.mean.clone()), &s.mean, 1e-6);
+        close(&format!("deviation of step {}", s.k), &[got.std], &[s.std], 1e-12);
+        let log_prob = got.log_prob(tensor(&s.next), Reduction::Mean).into_scalar::<f64>();
+        close(&format!("log-density of step {}", s.k), &[log_prob], &[s.log_prob], 1e-6);
+    }
+}
+
+#[test]
+fn the_optimizer_steps_as_pytorch_does() {
+    #[derive(Deserialize)]
+    struct Run {
+        learning_rate: f64,
+        beta1: f64,
+        beta2: f64,
+        epsilon: f64,
+        weight_decay: f64,
+        max_grad_norm: f64,
+        start: Vec<f32>,
+        steps: Vec<Taken>,
+    }
+    #[derive(Deserialize)]
+    struct Taken {
+        gradient: Vec<f32>,
+        norm: f64,
+        weights: Vec<f64>,
+    }
+    let params = |values: Vec<f32>| Params::new([("w".into(), vec![values.len()], values)]);
+    for run in read::<Vec<Run>>("adamw.json") {
+        let config = OptimizerConfig {
+            learning_rate: run.learning_rate,
+            warmup_steps: 0,
+            beta1: run.beta1,
+            beta2: run.beta2,
+            epsilon: run.epsilon,
+            weight_decay: run.weight_decay,
+            max_grad_norm: run.max_grad_norm,
+        };
+        let mut weights = params(run.start);
+        let mut optimizer = Optimizer::new(&weights);
+        for (i, taken) in run.steps.into_iter().enumerate() {
+            let norm = optimizer.step(&config, &mut weights, &mut params(taken.gradient));
+            close(&format!("norm {i}"), &[norm], &[taken.norm], 1e-6);
+            let got: Vec<f64> = weights.values().iter().map(|&v| f64::from(v)).collect();
+            close(&format!("clipped at {}, step {i}", run.max_grad_norm), &got, &taken.weights, 1e-6);
+        }
+    }
+}
