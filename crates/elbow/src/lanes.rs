@@ -43,6 +43,6 @@ mod tests {
             i * i
         };
         assert_eq!(super::map(7, wait), [0, 1, 4, 9, 16, 25, 36]);
-        assert_eq!(super::map(0, |i| i), []);
+        assert!(super::map(0, |i| i).is_empty());
     }
 }
