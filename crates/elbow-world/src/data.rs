@@ -25,7 +25,7 @@ impl Data for SceneData {
             let mut rng = || integers.next().expect("invariant: endless");
             let record = prompts::pretrain_caption(&mut rng);
             let scene = Scene::sample(record, &mut rng).expect("invariant: the world shows its own records");
-            extend_pixels(&mut pixels, &scene);
+            extend_pixels(&mut pixels, scene);
             captions.push(Prompt::from(if drop { "" } else { record.prompt.as_str() }));
         }
         let side = crate::scene::SIDE;
@@ -36,7 +36,7 @@ impl Data for SceneData {
 }
 
 /// Appends a scene as planes of values in [−1, 1].
-fn extend_pixels(out: &mut Vec<f32>, scene: &Scene) {
+fn extend_pixels(out: &mut Vec<f32>, scene: Scene) {
     let image = scene.render();
     for channel in 0..3 {
         out.extend(image.pixels().map(|p| f32::from(p.0[channel]) / 127.5 - 1.0));
