@@ -20,7 +20,7 @@ struct Near {
 }
 
 impl Reward for Near {
-    fn name(&self) -> &str {
+    fn name(&self) -> &'static str {
         "near"
     }
 
