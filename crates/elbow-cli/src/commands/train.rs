@@ -249,12 +249,7 @@ impl<'a> Job<'a> {
     fn announce(&self, trainer: &Trainer<'_>) {
         let method = &self.recipe.method;
         let batch = method.batch;
-        let queries = match method.likelihood {
-            elbow::likelihood::LikelihoodKind::Elbo(l) => l.timesteps.count(method.sampler.steps),
-            elbow::likelihood::LikelihoodKind::Trajectory(l) => {
-                ((method.sampler.steps as f64 * l.fraction) as usize).clamp(1, method.sampler.steps)
-            }
-        };
+        let queries = method.likelihood.count(method.sampler.steps);
         self.bars.say(&format!(
             "{} prompts × {} images = {} images an epoch, {} steps each; {} update(s) of {} images, {queries} points each; \
              {} parameters trained, {} epochs from {}; writing to {}",

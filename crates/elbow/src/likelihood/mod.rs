@@ -199,6 +199,14 @@ impl LikelihoodKind {
         }
     }
 
+    /// Points of the grid each sample is evaluated at.
+    pub fn count(&self, steps: usize) -> usize {
+        match self {
+            Self::Elbo(l) => l.timesteps.count(steps),
+            Self::Trajectory(l) => l.count(steps),
+        }
+    }
+
     /// The implementation.
     pub fn get(&self) -> &dyn Likelihood {
         match self {

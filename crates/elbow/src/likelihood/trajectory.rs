@@ -38,8 +38,7 @@ impl Likelihood for Trajectory {
 
     fn queries(&self, rollout: &Rollout) -> Vec<Query> {
         let steps = rollout.sampling.steps;
-        let scored = ((steps as f64 * self.fraction) as usize).clamp(1, steps);
-        let queries: Vec<Query> = (0..scored).map(|k| self.step(rollout, k)).collect();
+        let queries: Vec<Query> = (0..self.count(steps)).map(|k| self.step(rollout, k)).collect();
         match self.ratio {
             Ratio::PerDraw => queries,
             Ratio::PerSample => vec![Query::merged(queries, Merge::Sum)],
@@ -56,6 +55,11 @@ impl Likelihood for Trajectory {
 }
 
 impl Trajectory {
+    /// Steps scored on a grid of `steps`.
+    pub fn count(self, steps: usize) -> usize {
+        ((steps as f64 * self.fraction) as usize).clamp(1, steps)
+    }
+
     fn step(self, rollout: &Rollout, k: usize) -> Query {
         let (x, next) = (rollout.points[k].clone(), rollout.points[k + 1].clone());
         let (sampling, schedule, grid) = (rollout.sampling, rollout.schedule, rollout.sampling.times());
