@@ -16,9 +16,19 @@ mod table;
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
-/// The general-purpose allocator returns pages to the system between steps and zeroes them again; this one keeps them.
+/// The general-purpose allocator returns pages to the system between steps, which zeroes them again; this one, told to, keeps
+/// them.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// `mi_option_purge_delay` of mimalloc 2 and 3; −1 never returns memory.
+const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
+
+#[expect(unsafe_code, reason = "an option of a C library")]
+fn keep_pages() {
+    // SAFETY: setting an option is sound at any time; the option is one of the library's.
+    unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, -1) }
+}
 
 /// Reinforcement-learning post-training for diffusion and flow-matching image models.
 ///
@@ -54,6 +64,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    keep_pages();
     let result = match Cli::parse().command {
         Command::Train(args) => commands::train::run(args),
         Command::Sample(args) => commands::sample::run(&args),

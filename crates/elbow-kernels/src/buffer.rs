@@ -51,12 +51,22 @@ pub(crate) fn dims<const D: usize>(tensor: &FlexTensor) -> [usize; D] {
 
 /// The tensor's elements in row-major order, copied only if it is not contiguous.
 pub(crate) fn dense(tensor: &FlexTensor) -> Cow<'_, [f32]> {
-    match tensor.as_slice::<f32>() {
-        Some(values) => Cow::Borrowed(values),
-        None => {
-            Cow::Owned(tensor.to_contiguous().into_data().try_into_vec().expect("the kernels are given f32 tensors"))
-        }
+    if let Some(values) = tensor.as_slice::<f32>() {
+        return Cow::Borrowed(values);
     }
+    if let (&[batch, tokens, width], &[outer, inner, 1]) = (&**tensor.layout().shape(), tensor.layout().strides())
+        && inner == width as isize
+        && outer >= 0
+    {
+        // A slice of the tokens: each batch element is one piece.
+        let (storage, start) = (tensor.storage::<f32>(), tensor.layout().start_offset());
+        let mut values = Vec::with_capacity(batch * tokens * width);
+        for b in 0..batch {
+            values.extend_from_slice(&storage[start + b * outer as usize..][..tokens * width]);
+        }
+        return Cow::Owned(values);
+    }
+    Cow::Owned(tensor.to_contiguous().into_data().try_into_vec().expect("the kernels are given f32 tensors"))
 }
 
 /// The tensor as one that owns its memory alone, so that a kernel may overwrite it: free if nothing else holds it.

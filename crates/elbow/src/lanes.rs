@@ -1,37 +1,75 @@
-//! Two batches in flight: while one does what only one core can do, the other uses the rest.
+//! Several batches in flight, one a core: the operations of a small network are too short to be divided among threads.
+//!
+//! Each lane is a thread pool of its own, and what runs in it takes its threads from that pool: with as many batches as
+//! cores, one each, so that nothing waits for another core in the middle of a network.
 
-use std::sync::{
-    Mutex,
-    atomic::{AtomicUsize, Ordering},
+use rayon::{ThreadPool, ThreadPoolBuilder};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, LazyLock, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
 };
 
-/// Batches in flight. Memory grows with it, and two already keep a small machine busy.
-const LANES: usize = 2;
+/// Pools by their number. They live on, because a thread's freed memory is cheapest for the thread itself to use again.
+static POOLS: LazyLock<Mutex<BTreeMap<usize, Arc<Vec<ThreadPool>>>>> = LazyLock::new(Mutex::default);
 
-/// `f(0), f(1), … f(count − 1)` in that order, computed on two threads. What `f(i)` returns depends on `i` alone, so the
-/// result is that of a loop.
-pub(crate) fn map<T: Send>(count: usize, f: impl Fn(usize) -> T + Sync) -> Vec<T> {
-    let next = AtomicUsize::new(0);
-    let done = Mutex::new(Vec::with_capacity(count));
-    let lane = || {
+/// `lanes` pools that share the cores.
+fn pools(lanes: usize) -> Arc<Vec<ThreadPool>> {
+    let threads = (rayon::current_num_threads() / lanes).max(1);
+    let pool = |_| ThreadPoolBuilder::new().num_threads(threads).build().expect("the system can start threads");
+    let mut pools = POOLS.lock().unwrap_or_else(PoisonError::into_inner);
+    Arc::clone(pools.entry(lanes).or_insert_with(|| Arc::new((0..lanes).map(pool).collect())))
+}
+
+/// `consume(f(0)), consume(f(1)), …, consume(f(count − 1))` in that order, with `f` on several cores at a time and `consume`
+/// here. What `f(i)` returns depends on `i` alone, so the result is that of a loop, whatever the number of cores.
+pub(crate) fn in_order<T: Send>(count: usize, f: impl Fn(usize) -> T + Sync, mut consume: impl FnMut(T)) {
+    let lanes = rayon::current_num_threads().min(count);
+    if lanes < 2 {
+        return (0..count).for_each(|i| consume(f(i)));
+    }
+    let (pools, next) = (pools(lanes), AtomicUsize::new(0));
+    let (send, receive) = mpsc::channel();
+    let lane = |send: mpsc::Sender<(usize, T)>| {
         loop {
             let i = next.fetch_add(1, Ordering::Relaxed);
-            if i >= count {
-                break;
+            if i >= count || send.send((i, f(i))).is_err() {
+                return;
             }
-            let value = f(i);
-            done.lock().expect("invariant: no lane panics while it holds the lock").push((i, value));
         }
     };
     std::thread::scope(|scope| {
-        let lanes: Vec<_> = (0..LANES.min(count)).map(|_| scope.spawn(lane)).collect();
-        for lane in lanes {
+        let running: Vec<_> = pools
+            .iter()
+            .map(|pool| {
+                let (send, lane) = (send.clone(), &lane);
+                scope.spawn(move || pool.install(|| lane(send)))
+            })
+            .collect();
+        drop(send);
+        let mut early = BTreeMap::new();
+        let mut due = 0;
+        for (i, value) in receive {
+            early.insert(i, value);
+            while let Some(value) = early.remove(&due) {
+                consume(value);
+                due += 1;
+            }
+        }
+        for lane in running {
             lane.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         }
     });
-    let mut done = done.into_inner().expect("invariant: a panic has been passed on");
-    done.sort_by_key(|(i, _)| *i);
-    done.into_iter().map(|(_, value)| value).collect()
+}
+
+/// `f(0), f(1), … f(count − 1)`, computed on several cores at a time.
+pub(crate) fn map<T: Send>(count: usize, f: impl Fn(usize) -> T + Sync) -> Vec<T> {
+    let mut values = Vec::with_capacity(count);
+    in_order(count, f, |value| values.push(value));
+    values
 }
 
 #[cfg(test)]
@@ -44,5 +82,11 @@ mod tests {
         };
         assert_eq!(super::map(7, wait), [0, 1, 4, 9, 16, 25, 36]);
         assert!(super::map(0, |i| i).is_empty());
+    }
+
+    #[test]
+    #[should_panic(expected = "third")]
+    fn a_panic_passes_on() {
+        super::map(5, |i| assert!(i != 2, "third"));
     }
 }

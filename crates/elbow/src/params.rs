@@ -107,6 +107,13 @@ impl Params {
         }
     }
 
+    /// Adds the values of the same layout.
+    pub fn add(&mut self, other: &Self) {
+        for (sum, value) in self.values.iter_mut().zip(&other.values) {
+            *sum += value;
+        }
+    }
+
     /// One tensor per entry on `device`. On an autodiff device the tensors are leaves that collect gradients.
     pub fn tensors(&self, device: &Device) -> Tensors {
         let leaf = |e: &Entry| {

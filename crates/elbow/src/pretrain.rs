@@ -3,6 +3,7 @@
 //! Minimizes E‖v_θ(x_t, t) − (α′ x₀ + σ′ ε)‖² over data x₀, noise ε and logit-normal times (arXiv 2403.03206, §3.1).
 
 use crate::{
+    lanes,
     noise::{self, Key, Purpose},
     optimizer::{Optimizer, OptimizerConfig},
     params::Params,
@@ -43,10 +44,13 @@ impl Default for PretrainConfig {
 }
 
 /// Data to pre-train on: images `[N, C, H, W]` in [−1, 1] and their captions, decided by the keys alone.
-pub trait Data {
+pub trait Data: Sync {
     /// One image and caption per key; where `drop` is set, the caption is the empty one.
     fn batch(&self, keys: &[Key], drop: &[bool]) -> (Tensor<4>, Conditioning);
 }
+
+/// Images of one forward pass; the bits of a gradient depend on it.
+const PART: usize = 32;
 
 /// Where pre-training stands.
 pub struct Pretraining {
@@ -77,28 +81,46 @@ impl Pretraining {
     ) -> f32 {
         let key = Key::new(seed, Purpose::Pretraining, self.optimizer.step);
         let keys: Vec<Key> = (0..config.batch as u64).map(|i| key.sample(i)).collect();
-        let uniforms = |draw| keys.iter().map(move |k| k.draw(draw).uniforms().next().expect("invariant: endless"));
-        let drop: Vec<bool> = uniforms(1).map(|u| u < config.caption_dropout).collect();
-        let times: Vec<f64> = keys.iter().map(|k| logit_normal(k.draw(2))).collect();
-        let (clean, cond) = data.batch(&keys, &drop);
-        let noise = noise::normal(keys.iter().map(|k| k.draw(3)), policy.latent_shape(), device);
-
-        let leaves = self.params.tensors(&device.clone().autodiff());
-        let x = schedule.mix(clean.clone(), noise.clone(), &times);
-        let t: Vec<f32> = times.iter().map(|&t| t as f32).collect();
-        let t = Tensor::from_data(TensorData::new(t, [config.batch]), device);
-        let error = policy.bind(Some(&leaves)).velocity(x, t, &cond) - schedule.target(clean, noise, &times);
-        let loss = error.square().mean();
-
-        let mut gradient = self.params.zeros_like();
-        gradient.add_gradients(&leaves, &mut loss.backward());
+        let parts: Vec<&[Key]> = keys.chunks(PART).collect();
+        let compute = |i: usize| self.gradient(policy, data, config, schedule, parts[i], device);
+        let (mut gradient, mut loss) = (self.params.zeros_like(), 0.0);
+        lanes::in_order(parts.len(), compute, |(part, part_loss)| {
+            gradient.add(&part);
+            loss += part_loss;
+        });
         let mut optimizer = config.optimizer.clone();
         let left = config.steps.saturating_sub(self.optimizer.step) as f64;
         optimizer.learning_rate *= (3.0 * left / config.steps as f64).min(1.0);
         self.optimizer.step(&optimizer, &mut self.params, &mut gradient);
         let step = self.optimizer.step as f64;
         self.ema.decay_toward(&self.params, config.ema_decay.min((1.0 + step) / (10.0 + step)));
-        loss.inner().into_scalar::<f32>()
+        loss
+    }
+
+    /// What some images of a batch add to the gradient of its mean loss, and to the loss.
+    fn gradient(
+        &self,
+        policy: &dyn Policy,
+        data: &dyn Data,
+        config: &PretrainConfig,
+        schedule: Schedule,
+        keys: &[Key],
+        device: &Device,
+    ) -> (Params, f32) {
+        let uniforms = |draw| keys.iter().map(move |k| k.draw(draw).uniforms().next().expect("invariant: endless"));
+        let drop: Vec<bool> = uniforms(1).map(|u| u < config.caption_dropout).collect();
+        let times: Vec<f64> = keys.iter().map(|k| logit_normal(k.draw(2))).collect();
+        let (clean, cond) = data.batch(keys, &drop);
+        let noise = noise::normal(keys.iter().map(|k| k.draw(3)), policy.latent_shape(), device);
+        let leaves = self.params.tensors(&device.clone().autodiff());
+        let x = schedule.mix(clean.clone(), noise.clone(), &times);
+        let t: Vec<f32> = times.iter().map(|&t| t as f32).collect();
+        let t = Tensor::from_data(TensorData::new(t, [keys.len()]), device);
+        let error = policy.bind(Some(&leaves)).velocity(x, t, &cond) - schedule.target(clean, noise, &times);
+        let loss = error.square().mean() * (keys.len() as f64 / config.batch as f64);
+        let mut gradient = self.params.zeros_like();
+        gradient.add_gradients(&leaves, &mut loss.backward());
+        (gradient, loss.inner().into_scalar::<f32>())
     }
 }
 

@@ -1,6 +1,6 @@
 //! `elbow pretrain`: a base model from nothing.
 
-use crate::{failure::Hint, output};
+use crate::{failure::Hint, machine, output};
 use anyhow::{Context, Result};
 use burn::tensor::Device;
 use elbow::{
@@ -45,6 +45,15 @@ pub struct Args {
     /// Peak learning rate.
     #[arg(long, default_value_t = PretrainConfig::default().optimizer.learning_rate)]
     learning_rate: f64,
+    /// Probability that an image departs from a fact of its caption (an object, a color, a count, a relation).
+    #[arg(long, default_value_t = 0.2, value_name = "SHARE")]
+    caption_noise: f64,
+    /// Steps before the first that sees such captions.
+    #[arg(long, default_value_t = 0, value_name = "STEPS")]
+    noisy_from: u64,
+    /// Start from these weights instead of random ones.
+    #[arg(long, value_name = "FILE")]
+    from: Option<PathBuf>,
     /// Decides weights, scenes and noise.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -63,14 +72,24 @@ pub fn run(args: &Args) -> Result<()> {
     if args.batch == 0 || until == 0 {
         return Err(Hint::error("nothing to do: steps and batch must be at least 1", "see `elbow pretrain --help`"));
     }
+    if !(0.0..=1.0).contains(&args.caption_noise) {
+        return Err(Hint::error("--caption-noise is a probability", "give a number from 0 to 1"));
+    }
     ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::SeqCst)).context("cannot listen for Ctrl-C")?;
     let device = Device::flex();
     let network = MmditConfig::default();
-    let base = network.initial(Key::new(args.seed, Purpose::Initialization, 0));
+    let mut base = network.initial(Key::new(args.seed, Purpose::Initialization, 0));
+    let mut from = None;
+    if let Some(path) = &args.from {
+        let bytes = std::fs::read(path).with_context(|| format!("cannot read weights {}", path.display()))?;
+        base = base.with_values_of(&bytes).with_context(|| format!("cannot use weights {}", path.display()))?;
+        from = Some(machine::sha256(&bytes));
+    }
     let text = Box::new(WordCodes { device: device.clone() });
     let policy = MmditPolicy::new(network, base, Tuning::Full, text, args.seed, &device);
     let progress = args.out.with_extension("progress");
-    let identity = json!({"config": config, "seed": args.seed});
+    let identity = json!({"config": config, "caption_noise": args.caption_noise, "noisy_from": args.noisy_from,
+        "from_sha256": from, "seed": args.seed});
     let mut training = Pretraining::new(&policy);
     resume(&progress, &mut training, &identity)?;
     if training.optimizer.step > until {
@@ -83,7 +102,8 @@ pub fn run(args: &Args) -> Result<()> {
             "raise --until, or choose another --out to start over",
         ));
     }
-    steps(&mut training, &policy, &config, args.seed, until, &|training| save(&progress, training, &identity))?;
+    let data = SceneData { caption_noise: args.caption_noise, noisy_from: args.noisy_from, device };
+    steps(&mut training, &policy, &config, &data, args.seed, until, &|training| save(&progress, training, &identity))?;
     let step = training.optimizer.step;
     if step < until {
         output::line(&format!("stopped after step {step}; the same command goes on from there"));
@@ -102,18 +122,17 @@ fn steps(
     training: &mut Pretraining,
     policy: &MmditPolicy,
     config: &PretrainConfig,
+    data: &SceneData,
     seed: u64,
     until: u64,
     save: &dyn Fn(&Pretraining) -> Result<()>,
 ) -> Result<()> {
-    let device = Device::flex();
-    let data = SceneData { device: device.clone() };
     let style = ProgressStyle::with_template("[{bar:32}] {pos}/{len} steps, {msg}, {eta} left")?;
     let bar = ProgressBar::new(until).with_style(style.progress_chars("=> ")).with_position(training.optimizer.step);
     bar.reset_eta();
     let mut smooth = None;
     while training.optimizer.step < until {
-        let loss = training.step(policy, &data, config, Schedule::RectifiedFlow, seed, &device);
+        let loss = training.step(policy, data, config, Schedule::RectifiedFlow, seed, &data.device);
         let mean = smooth.map_or(loss, |m: f32| 0.98 * m + 0.02 * loss);
         smooth = Some(mean);
         let step = training.optimizer.step;

@@ -86,6 +86,18 @@ impl Timesteps {
     }
 }
 
+/// Which images share their draws of (t, ε).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Draws {
+    /// Each image has its own: the reference's.
+    #[default]
+    PerSample,
+    /// All images of a group share them (V-GRPO, arXiv 2604.23380). Advantages of a group add up to zero, so what its images
+    /// have in common at a point cancels in the gradient instead of adding to its variance.
+    PerGroup,
+}
+
 /// ELBO from the final image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -94,6 +106,8 @@ pub struct Elbo {
     pub weighting: Weighting,
     /// Which times each sample is evaluated at.
     pub timesteps: Timesteps,
+    /// Which images share their draws.
+    pub draws: Draws,
     /// What a ratio compares.
     pub ratio: Ratio,
     /// Mean or sum over latent dimensions.
@@ -107,7 +121,7 @@ impl Likelihood for Elbo {
 
     fn queries(&self, rollout: &Rollout) -> Vec<Query> {
         let (grid, steps) = (rollout.sampling.times(), rollout.sampling.steps);
-        let chosen: Vec<Vec<usize>> = rollout.keys.iter().map(|&k| self.timesteps.of(k, steps)).collect();
+        let chosen: Vec<Vec<usize>> = self.keys(rollout).iter().map(|&k| self.timesteps.of(k, steps)).collect();
         let draw = |i: usize| {
             let t: Vec<f64> = chosen.iter().map(|order| grid[order[i]]).collect();
             self.draw(rollout, i as u32, &t)
@@ -127,11 +141,19 @@ impl Likelihood for Elbo {
 }
 
 impl Elbo {
-    /// The query of one draw: fresh noise for every sample, at one time each.
+    /// What decides the draws of each image.
+    fn keys(self, rollout: &Rollout) -> &[Key] {
+        match self.draws {
+            Draws::PerSample => &rollout.keys,
+            Draws::PerGroup => &rollout.group_keys,
+        }
+    }
+
+    /// The query of one draw: fresh noise for every sample or group, at one time each.
     fn draw(&self, rollout: &Rollout, draw: u32, t: &[f64]) -> Query {
         let (clean, schedule) = (rollout.images().clone(), rollout.schedule);
         let ([_, c, h, w], device) = (clean.dims(), clean.device());
-        let keys = rollout.keys.iter().map(|&k| Key { purpose: Purpose::Draw, ..k }.draw(draw));
+        let keys = self.keys(rollout).iter().map(|&k| Key { purpose: Purpose::Draw, ..k }.draw(draw));
         let noise = noise::normal(keys, [c, h, w], &device);
         Query {
             x: schedule.mix(clean.clone(), noise.clone(), t),

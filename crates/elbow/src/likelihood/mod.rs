@@ -7,7 +7,7 @@
 mod elbo;
 mod trajectory;
 
-pub use elbo::{Elbo, Timesteps, Weighting};
+pub use elbo::{Draws, Elbo, Timesteps, Weighting};
 pub use trajectory::Trajectory;
 
 use crate::{
@@ -30,6 +30,8 @@ pub struct Rollout {
     pub cond: Conditioning,
     /// Keys of the images: seed, epoch and number of the sample.
     pub keys: Vec<Key>,
+    /// The same key for all images of a group: that of its first.
+    pub group_keys: Vec<Key>,
     /// How they were drawn.
     pub sampling: Sampling,
     /// The path they were drawn on.
@@ -54,6 +56,7 @@ impl Rollout {
             points: (0..first.points.len()).map(point).collect(),
             cond: Conditioning::cat(&parts.iter().map(|p| &p.cond).collect::<Vec<_>>()),
             keys: parts.iter().flat_map(|p| p.keys.iter().copied()).collect(),
+            group_keys: parts.iter().flat_map(|p| p.group_keys.iter().copied()).collect(),
             ..*first
         }
     }
@@ -67,6 +70,7 @@ impl Rollout {
             points: self.points.iter().map(|p| p.clone().select(0, indices.clone())).collect(),
             cond: self.cond.select(rows),
             keys: rows.iter().map(|&r| self.keys[r]).collect(),
+            group_keys: rows.iter().map(|&r| self.group_keys[r]).collect(),
             ..*self
         }
     }
@@ -78,6 +82,7 @@ impl Rollout {
             points: self.points.iter().map(|p| p.clone().narrow(0, start, len)).collect(),
             cond: self.cond.narrow(start, len),
             keys: self.keys[start..start + len].to_vec(),
+            group_keys: self.group_keys[start..start + len].to_vec(),
             ..*self
         }
     }

@@ -59,6 +59,11 @@ fn keys(n: usize) -> Vec<Key> {
     (0..n as u64).map(|i| Key::new(5, Purpose::Step, 2).sample(i)).collect()
 }
 
+/// Groups of two.
+fn groups(keys: &[Key]) -> Vec<Key> {
+    keys.iter().map(|k| k.sample(k.sample / 2 * 2)).collect()
+}
+
 fn cond(pooled: &[f32]) -> Conditioning {
     let (n, device) = (pooled.len(), Device::flex());
     let pooled = Tensor::from_data(TensorData::new(pooled.to_vec(), [n, 1]), &device);
@@ -71,7 +76,7 @@ fn drawn(rule: SamplerKind, steps: usize, shape: [usize; 3]) -> Rollout {
     let start = noise::normal(keys.iter().map(|&k| Key { purpose: Purpose::Start, ..k }), shape, &device);
     let (field, schedule) = (Tanh::new(BEHAVIOR, &device), Schedule::RectifiedFlow);
     let points = sampler::sample(&field, &sampling, schedule, start, &cond, &keys, true);
-    Rollout { points, cond, keys, sampling, schedule }
+    Rollout { points, cond, group_keys: groups(&keys), keys, sampling, schedule }
 }
 
 /// Given images on the grid of `steps`, as if some ODE sampler had drawn them.
@@ -79,13 +84,18 @@ fn given(images: Tensor<4>, steps: usize, guidance: f64) -> Rollout {
     let n = images.dims()[0];
     let sampling = Sampling { rule: SamplerKind::Dpm2(Dpm2 {}), steps, shift: SHIFT, guidance };
     let (keys, cond) = (keys(n), cond(&vec![0.0; n]));
-    Rollout { points: vec![images], cond, keys, sampling, schedule: Schedule::RectifiedFlow }
+    let (points, group_keys) = (vec![images], groups(&keys));
+    Rollout { points, cond, keys, group_keys, sampling, schedule: Schedule::RectifiedFlow }
 }
 
 fn likelihoods(timesteps: Timesteps) -> Vec<LikelihoodKind> {
     let mut all = Vec::new();
     for (ratio, reduction) in RATIOS.into_iter().flat_map(|r| REDUCTIONS.map(|n| (r, n))) {
-        all.extend(WEIGHTINGS.map(|weighting| LikelihoodKind::Elbo(Elbo { weighting, timesteps, ratio, reduction })));
+        all.extend(
+            WEIGHTINGS.map(|weighting| {
+                LikelihoodKind::Elbo(Elbo { weighting, timesteps, ratio, reduction, ..Elbo::default() })
+            }),
+        );
         all.push(LikelihoodKind::Trajectory(Trajectory { fraction: 0.99, ratio, reduction }));
     }
     all
@@ -266,6 +276,32 @@ fn a_permutation_takes_nearly_all_times_once_per_sample() {
         let first: Vec<f64> = queries.iter().map(|q| numbers(q.t.clone())[0]).collect();
         assert!(steps == 1 || later != first, "an epoch has its own times");
     }
+}
+
+#[test]
+fn images_of_a_group_share_times_and_noise_if_asked() {
+    let mut values = Vec::new();
+    Key::new(1, Purpose::Draw, 9).extend_normals(4 * 8, &mut values);
+    let images = Tensor::from_data(TensorData::new(values, [4, 2, 2, 2]), &Device::flex());
+    let rollout = given(images.clone(), 10, 1.0);
+    let elbo = Elbo { draws: Draws::PerGroup, ..Elbo::default() };
+    let (mut times, clean) = (Vec::new(), numbers(images));
+    for query in elbo.queries(&rollout) {
+        let (t, x) = (numbers(query.t.clone()), numbers(query.x.clone()));
+        // x − (1 − t) x₀ = t ε of each image.
+        let noise: Vec<f64> = x.iter().zip(&clean).enumerate().map(|(i, (x, c))| x - (1.0 - t[i / 8]) * c).collect();
+        assert!(t[0] == t[1] && t[2] == t[3], "{t:?}");
+        let close = |a: &[f64], b: &[f64]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-6);
+        assert!(close(&noise[..8], &noise[8..16]) && close(&noise[16..24], &noise[24..]));
+        assert!(!close(&noise[..8], &noise[16..24]), "groups differ");
+        times.push(t);
+    }
+    assert!(times.iter().any(|t| t[0] != t[2]), "groups have their own times");
+    // The first image of a group has the draws it would have had alone.
+    let alone = Elbo::default().queries(&rollout);
+    assert!(
+        elbo.queries(&rollout).iter().zip(&alone).all(|(a, b)| numbers(a.x.clone())[..8] == numbers(b.x.clone())[..8])
+    );
 }
 
 #[test]

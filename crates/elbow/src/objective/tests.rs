@@ -41,6 +41,7 @@ fn query() -> Query {
         points: vec![Tensor::zeros([B, 1, 1, PIXELS], &device)],
         cond: Conditioning { tokens: Tensor::zeros([B, 1, 1], &device), pooled: Tensor::zeros([B, 1], &device) },
         keys: (0..B as u64).map(|i| Key::new(3, Purpose::Step, 0).sample(i)).collect(),
+        group_keys: vec![Key::new(3, Purpose::Step, 0); B],
         sampling: Sampling { steps: 4, ..Sampling::default() },
         schedule: Schedule::RectifiedFlow,
     };

@@ -53,7 +53,8 @@ pub(super) fn draw(trainer: &Trainer<'_>, observer: &dyn Observer) -> Result<Dra
         let start = noise::normal(starts, trainer.policy.latent_shape(), &trainer.device);
         let (cond, schedule) = (cond.select(rows), config.schedule);
         let points = sampler::sample(&*field, &config.sampler, schedule, start, &cond, &keys, keep);
-        let rollout = Rollout { points, cond, keys, sampling: config.sampler, schedule };
+        let group_keys = rows.iter().map(|&g| Key { sample: (g * batch.group_size) as u64, ..keys[0] }).collect();
+        let rollout = Rollout { points, cond, keys, group_keys, sampling: config.sampler, schedule };
         let images = trainer.policy.decode(rollout.images().clone());
         let asked = rows.iter().map(|&g| prompts[g].clone()).collect();
         send.send(ToScore { part, images, prompts: asked }).expect("invariant: the worker outlives the senders");

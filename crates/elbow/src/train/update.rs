@@ -2,11 +2,7 @@
 
 use super::{Drawn, MAX_NOT_FINITE, Observer, TrainError, Trainer};
 use crate::{
-    advantage::Moments,
-    evaluation::Evaluation,
-    likelihood::Rollout,
-    params::{Params, Tensors},
-    policy::VelocityField,
+    advantage::Moments, evaluation::Evaluation, lanes, likelihood::Rollout, params::Params, policy::VelocityField,
 };
 use burn::tensor::{Tensor, TensorData};
 
@@ -68,7 +64,8 @@ fn trainable(i: usize, drawn: &Drawn, moments: &[Moments], advantages: &[Option<
     advantages[i].filter(|_| !group.agree).map(|a| (i, a))
 }
 
-/// The gradient of the mean loss over the `valid` samples of an update; samples that are not in `rows` count as zero.
+/// The gradient of the mean loss over the `valid` samples of an update; samples that are not in `rows` count as zero. The parts
+/// of a batch run side by side and are added in order.
 fn accumulate(
     trainer: &Trainer<'_>,
     drawn: &Drawn,
@@ -78,49 +75,62 @@ fn accumulate(
     outcome: &mut Outcome,
     observe: &dyn Fn(usize),
 ) -> Params {
+    let parts: Vec<&[(usize, f64)]> = rows.chunks(trainer.config.batch.rows).collect();
     let mut gradient = trainer.state.current.zeros_like();
-    let leaves = trainer.state.current.tensors(&trainer.device.clone().autodiff());
     outcome.trained += rows.len();
     let mut done = 0;
-    for chunk in rows.chunks(trainer.config.batch.rows) {
-        let (indices, advantages): (Vec<usize>, Vec<f64>) = chunk.iter().copied().unzip();
-        let part: Rollout = drawn.rollout.select(&indices);
-        let queries = trainer.config.likelihood.get().queries(&part);
-        let weight = 1.0 / (valid * queries.len()) as f64;
-        for query in &queries {
-            let current = trainer.guided(trainer.policy.bind(Some(&leaves)));
-            let evaluation = Evaluation::new(query, &*current, frozen.behavior, frozen.reference);
-            backward(trainer, &evaluation, &advantages, weight, &leaves, &mut gradient, outcome);
-        }
-        done += chunk.len();
+    let compute = |i: usize| part(trainer, drawn, parts[i], valid, frozen);
+    lanes::in_order(parts.len(), compute, |part: Part| {
+        gradient.add(&part.gradient);
+        outcome.policy_losses.extend(part.policy_losses);
+        outcome.kls.extend(part.kls);
+        outcome.clipped.extend(part.clipped);
+        outcome.log_ratios.extend(part.log_ratios);
+        done += part.rows;
         observe(done);
-    }
+    });
     gradient
 }
 
-fn backward(
-    trainer: &Trainer<'_>,
-    evaluation: &Evaluation<'_>,
-    advantages: &[f64],
-    weight: f64,
-    leaves: &Tensors,
-    gradient: &mut Params,
-    outcome: &mut Outcome,
-) {
-    let log_prob = evaluation.log_prob();
-    let data = TensorData::new(advantages.to_vec(), [advantages.len()]);
-    let advantages = Tensor::<1>::from_data(data, (&trainer.device, log_prob.dtype()));
-    let objective = trainer.config.objective.get();
-    let policy = objective.loss(evaluation, advantages.clone());
-    outcome.policy_losses.extend(values(policy.clone()));
-    let mut loss = policy;
-    if let Some(kl) = trainer.config.kl.value(evaluation) {
-        outcome.kls.extend(values(kl.clone()));
-        loss = loss + kl * trainer.config.kl.weight;
+/// What the samples of one micro-batch add to an update.
+struct Part {
+    rows: usize,
+    gradient: Params,
+    policy_losses: Vec<f64>,
+    kls: Vec<f64>,
+    clipped: Vec<f64>,
+    log_ratios: Vec<f64>,
+}
+
+fn part(trainer: &Trainer<'_>, drawn: &Drawn, rows: &[(usize, f64)], valid: usize, frozen: &Frozen<'_>) -> Part {
+    let config = &trainer.config;
+    let (indices, advantages): (Vec<usize>, Vec<f64>) = rows.iter().copied().unzip();
+    let rollout: Rollout = drawn.rollout.select(&indices);
+    let queries = config.likelihood.get().queries(&rollout);
+    let weight = 1.0 / (valid * queries.len()) as f64;
+    let leaves = trainer.state.current.tensors(&trainer.device.clone().autodiff());
+    let gradient = trainer.state.current.zeros_like();
+    let none = Vec::new;
+    let (policy_losses, kls, clipped, log_ratios) = (none(), none(), none(), none());
+    let mut part = Part { rows: rows.len(), gradient, policy_losses, kls, clipped, log_ratios };
+    for query in &queries {
+        let current = trainer.guided(trainer.policy.bind(Some(&leaves)));
+        let e = Evaluation::new(query, &*current, frozen.behavior, frozen.reference);
+        let data = TensorData::new(advantages.clone(), [rows.len()]);
+        let advantages = Tensor::<1>::from_data(data, (&trainer.device, e.log_prob().dtype()));
+        let objective = config.objective.get();
+        let policy = objective.loss(&e, advantages.clone());
+        part.policy_losses.extend(values(policy.clone()));
+        let mut loss = policy;
+        if let Some(kl) = config.kl.value(&e) {
+            part.kls.extend(values(kl.clone()));
+            loss = loss + kl * config.kl.weight;
+        }
+        part.clipped.extend(objective.clipped(&e, advantages).into_iter().flat_map(values));
+        part.log_ratios.extend(e.known_log_ratio().into_iter().flat_map(values));
+        part.gradient.add_gradients(&leaves, &mut (loss.sum() * weight).backward());
     }
-    outcome.clipped.extend(objective.clipped(evaluation, advantages).into_iter().flat_map(values));
-    outcome.log_ratios.extend(evaluation.known_log_ratio().into_iter().flat_map(values));
-    gradient.add_gradients(leaves, &mut (loss.sum() * weight).backward());
+    part
 }
 
 /// One optimizer step and the average that follows it.

@@ -8,7 +8,7 @@ use super::{ADVANTAGES, B, Case, DIMS, PROMPTS, REFERENCE, SHAPE, UNCONDITIONAL,
 use burn::tensor::{Device, Tensor};
 use elbow::{
     kl::KlKind,
-    likelihood::{LikelihoodKind, Query, Rollout, Weighting},
+    likelihood::{Draws, LikelihoodKind, Query, Rollout, Weighting},
     noise::{self, Key, Purpose},
     objective::{Epg, Grpo, ObjectiveKind, Par, Pepg},
     sampler::{FlowSde, SamplerKind},
@@ -74,8 +74,12 @@ impl<'a> Formula<'a> {
                 let (sample, draw) = (row % B, q + row / B);
                 let k = formula.grid.iter().position(|g| (g - t).abs() < 1e-6).expect("a time of the grid");
                 let goal = match case.likelihood {
-                    LikelihoodKind::Elbo(_) => {
-                        let key = Key { purpose: Purpose::Draw, ..rollout.keys[sample] }.draw(draw as u32);
+                    LikelihoodKind::Elbo(elbo) => {
+                        let owner = match elbo.draws {
+                            Draws::PerSample => sample,
+                            Draws::PerGroup => sample / 2 * 2,
+                        };
+                        let key = Key { purpose: Purpose::Draw, ..rollout.keys[owner] }.draw(draw as u32);
                         let noise = latents(&noise::normal([key], SHAPE, &Device::flex()))[0];
                         let [alpha, sigma, ..] = level(case.schedule, formula.grid[k]);
                         for i in 0..DIMS {

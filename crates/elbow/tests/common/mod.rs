@@ -123,7 +123,8 @@ impl Case {
         let start = noise::normal(keys.iter().map(|&k| Key { purpose: Purpose::Start, ..k }), SHAPE, &Device::flex());
         let keep = self.likelihood.get().needs_trajectory();
         let points = sampler::sample(&self.field(behavior()), &self.sampling, self.schedule, start, &cond, &keys, keep);
-        Rollout { points, cond, keys, sampling: self.sampling, schedule: self.schedule }
+        let group_keys = keys.iter().map(|k| k.sample(k.sample / 2 * 2)).collect();
+        Rollout { points, cond, keys, group_keys, sampling: self.sampling, schedule: self.schedule }
     }
 
     /// The mean loss over samples and queries, and its gradient, as the trainer takes them.
