@@ -29,6 +29,18 @@ fn the_same_command_makes_the_same_bytes() {
 }
 
 #[test]
+fn the_number_of_threads_changes_no_bit() {
+    let root = tempfile::tempdir().unwrap();
+    for threads in ["1", "2", "3"] {
+        let folder = root.path().join(threads);
+        succeed(train(&folder, 4).env("RAYON_NUM_THREADS", threads));
+        assert_eq!(numbers(finished()), numbers(&folder), "{threads} threads");
+        let last = |run: &Path| files(&run.join("checkpoints/checkpoint-4"));
+        assert!(last(finished()) == last(&folder), "{threads} threads: the last checkpoint differs");
+    }
+}
+
+#[test]
 fn killed_at_any_moment_and_resumed_is_the_same_run() {
     let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_nanos();
     for attempt in 0..3u32 {

@@ -43,7 +43,7 @@ impl Default for EvalConfig {
             images_per_prompt: 4,
             seed: 42,
             sampler: Sampling { steps: 40, ..Sampling::default() },
-            rows: 64,
+            rows: 32,
         }
     }
 }
