@@ -204,6 +204,15 @@ fn pre_training_stopped_in_any_way_is_the_same() {
     succeed(&mut pretrain("parts.safetensors", "4", &[]));
     assert!(bytes("parts.safetensors") == bytes("straight.safetensors"), "repeated when done");
 
+    // From other weights: captions are right before the step that is named, and wrong from it on.
+    let noisy = |out: &str, from: &str| {
+        let more = ["--from", "straight.safetensors", "--caption-noise", "0.9", "--noisy-from", from];
+        succeed(&mut pretrain(out, "2", &more));
+        bytes(out)
+    };
+    let (late, never) = (noisy("late.safetensors", "2"), noisy("never.safetensors", "2"));
+    assert!(late == never && late != noisy("early.safetensors", "1"), "noise begins with its step");
+
     // Interrupted somewhere in a longer one; the weights of step 40 are those of a run that stopped there by itself.
     let process = pretrain("broken.safetensors", "40", &[]).spawn().unwrap();
     std::thread::sleep(std::time::Duration::from_millis(900));

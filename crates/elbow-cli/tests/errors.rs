@@ -259,6 +259,10 @@ fn pre_training_that_cannot_go_on_is_refused() {
         command.args(more).current_dir(&root);
         command
     };
+    refused(&mut pretrain(&["--caption-noise", "1.5"]), root.path(), &["--caption-noise is a probability"]);
+    refused(&mut pretrain(&["--from", "none.safetensors"]), root.path(), &["cannot read weights none.safetensors"]);
+    std::fs::write(root.path().join("torn.safetensors"), [8, 0, 0]).unwrap();
+    refused(&mut pretrain(&["--from", "torn.safetensors"]), root.path(), &["cannot use weights torn.safetensors"]);
     common::succeed(&mut pretrain(&["--steps", "3", "--until", "2"]));
     refused(&mut pretrain(&["--steps", "3", "--until", "1"]), root.path(), &["past step 1", "stands at step 2"]);
     refused(

@@ -7,7 +7,7 @@ use common::{Case, current, formula::Formula};
 use elbow::{
     kl::{Kl, KlKind},
     likelihood::{Draws, Elbo, LikelihoodKind, Ratio, Timesteps, Trajectory, Weighting},
-    objective::{Epg, Grpo, ObjectiveKind, Par, Pepg},
+    objective::{Cispo, Dpok, Epg, Grpo, ObjectiveKind, Par, Pepg, Sapo},
     sampler::{Dpm2, Euler, FlowSde, SamplerKind, Sampling},
     schedule::Schedule,
 };
@@ -66,7 +66,13 @@ fn objectives() -> Vec<ObjectiveKind> {
         [ObjectiveKind::Epg(Epg { ratio }), ObjectiveKind::Pepg(Pepg { ratio }), ObjectiveKind::Par(Par { ratio })]
     };
     let grpo = ObjectiveKind::Grpo(Grpo { clip: 1e-3, max_advantage: 1.0 });
-    with(true).into_iter().chain(with(false)).chain([grpo]).collect()
+    // Ranges with ratios inside and outside, and none so near an edge that a finite difference steps over it.
+    let more = [
+        ObjectiveKind::Cispo(Cispo { low: 0.02, high: 0.02 }),
+        ObjectiveKind::Sapo(Sapo { tau_positive: 3.0, tau_negative: 5.0 }),
+        ObjectiveKind::Dpok(Dpok { clip: 1e-3 }),
+    ];
+    with(true).into_iter().chain(with(false)).chain([grpo]).chain(more).collect()
 }
 
 fn likelihoods() -> Vec<LikelihoodKind> {
@@ -120,8 +126,8 @@ fn every_legal_combination_has_the_gradient_of_its_formula() {
         }
     }
     worst.report("rectified flow");
-    // 7 objectives × 2 guidance scales × (26 ELBOs × 3 samplers + 2 trajectories × 1 sampler); trajectories on 2 ODEs.
-    assert_eq!((worst.combinations, refused), (7 * 2 * (26 * 3 + 2), 7 * 2 * 2 * 2));
+    // 10 objectives × 2 guidance scales × (26 ELBOs × 3 samplers + 2 trajectories × 1 sampler); trajectories on 2 ODEs.
+    assert_eq!((worst.combinations, refused), (10 * 2 * (26 * 3 + 2), 10 * 2 * 2 * 2));
     assert!(worst.ratios.iter().all(|&n| n > 500), "GRPO is tried clipped and not: {:?}", worst.ratios);
 }
 
@@ -138,7 +144,7 @@ fn every_legal_combination_on_a_variance_preserving_path() {
     }
     worst.report("variance preserving");
     // Neither the SDE, nor trajectories, nor the path-KL weighting.
-    assert_eq!((worst.combinations, refused), (7 * 20 * 2, 7 * (28 + (6 + 2) * 2)));
+    assert_eq!((worst.combinations, refused), (10 * 20 * 2, 10 * (28 + (6 + 2) * 2)));
 }
 
 #[test]

@@ -3,15 +3,21 @@
 //! Notation: L, L_b log-probabilities under current and behavior weights at the same points, ρ = exp(L − L_b),
 //! A the advantage, sg stop-gradient. Losses are minimized.
 
+mod cispo;
+mod dpok;
 mod epg;
 mod grpo;
 mod par;
 mod pepg;
+mod sapo;
 
+pub use cispo::Cispo;
+pub use dpok::Dpok;
 pub use epg::Epg;
 pub use grpo::Grpo;
 pub use par::Par;
 pub use pepg::Pepg;
+pub use sapo::Sapo;
 
 use crate::evaluation::Evaluation;
 use burn::tensor::Tensor;
@@ -42,6 +48,12 @@ pub enum ObjectiveKind {
     Par(Par),
     /// Clipped surrogate.
     Grpo(Grpo),
+    /// Clipped importance weight.
+    Cispo(Cispo),
+    /// Soft gate on the ratio.
+    Sapo(Sapo),
+    /// Clamped ratio.
+    Dpok(Dpok),
 }
 
 impl Default for ObjectiveKind {
@@ -58,6 +70,9 @@ impl ObjectiveKind {
             Self::Pepg(o) => o,
             Self::Par(o) => o,
             Self::Grpo(o) => o,
+            Self::Cispo(o) => o,
+            Self::Sapo(o) => o,
+            Self::Dpok(o) => o,
         }
     }
 }

@@ -109,12 +109,23 @@ fn grpo(clip: f64) -> ObjectiveKind {
     ObjectiveKind::Grpo(Grpo { clip, max_advantage: f64::INFINITY })
 }
 
+fn sapo(tau_positive: f64, tau_negative: f64) -> ObjectiveKind {
+    ObjectiveKind::Sapo(Sapo { tau_positive, tau_negative })
+}
+
+/// What clamps a ratio on its own.
+fn clamped(width: f64) -> [ObjectiveKind; 2] {
+    [ObjectiveKind::Cispo(Cispo { low: width, high: width }), ObjectiveKind::Dpok(Dpok { clip: width })]
+}
+
 #[test]
 fn on_policy_all_objectives_have_one_gradient() {
     for behavior in [None, Some(CURRENT)] {
         let expected = gradient(EPG[0], behavior);
         assert!(expected.iter().all(|g| g.abs() > 1e-3), "{expected:?}");
-        for objective in [EPG[1], PEPG[0], PEPG[1], PAR[0], PAR[1], grpo(f64::INFINITY), grpo(1e-3)] {
+        let [cispo, dpok] = clamped(1e-3);
+        let more = [grpo(f64::INFINITY), grpo(1e-3), cispo, dpok, sapo(1.0, 1.05)];
+        for objective in [EPG[1], PEPG[0], PEPG[1], PAR[0], PAR[1]].into_iter().chain(more) {
             let off = relative(&gradient(objective, behavior), &expected);
             assert!(off < 1e-6, "{objective:?}: {off}");
         }
@@ -155,10 +166,24 @@ fn closed_forms() {
                 let stuck = (a > 0.0 && ratio > 1.0 + o.clip) || (a < 0.0 && ratio < 1.0 - o.clip);
                 (if stuck { -a * clipped } else { -a * ratio }, if stuck { 0.0 } else { -a * ratio })
             }
+            ObjectiveKind::Cispo(o) => {
+                let weight = ratio.clamp(1.0 - o.low, 1.0 + o.high);
+                (-weight * a * l, -weight * a)
+            }
+            ObjectiveKind::Sapo(o) => {
+                let tau = if a > 0.0 { o.tau_positive } else { o.tau_negative };
+                let gate = 1.0 / (1.0 + (-tau * (ratio - 1.0)).exp());
+                (-4.0 / tau * gate * a, -4.0 * gate * (1.0 - gate) * ratio * a)
+            }
+            ObjectiveKind::Dpok(o) => {
+                let inside = (ratio - 1.0).abs() <= o.clip;
+                (-a * ratio.clamp(1.0 - o.clip, 1.0 + o.clip), if inside { -a * ratio } else { 0.0 })
+            }
         }
     };
     let clipping = [1e-3, 0.15, f64::INFINITY].map(|clip| ObjectiveKind::Grpo(Grpo { clip, max_advantage: 5.0 }));
-    for objective in EPG.into_iter().chain(PEPG).chain(PAR).chain(clipping) {
+    let more = [0.1, 0.9].into_iter().flat_map(clamped).chain([sapo(1.0, 1.05), sapo(20.0, 7.0)]);
+    for objective in EPG.into_iter().chain(PEPG).chain(PAR).chain(clipping).chain(more) {
         let (l, dl) = evaluate(Some(BEHAVIOR), &log_prob);
         let (b, _) = evaluate(Some(BEHAVIOR), &|e| e.log_prob() - e.log_ratio());
         for (got, wanted) in l.iter().chain(&b).zip(CURRENT.iter().chain(&BEHAVIOR)) {

@@ -10,7 +10,7 @@ use elbow::{
     kl::KlKind,
     likelihood::{Draws, LikelihoodKind, Query, Rollout, Weighting},
     noise::{self, Key, Purpose},
-    objective::{Epg, Grpo, ObjectiveKind, Par, Pepg},
+    objective::{Cispo, Dpok, Epg, Grpo, ObjectiveKind, Par, Pepg, Sapo},
     sampler::{FlowSde, SamplerKind},
     schedule::Schedule,
 };
@@ -206,6 +206,12 @@ impl<'a> Formula<'a> {
                     let (a, rho) = (a.clamp(-max_advantage, max_advantage), (l - l_b).exp());
                     f64::max(-a * rho, -a * rho.clamp(1.0 - clip, 1.0 + clip))
                 }
+                ObjectiveKind::Cispo(Cispo { low, high }) => -frozen.exp().clamp(1.0 - low, 1.0 + high) * a * l,
+                ObjectiveKind::Sapo(Sapo { tau_positive, tau_negative }) => {
+                    let tau = if a > 0.0 { tau_positive } else { tau_negative };
+                    -4.0 / tau / (1.0 + (-tau * ((l - l_b).exp() - 1.0)).exp()) * a
+                }
+                ObjectiveKind::Dpok(Dpok { clip }) => -a * (l - l_b).exp().clamp(1.0 - clip, 1.0 + clip),
             };
             policy + self.case.kl.weight * self.divergence(draws, theta, base)
         };

@@ -1,0 +1,42 @@
+//! CISPO, the policy gradient with a clipped importance weight (MiniMax-M1, arXiv 2506.13585, §3.1).
+//!
+//! loss = −sg(clip(ρ, 1 − low, 1 + high)) A L
+//!
+//! Clipping bounds the weight of a sample and never silences it, as it does in [`super::Grpo`]. The paper sets no lower bound,
+//! which is `low = 1` here; its upper bound is not published, and ours is as wide as GRPO's range, since L is a mean over
+//! dimensions.
+
+use super::Objective;
+use crate::evaluation::Evaluation;
+use burn::tensor::Tensor;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Policy gradient with a bounded importance weight.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Cispo {
+    /// How far the weight may fall below 1; 1 is no bound.
+    pub low: f64,
+    /// How far the weight may rise above 1.
+    pub high: f64,
+}
+
+impl Default for Cispo {
+    fn default() -> Self {
+        Self { low: 1.0, high: 1e-3 }
+    }
+}
+
+impl Objective for Cispo {
+    fn loss(&self, e: &Evaluation<'_>, advantages: Tensor<1>) -> Tensor<1> {
+        let weight = e.ratio().detach().clamp(1.0 - self.low, 1.0 + self.high);
+        -weight * advantages * e.log_prob()
+    }
+
+    fn clipped(&self, e: &Evaluation<'_>, _: Tensor<1>) -> Option<Tensor<1>> {
+        let ratio = e.ratio().detach();
+        let below = ratio.clone().lower_scalar(1.0 - self.low).float();
+        Some(below + ratio.greater_scalar(1.0 + self.high).float())
+    }
+}
