@@ -112,7 +112,7 @@ mod tests {
 
     #[test]
     fn a_caption_is_right_if_each_of_its_facts_is() {
-        assert_eq!(kept(0.0, 50), [1.0; 6]);
+        assert!(kept(0.0, 50).iter().all(|share| share.to_bits() == 1.0f64.to_bits()));
         // One fact in a single object, two in a pair, a count and a coloring, three in a relation, four in two colorings.
         for (share, facts) in kept(0.2, 4000).into_iter().zip([1, 2, 2, 2, 3, 4]) {
             let expected = 0.8f64.powi(facts);

@@ -290,6 +290,7 @@ fn images_of_a_group_share_times_and_noise_if_asked() {
         let (t, x) = (numbers(query.t.clone()), numbers(query.x.clone()));
         // x − (1 − t) x₀ = t ε of each image.
         let noise: Vec<f64> = x.iter().zip(&clean).enumerate().map(|(i, (x, c))| x - (1.0 - t[i / 8]) * c).collect();
+        let t: Vec<u64> = t.into_iter().map(f64::to_bits).collect();
         assert!(t[0] == t[1] && t[2] == t[3], "{t:?}");
         let close = |a: &[f64], b: &[f64]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-6);
         assert!(close(&noise[..8], &noise[8..16]) && close(&noise[16..24], &noise[24..]));
