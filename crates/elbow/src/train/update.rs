@@ -23,6 +23,18 @@ pub(super) struct Outcome {
     pub trained: usize,
 }
 
+impl Outcome {
+    /// Adds what was seen later.
+    fn extend(&mut self, later: Self) {
+        self.log_ratios.extend(later.log_ratios);
+        self.clipped.extend(later.clipped);
+        self.policy_losses.extend(later.policy_losses);
+        self.kls.extend(later.kls);
+        self.grad_norms.extend(later.grad_norms);
+        self.trained += later.trained;
+    }
+}
+
 /// The frozen fields of an epoch. `behavior: None` means equal to the current weights.
 struct Frozen<'a> {
     behavior: Option<&'a dyn VelocityField>,
@@ -77,42 +89,33 @@ fn accumulate(
 ) -> Params {
     let parts: Vec<&[(usize, f64)]> = rows.chunks(trainer.config.batch.rows).collect();
     let mut gradient = trainer.state.current.zeros_like();
-    outcome.trained += rows.len();
     let mut done = 0;
     let compute = |i: usize| part(trainer, drawn, parts[i], valid, frozen);
-    lanes::in_order(parts.len(), compute, |part: Part| {
-        gradient.add(&part.gradient);
-        outcome.policy_losses.extend(part.policy_losses);
-        outcome.kls.extend(part.kls);
-        outcome.clipped.extend(part.clipped);
-        outcome.log_ratios.extend(part.log_ratios);
-        done += part.rows;
+    lanes::in_order(parts.len(), compute, |(part, seen): (Params, Outcome)| {
+        gradient.add(&part);
+        done += seen.trained;
+        outcome.extend(seen);
         observe(done);
     });
     gradient
 }
 
-/// What the samples of one micro-batch add to an update.
-struct Part {
-    rows: usize,
-    gradient: Params,
-    policy_losses: Vec<f64>,
-    kls: Vec<f64>,
-    clipped: Vec<f64>,
-    log_ratios: Vec<f64>,
-}
-
-fn part(trainer: &Trainer<'_>, drawn: &Drawn, rows: &[(usize, f64)], valid: usize, frozen: &Frozen<'_>) -> Part {
+/// What the samples of one micro-batch add to the gradient, and what was seen of them.
+fn part(
+    trainer: &Trainer<'_>,
+    drawn: &Drawn,
+    rows: &[(usize, f64)],
+    valid: usize,
+    frozen: &Frozen<'_>,
+) -> (Params, Outcome) {
     let config = &trainer.config;
     let (indices, advantages): (Vec<usize>, Vec<f64>) = rows.iter().copied().unzip();
     let rollout: Rollout = drawn.rollout.select(&indices);
     let queries = config.likelihood.get().queries(&rollout);
     let weight = 1.0 / (valid * queries.len()) as f64;
     let leaves = trainer.state.current.tensors(&trainer.device.clone().autodiff());
-    let gradient = trainer.state.current.zeros_like();
-    let none = Vec::new;
-    let (policy_losses, kls, clipped, log_ratios) = (none(), none(), none(), none());
-    let mut part = Part { rows: rows.len(), gradient, policy_losses, kls, clipped, log_ratios };
+    let mut gradient = trainer.state.current.zeros_like();
+    let mut seen = Outcome { trained: rows.len(), ..Outcome::default() };
     for query in &queries {
         let current = trainer.guided(trainer.policy.bind(Some(&leaves)));
         let e = Evaluation::new(query, &*current, frozen.behavior, frozen.reference);
@@ -120,17 +123,17 @@ fn part(trainer: &Trainer<'_>, drawn: &Drawn, rows: &[(usize, f64)], valid: usiz
         let advantages = Tensor::<1>::from_data(data, (&trainer.device, e.log_prob().dtype()));
         let objective = config.objective.get();
         let policy = objective.loss(&e, advantages.clone());
-        part.policy_losses.extend(values(policy.clone()));
+        seen.policy_losses.extend(values(policy.clone()));
         let mut loss = policy;
         if let Some(kl) = config.kl.value(&e) {
-            part.kls.extend(values(kl.clone()));
+            seen.kls.extend(values(kl.clone()));
             loss = loss + kl * config.kl.weight;
         }
-        part.clipped.extend(objective.clipped(&e, advantages).into_iter().flat_map(values));
-        part.log_ratios.extend(e.known_log_ratio().into_iter().flat_map(values));
-        part.gradient.add_gradients(&leaves, &mut (loss.sum() * weight).backward());
+        seen.clipped.extend(objective.clipped(&e, advantages).into_iter().flat_map(values));
+        seen.log_ratios.extend(e.known_log_ratio().into_iter().flat_map(values));
+        gradient.add_gradients(&leaves, &mut (loss.sum() * weight).backward());
     }
-    part
+    (gradient, seen)
 }
 
 /// One optimizer step and the average that follows it.
