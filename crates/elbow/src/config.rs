@@ -3,9 +3,9 @@
 use crate::{
     advantage::AdvantageKind,
     behavior::{BehaviorLag, Ema},
-    kl::Kl,
+    kl::{Kl, Proximal},
     likelihood::LikelihoodKind,
-    objective::ObjectiveKind,
+    objective::{ObjectiveKind, Setting},
     optimizer::OptimizerConfig,
     sampler::Sampling,
     schedule::Schedule,
@@ -33,6 +33,8 @@ pub struct Config {
     pub objective: ObjectiveKind,
     /// What keeps the policy near the reference.
     pub kl: Kl,
+    /// What keeps the policy near the behavior policy.
+    pub proximal: Proximal,
     /// How the images of one prompt are compared.
     pub advantage: AdvantageKind,
     /// How far the policy that draws rollouts lags behind.
@@ -56,6 +58,7 @@ impl Default for Config {
             likelihood: LikelihoodKind::default(),
             objective: ObjectiveKind::default(),
             kl: Kl::default(),
+            proximal: Proximal::default(),
             advantage: AdvantageKind::default(),
             behavior: BehaviorLag::default(),
             ema: Ema::default(),
@@ -101,12 +104,15 @@ impl Config {
         self.validate_ranges(&mut problems);
         let likelihood = self.likelihood.get().refuses(&self.sampler, self.schedule);
         problems.extend(likelihood.into_iter().chain(self.sampler.rule.get().refuses(self.schedule)));
+        let setting = Setting { likelihood: self.likelihood, advantage: self.advantage, rows: self.batch.rows };
+        problems.extend(self.objective.get().problems(&setting));
+        problems.extend(self.advantage.get().problems());
         if problems.is_empty() { Ok(()) } else { Err(ConfigError { problems }) }
     }
 
     fn validate_batch(&self, problems: &mut Vec<String>) {
         let Batch { groups, group_size, updates, rows } = self.batch;
-        if group_size < 2 {
+        if group_size < 2 && self.advantage.get().within_groups() {
             problems.push(format!(
                 "batch.group_size = {group_size}: an advantage compares at least 2 images of one prompt"
             ));
@@ -138,8 +144,13 @@ impl Config {
         if let AdvantageKind::Exact(exact) = self.advantage {
             problems.extend(positive("advantage.beta", exact.beta));
         }
-        if !(self.kl.weight >= 0.0 && self.kl.weight.is_finite()) {
-            problems.push(format!("kl.weight = {}: must be 0 (off) or a positive number", self.kl.weight));
+        for (name, weight) in [("kl.weight", self.kl.weight), ("proximal.weight", self.proximal.weight)] {
+            if !(weight >= 0.0 && weight.is_finite()) {
+                problems.push(format!("{name} = {weight}: must be 0 (off) or a positive number"));
+            }
+        }
+        if self.optimizer.half_life.is_nan() || self.optimizer.half_life <= 0.0 {
+            problems.push(format!("optimizer.half_life = {}: must be above 0", self.optimizer.half_life));
         }
         problems.extend(share("optimizer.beta1", self.optimizer.beta1));
         problems.extend(share("optimizer.beta2", self.optimizer.beta2));

@@ -1,6 +1,10 @@
 //! What an objective may ask about a query: log-probabilities under each set of weights, computed when asked for.
 
-use crate::{likelihood::Query, policy::VelocityField};
+use crate::{
+    gaussian::{self, wide},
+    likelihood::{Query, Transitions},
+    policy::VelocityField,
+};
 use burn::tensor::Tensor;
 use std::cell::OnceCell;
 
@@ -11,6 +15,7 @@ pub struct Evaluation<'a> {
     log_prob: Tensor<1>,
     behavior: Option<&'a dyn VelocityField>,
     reference: &'a dyn VelocityField,
+    behavior_velocity: OnceCell<Tensor<4>>,
     behavior_log_prob: OnceCell<Tensor<1>>,
     reference_velocity: OnceCell<Tensor<4>>,
 }
@@ -32,6 +37,7 @@ impl<'a> Evaluation<'a> {
             log_prob,
             behavior,
             reference,
+            behavior_velocity: OnceCell::new(),
             behavior_log_prob: OnceCell::new(),
             reference_velocity: OnceCell::new(),
         }
@@ -47,13 +53,27 @@ impl<'a> Evaluation<'a> {
         self.velocity.clone()
     }
 
+    /// v_b `[N, C, H, W]`, without gradient.
+    pub fn behavior_velocity(&self) -> Tensor<4> {
+        let compute = || match self.behavior {
+            None => self.velocity.clone().detach(),
+            Some(field) => self.query.velocity(field),
+        };
+        self.behavior_velocity.get_or_init(compute).clone()
+    }
+
     /// L_b `[B]`, without gradient.
     pub fn behavior_log_prob(&self) -> Tensor<1> {
         let compute = || match self.behavior {
             None => self.log_prob.clone().detach(),
-            Some(field) => self.query.log_prob(self.query.velocity(field)),
+            Some(_) => self.query.log_prob(self.behavior_velocity()),
         };
         self.behavior_log_prob.get_or_init(compute).clone()
+    }
+
+    /// Log-probability `[B]` under another velocity `[N, C, H, W]`.
+    pub fn log_prob_of(&self, velocity: Tensor<4>) -> Tensor<1> {
+        self.query.log_prob(velocity)
     }
 
     /// ln ρ = L − L_b `[B]`, with gradient.
@@ -63,7 +83,7 @@ impl<'a> Evaluation<'a> {
 
     /// ln ρ without gradient, if it has been computed or costs no forward pass.
     pub fn known_log_ratio(&self) -> Option<Tensor<1>> {
-        let known = self.behavior.is_none() || self.behavior_log_prob.get().is_some();
+        let known = self.behavior.is_none() || self.behavior_velocity.get().is_some();
         known.then(|| self.log_ratio().detach())
     }
 
@@ -82,8 +102,46 @@ impl<'a> Evaluation<'a> {
         self.query.log_prob(self.reference_velocity())
     }
 
-    /// Brings one number a row of the query to one a sample, `[N] → [B]`.
+    /// Brings one number a row of the query to one a sample, `[N] → [B]`, as log-probabilities are.
     pub fn merge(&self, rows: Tensor<1>) -> Tensor<1> {
         self.query.merge(rows)
+    }
+
+    /// Mean over the draws of each sample, `[N] → [B]`.
+    pub fn mean(&self, rows: Tensor<1>) -> Tensor<1> {
+        let (samples, draws) = (self.log_prob.dims()[0], self.query.draws());
+        let mean: Tensor<2> = rows.reshape([draws, samples]).mean_dim(0);
+        mean.reshape([samples])
+    }
+
+    /// The number of each sample for each of its draws, `[B] → [N]`.
+    pub fn repeat(&self, samples: Tensor<1>) -> Tensor<1> {
+        samples.repeat_dim(0, self.query.draws())
+    }
+
+    /// ln ρ of every draw on its own `[N]`, with gradient.
+    pub fn log_ratio_rows(&self) -> Tensor<1> {
+        self.query.row_log_prob(self.velocity()) - self.query.row_log_prob(self.behavior_velocity())
+    }
+
+    /// What the likelihood compares the velocity with `[N, C, H, W]`; `None` where that is not a velocity.
+    pub fn target(&self) -> Option<Tensor<4>> {
+        self.query.target.clone()
+    }
+
+    /// The Gaussian steps that are scored, with KL(π_b ‖ π_θ) = mean (μ_θ − μ_b)²/(2 std²) of each, a mean over latent dimensions
+    /// `[N]`, with gradient; `None` unless the likelihood is that of steps.
+    pub fn steps(&self) -> Option<(&Transitions, Tensor<1>)> {
+        let steps = self.query.transitions.as_ref()?;
+        let shift = wide(self.velocity() - self.behavior_velocity());
+        let scale = steps.slope.clone().square() / (steps.std.clone().square() * 2.0);
+        Some((steps, gaussian::mean(shift.square()) * scale))
+    }
+
+    /// mean ‖v_θ − v_b‖² and the same of clean samples, `[B]`, with gradient.
+    pub fn proximity(&self, clean: bool) -> Tensor<1> {
+        let difference = wide(self.velocity() - self.behavior_velocity());
+        let rows = gaussian::mean(difference.square());
+        self.mean(if clean { rows * self.query.gain.clone().square() } else { rows })
     }
 }

@@ -1,4 +1,4 @@
-//! Keeping the policy near the reference (arXiv 2602.04663, §3.4; estimators k1–k3: Schulman, *Approximating KL
+//! Keeping the policy near the reference, and near the behavior policy (arXiv 2602.04663, §3.4; estimators k1–k3: Schulman, *Approximating KL
 //! divergence*, 2020).
 //!
 //! With d = L − L_ref and ρ the importance ratio:
@@ -71,5 +71,24 @@ impl Kl {
             KlKind::K3Reversed => d().exp() - 1.0 - d(),
         };
         Some(if self.importance { value * e.ratio() } else { value })
+    }
+}
+
+/// A penalty on leaving the behavior policy, w · mean ‖v_θ − v_b‖²: what AWM (arXiv 2509.25050) and V-GRPO (arXiv 2604.23380, of clean
+/// samples) add to their losses. Without effect while the behavior policy is the current one, as it is for the first update of
+/// an epoch with `behavior.max = 0`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Proximal {
+    /// w; 0 turns it off.
+    pub weight: f64,
+    /// Whether clean samples are compared instead of velocities: t² times the distance on rectified flow.
+    pub clean: bool,
+}
+
+impl Proximal {
+    /// The unweighted distance of each sample `[B]`; `None` if it is off.
+    pub fn value(&self, e: &Evaluation<'_>) -> Option<Tensor<1>> {
+        (self.weight != 0.0).then(|| e.proximity(self.clean))
     }
 }

@@ -12,6 +12,9 @@ pub struct OptimizerConfig {
     pub learning_rate: f64,
     /// Steps over which the learning rate rises linearly from 0.
     pub warmup_steps: u64,
+    /// Steps over which it falls to half, again and again; infinite is never.
+    #[serde(skip_serializing_if = "never")]
+    pub half_life: f64,
     /// Decay of the first moment.
     pub beta1: f64,
     /// Decay of the second moment.
@@ -29,12 +32,27 @@ impl Default for OptimizerConfig {
         Self {
             learning_rate: 3e-4,
             warmup_steps: 0,
+            half_life: f64::INFINITY,
             beta1: 0.9,
             beta2: 0.999,
             epsilon: 1e-8,
             weight_decay: 1e-4,
             max_grad_norm: 5.0,
         }
+    }
+}
+
+/// Whether a half-life is infinite, which not every format can write.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn never(half_life: &f64) -> bool {
+    half_life.is_infinite()
+}
+
+impl OptimizerConfig {
+    /// The learning rate of step `step`, counted from 1.
+    pub fn rate(&self, step: u64) -> f64 {
+        let warmup = (step as f64 / self.warmup_steps.max(1) as f64).min(1.0);
+        self.learning_rate * warmup * 0.5f64.powf((step - 1) as f64 / self.half_life)
     }
 }
 
@@ -69,7 +87,6 @@ impl Optimizer {
             }
         }
         self.step += 1;
-        let warmup = (self.step as f64 / config.warmup_steps.max(1) as f64).min(1.0);
         let adam = elbow_kernels::AdamW {
             beta1: config.beta1,
             beta2: config.beta2,
@@ -77,7 +94,7 @@ impl Optimizer {
             weight_decay: config.weight_decay,
         };
         let (first, second) = (self.first.values_mut(), self.second.values_mut());
-        adam.step(self.step, config.learning_rate * warmup, params.values_mut(), gradient.values(), first, second);
+        adam.step(self.step, config.rate(self.step), params.values_mut(), gradient.values(), first, second);
         norm
     }
 }
@@ -96,6 +113,17 @@ mod tests {
         let (mut w, mut g) = (one(1.0), one(0.25));
         Optimizer::new(&w).step(&config, &mut w, &mut g);
         assert!(w.values().iter().all(|v| (v - 0.9).abs() < 1e-6), "{w:?}");
+    }
+
+    #[test]
+    fn the_rate_rises_and_halves() {
+        let config = OptimizerConfig { learning_rate: 8.0, warmup_steps: 4, half_life: 10.0, ..Default::default() };
+        let close = |step, expected: f64| assert!((config.rate(step) - expected).abs() < 1e-12, "{step}");
+        close(1, 2.0);
+        close(11, 4.0);
+        close(31, 1.0);
+        let constant = OptimizerConfig { warmup_steps: 0, half_life: f64::INFINITY, ..config };
+        assert!((constant.rate(1_000_000) - 8.0).abs() < 1e-12);
     }
 
     #[test]

@@ -7,7 +7,10 @@ use common::{Case, current, formula::Formula};
 use elbow::{
     kl::{Kl, KlKind},
     likelihood::{Draws, Elbo, LikelihoodKind, Ratio, Timesteps, Trajectory, Weighting},
-    objective::{Cispo, Dpok, Epg, Grpo, ObjectiveKind, Par, Pepg, Sapo},
+    objective::{
+        Cispo, Divergence, Dpo, Dpok, Epg, FlowDppo, Gmpo, Grpo, GrpoGuard, NegativeAware, ObjectiveKind, Par, Pepg,
+        Ram, Residual, Rpg, Sapo, TrajectoryBalance,
+    },
     sampler::{Dpm2, Euler, FlowSde, SamplerKind, Sampling},
     schedule::Schedule,
 };
@@ -65,12 +68,24 @@ fn objectives() -> Vec<ObjectiveKind> {
     let with = |ratio| {
         [ObjectiveKind::Epg(Epg { ratio }), ObjectiveKind::Pepg(Pepg { ratio }), ObjectiveKind::Par(Par { ratio })]
     };
-    let grpo = ObjectiveKind::Grpo(Grpo { clip: 1e-3, max_advantage: 1.0 });
+    let grpo = ObjectiveKind::Grpo(Grpo { clip: 1e-3, clip_high: Some(1.5e-3), max_advantage: 1.0 });
     // Ranges with ratios inside and outside, and none so near an edge that a finite difference steps over it.
     let more = [
         ObjectiveKind::Cispo(Cispo { low: 0.02, high: 0.02 }),
         ObjectiveKind::Sapo(Sapo { tau_positive: 3.0, tau_negative: 5.0 }),
         ObjectiveKind::Dpok(Dpok { clip: 1e-3 }),
+        ObjectiveKind::Gmpo(Gmpo { log_clip: 1e-3 }),
+        ObjectiveKind::Rpg(Rpg { divergence: Divergence::Reverse, beta: 0.3 }),
+        ObjectiveKind::Rpg(Rpg { divergence: Divergence::Forward, beta: 0.3 }),
+        ObjectiveKind::Nft(NegativeAware { mix: 0.5, scale: 5.0 }),
+        ObjectiveKind::TrajectoryBalance(TrajectoryBalance {}),
+        ObjectiveKind::Dpo(Dpo { beta: 3.0 }),
+        // Of velocities, without trajectories.
+        ObjectiveKind::Ram(Ram { multiplier: 0.7, residual: Residual::Behavior }),
+        ObjectiveKind::Ram(Ram { multiplier: 0.7, residual: Residual::Current }),
+        // Of steps, without ELBOs.
+        ObjectiveKind::GrpoGuard(GrpoGuard { clip: 1e-4, max_advantage: 1.0 }),
+        ObjectiveKind::FlowDppo(FlowDppo { max_divergence: 1e-6 }),
     ];
     with(true).into_iter().chain(with(false)).chain([grpo]).chain(more).collect()
 }
@@ -126,8 +141,9 @@ fn every_legal_combination_has_the_gradient_of_its_formula() {
         }
     }
     worst.report("rectified flow");
-    // 10 objectives × 2 guidance scales × (26 ELBOs × 3 samplers + 2 trajectories × 1 sampler); trajectories on 2 ODEs.
-    assert_eq!((worst.combinations, refused), (10 * 2 * (26 * 3 + 2), 10 * 2 * 2 * 2));
+    // 2 guidance scales × (26 ELBOs × 3 samplers for 18 objectives + 2 trajectories × 1 sampler for 18).
+    let legal = 2 * (26 * 3 * 18 + 2 * 18);
+    assert_eq!((worst.combinations, refused), (legal, 20 * 2 * 28 * 3 - legal));
     assert!(worst.ratios.iter().all(|&n| n > 500), "GRPO is tried clipped and not: {:?}", worst.ratios);
 }
 
@@ -144,7 +160,8 @@ fn every_legal_combination_on_a_variance_preserving_path() {
     }
     worst.report("variance preserving");
     // Neither the SDE, nor trajectories, nor the path-KL weighting.
-    assert_eq!((worst.combinations, refused), (10 * 20 * 2, 10 * (28 + (6 + 2) * 2)));
+    let legal = 18 * 20 * 2;
+    assert_eq!((worst.combinations, refused), (legal, 20 * 28 * 3 - legal));
 }
 
 #[test]

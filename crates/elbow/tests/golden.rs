@@ -123,6 +123,7 @@ fn the_optimizer_steps_as_pytorch_does() {
         let config = OptimizerConfig {
             learning_rate: run.learning_rate,
             warmup_steps: 0,
+            half_life: f64::INFINITY,
             beta1: run.beta1,
             beta2: run.beta2,
             epsilon: run.epsilon,

@@ -58,7 +58,7 @@ fn no_function_is_longer_than_60_lines() {
 fn the_axes_know_neither_the_loop_nor_the_configuration_nor_files() {
     for axis in ["objective", "likelihood", "sampler", "advantage"] {
         for (path, text) in sources(&crates().join("elbow/src").join(axis)) {
-            for forbidden in ["crate::train", "crate::config", "std::fs", "std::io"] {
+            for forbidden in ["train::", "config::", "std::fs", "std::io"] {
                 assert!(!text.contains(forbidden), "{} uses {forbidden}", path.display());
             }
         }
@@ -87,7 +87,8 @@ fn every_variant_of_an_axis_cites_its_source() {
     for axis in ["objective", "likelihood", "sampler", "advantage"] {
         for (path, text) in sources(&crates().join("elbow/src").join(axis)) {
             let name = path.file_name().and_then(|n| n.to_str()).expect("a name");
-            if name != "mod.rs" && name != "tests.rs" {
+            let test = path.components().any(|part| part.as_os_str() == "tests") || name == "tests.rs";
+            if name != "mod.rs" && !test {
                 assert!(text.contains("arXiv"), "{} cites no paper", path.display());
             }
         }

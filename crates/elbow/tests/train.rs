@@ -3,11 +3,13 @@
 use burn::tensor::Device;
 use elbow::{
     Prompt, Reward, RewardError, RgbImage,
-    advantage::{AdvantageKind, Standard},
+    advantage::{AdvantageKind, BestWorst, LeaveOneOut, Nft, PerPrompt, Softmax, Standard, Top},
     behavior::BehaviorLag,
     config::{Batch, Config},
     likelihood::{Elbo, LikelihoodKind, Trajectory, Weighting},
-    objective::{Epg, Grpo, ObjectiveKind, Par, Pepg},
+    objective::{
+        Dpo, Epg, FlowDppo, Gmpo, Grpo, GrpoGuard, NegativeAware, ObjectiveKind, Par, Pepg, Ram, Rpg, TrajectoryBalance,
+    },
     optimizer::OptimizerConfig,
     sampler::{Euler, FlowSde, SamplerKind, Sampling},
     toy::{Toy, point},
@@ -65,13 +67,46 @@ fn every_objective_and_likelihood_learns() {
         (pepg, elbo(Weighting::Adaptive), Sampling::default()),
         (ObjectiveKind::Epg(Epg::default()), elbo(Weighting::Adaptive), euler),
         (ObjectiveKind::Par(Par::default()), elbo(Weighting::Simple), sde),
-        (ObjectiveKind::Grpo(Grpo { clip: 0.2, max_advantage: 5.0 }), elbo(Weighting::T), Sampling::default()),
+        (ObjectiveKind::Grpo(Grpo { clip: 0.2, ..Grpo::default() }), elbo(Weighting::T), Sampling::default()),
         (pepg, LikelihoodKind::Trajectory(Trajectory::default()), sde),
     ] {
         let rewards = rewards(Config { objective, likelihood, sampler, ..config() }, 40);
         let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
         let (first, last) = (mean(&rewards[..2]), mean(&rewards[36..]));
         assert!(last > first + 0.5, "{objective:?} × {likelihood:?}: {first:.2} to {last:.2}");
+    }
+}
+
+#[test]
+fn objectives_of_velocities_steps_and_pairs_learn() {
+    let elbo = LikelihoodKind::Elbo(Elbo::default());
+    let trajectory = LikelihoodKind::Trajectory(Trajectory::default());
+    let (ode, sde) = (Sampling::default(), sampler(SamplerKind::FlowSde(FlowSde::default())));
+    let standard = config().advantage;
+    let pairs = AdvantageKind::BestWorst(BestWorst {});
+    for (objective, likelihood, sampler, advantage) in [
+        (ObjectiveKind::Nft(NegativeAware::default()), elbo, ode, AdvantageKind::Nft(Nft::default())),
+        (ObjectiveKind::Ram(Ram::default()), elbo, ode, standard),
+        (ObjectiveKind::Rpg(Rpg::default()), elbo, ode, standard),
+        (ObjectiveKind::Gmpo(Gmpo { log_clip: 0.2 }), elbo, ode, standard),
+        (ObjectiveKind::TrajectoryBalance(TrajectoryBalance {}), elbo, ode, standard),
+        (ObjectiveKind::Dpo(Dpo { beta: 10.0 }), elbo, ode, pairs),
+        (ObjectiveKind::GrpoGuard(GrpoGuard { clip: 0.2, ..GrpoGuard::default() }), trajectory, sde, standard),
+        (ObjectiveKind::FlowDppo(FlowDppo { max_divergence: 0.1 }), trajectory, sde, standard),
+        (
+            ObjectiveKind::Epg(Epg { ratio: false }),
+            elbo,
+            ode,
+            AdvantageKind::Softmax(Softmax { inverse_temperature: 2.0 }),
+        ),
+        (ObjectiveKind::Epg(Epg { ratio: false }), elbo, ode, AdvantageKind::Top(Top { percentile: 0.7 })),
+        (ObjectiveKind::Epg(Epg::default()), elbo, ode, AdvantageKind::LeaveOneOut(LeaveOneOut::default())),
+        (ObjectiveKind::Epg(Epg::default()), elbo, ode, AdvantageKind::PerPrompt(PerPrompt::default())),
+    ] {
+        let rewards = rewards(Config { objective, likelihood, sampler, advantage, ..config() }, 60);
+        let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
+        let (first, last) = (mean(&rewards[..2]), mean(&rewards[56..]));
+        assert!(last > first + 0.3, "{objective:?} × {advantage:?}: {first:.2} to {last:.2}");
     }
 }
 

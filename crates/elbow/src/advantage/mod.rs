@@ -1,15 +1,26 @@
 //! Comparing the images of one prompt: rewards to advantages.
 //!
 //! A missing reward has no advantage and takes no part in its group's statistics. A group whose rewards all agree says
-//! nothing; every variant gives it its neutral value (0, or ½ for NFT's map), and the trainer reports and skips it.
+//! nothing where images of a group are compared; those variants give it their neutral value (0, or ½ for NFT's map), and the trainer
+//! reports and skips it.
 
+mod best_worst;
 mod exact;
+mod history;
+mod leave_one_out;
 mod nft;
+mod softmax;
 mod standard;
+mod top;
 
+pub use best_worst::BestWorst;
 pub use exact::Exact;
+pub use history::{History, PerPrompt};
+pub use leave_one_out::LeaveOneOut;
 pub use nft::Nft;
+pub use softmax::Softmax;
 pub use standard::{Deviation, Standard};
+pub use top::Top;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -21,6 +32,8 @@ pub struct Grouped {
     pub rewards: Vec<Option<f64>>,
     /// The group of each sample, 0, 1, 2, …
     pub groups: Vec<usize>,
+    /// Earlier rewards of each group's prompt, oldest first; empty unless the advantage asks for them.
+    pub earlier: Vec<Vec<f64>>,
 }
 
 /// Mean and population deviation of some numbers.
@@ -69,24 +82,54 @@ impl Grouped {
         let moments = self.moments();
         self.rewards.iter().zip(&self.groups).map(|(r, &g)| r.map(|r| f(r, moments[g]))).collect()
     }
+
+    /// Rewards in deviations of their group.
+    fn standardized(&self) -> Vec<Option<f64>> {
+        self.map(|reward, group| (reward - group.mean) / (group.std + 1e-6))
+    }
 }
 
 /// Rewards to advantages.
 pub trait Advantage: Send + Sync {
-    /// One advantage a sample; `None` where the reward is missing.
+    /// One advantage a sample; `None` where the reward is missing, or the sample is not to be trained on.
     fn advantages(&self, batch: &Grouped) -> Vec<Option<f64>>;
+
+    /// Whether a sample is compared with its group alone, so that one whose rewards agree says nothing.
+    fn within_groups(&self) -> bool {
+        true
+    }
+
+    /// How many earlier rewards of a prompt are wanted.
+    fn memory(&self) -> usize {
+        0
+    }
+
+    /// What is wrong with its parameters.
+    fn problems(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// The advantage of a recipe.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum AdvantageKind {
-    /// (η/β)(R − group mean).
+    /// (η/β)(R − group mean) (arXiv 2602.04663).
     Exact(Exact),
-    /// Centered by group, divided by a deviation.
+    /// Centered by group, divided by a deviation (GRPO; arXiv 2505.05470).
     Standard(Standard),
-    /// NFT's map to [0, 1].
+    /// Probability of being a good image (DiffusionNFT, arXiv 2509.16117).
     Nft(Nft),
+    /// Centered by the mean of the others in the group (RLOO, arXiv 2402.14740).
+    LeaveOneOut(LeaveOneOut),
+    /// Standardized by the prompt's own history (DDPO, arXiv 2305.13301).
+    PerPrompt(PerPrompt),
+    /// Exponential weights (reward-weighted regression; arXiv 2305.13301).
+    Softmax(Softmax),
+    /// Weight 1 for the best share of a batch (sparse reward-weighted regression; arXiv 2305.13301).
+    Top(Top),
+    /// 1 for the best and −1 for the worst image of a group: the pairs of objective `dpo`.
+    BestWorst(BestWorst),
 }
 
 impl Default for AdvantageKind {
@@ -102,6 +145,11 @@ impl AdvantageKind {
             Self::Exact(a) => a,
             Self::Standard(a) => a,
             Self::Nft(a) => a,
+            Self::LeaveOneOut(a) => a,
+            Self::PerPrompt(a) => a,
+            Self::Softmax(a) => a,
+            Self::Top(a) => a,
+            Self::BestWorst(a) => a,
         }
     }
 }

@@ -2,7 +2,7 @@ use super::*;
 use proptest::prelude::*;
 
 fn batch(rewards: &[f64], groups: &[usize]) -> Grouped {
-    Grouped { rewards: rewards.iter().map(|&r| Some(r)).collect(), groups: groups.to_vec() }
+    Grouped { rewards: rewards.iter().map(|&r| Some(r)).collect(), groups: groups.to_vec(), earlier: Vec::new() }
 }
 
 const KINDS: [AdvantageKind; 4] = [
@@ -38,8 +38,80 @@ fn a_group_that_agrees_is_exactly_neutral() {
 
 #[test]
 fn a_missing_reward_stays_missing_and_out_of_the_mean() {
-    let some = Grouped { rewards: vec![Some(1.0), None, Some(3.0)], groups: vec![0, 0, 0] };
+    let some = Grouped { rewards: vec![Some(1.0), None, Some(3.0)], groups: vec![0, 0, 0], earlier: Vec::new() };
     assert_eq!(KINDS[0].get().advantages(&some), [Some(-0.1), None, Some(0.1)]);
+}
+
+/// Advantages that must be there.
+fn all(advantage: &dyn Advantage, batch: &Grouped) -> Vec<f64> {
+    advantage.advantages(batch).into_iter().map(|a| a.expect("present")).collect()
+}
+
+#[test]
+fn leave_one_out_is_the_mean_of_the_others() {
+    let rewards = [1.0, 3.0, 8.0, 0.5, 0.5, 2.0];
+    let got = all(&LeaveOneOut { scale: 2.0 }, &batch(&rewards, &[0, 0, 0, 1, 1, 1]));
+    for (i, a) in got.into_iter().enumerate() {
+        let others = (i / 3 * 3..i / 3 * 3 + 3).filter(|&j| j != i).map(|j| rewards[j]).sum::<f64>() / 2.0;
+        assert!((a - 2.0 * (rewards[i] - others)).abs() < 1e-12, "{i}: {a}");
+    }
+}
+
+#[test]
+fn softmax_weights_follow_rewards_and_average_to_one() {
+    let two = batch(&[1.0, 3.0, 0.0, 200.0], &[0, 0, 1, 1]);
+    let weights = all(&Softmax { inverse_temperature: 0.7 }, &two);
+    // Each group is at ±1 deviations, whatever its scale.
+    let [low, high] = [-0.7f64, 0.7].map(f64::exp);
+    for (got, e) in weights.iter().zip([low, high, low, high]) {
+        assert!((got - 2.0 * e / (low + high)).abs() < 1e-5, "{weights:?}");
+    }
+    assert!((weights.iter().sum::<f64>() - 4.0).abs() < 1e-12);
+    assert!(!Softmax { inverse_temperature: -1.0 }.problems().is_empty());
+}
+
+#[test]
+fn the_top_is_counted_over_the_batch() {
+    let rewards: Vec<f64> = (0..10).map(f64::from).collect();
+    let one_group = batch(&rewards, &[0; 10]);
+    let kept = |percentile| all(&Top { percentile }, &one_group).iter().filter(|w| **w > 0.0).count();
+    assert_eq!([0.0, 0.5, 0.9, 0.99].map(kept), [10, 5, 1, 1]);
+    assert!(all(&Top { percentile: 0.9 }, &one_group)[9] > 0.0);
+    assert!(Top::default().advantages(&Grouped { rewards: vec![None], groups: vec![0], earlier: vec![] })[0].is_none());
+}
+
+#[test]
+fn best_and_worst_of_each_group_make_a_pair() {
+    let mut three = batch(&[1.0, 3.0, 3.0, 5.0, 5.0, 5.0, 2.0, 0.0, 0.0], &[0, 0, 0, 1, 1, 1, 2, 2, 2]);
+    three.rewards[0] = None;
+    // The first group's two rewards agree, and so does the second's all; the first of equals counts.
+    let got = BestWorst {}.advantages(&three);
+    assert_eq!(got, [None, None, None, None, None, None, Some(1.0), Some(-1.0), None]);
+}
+
+#[test]
+fn a_prompts_history_decides_once_it_is_long_enough() {
+    let mut history = History::default();
+    let per_prompt = PerPrompt { buffer: 4, min_count: 3 };
+    for reward in [100.0, 1.0, 2.0, 3.0, 4.0] {
+        history.extend("a cat", [reward].into_iter(), per_prompt.memory());
+    }
+    assert_eq!(history.of("a cat"), [1.0, 2.0, 3.0, 4.0]);
+    assert!(history.of("a dog").is_empty());
+    // One image of each prompt: the cat's reward is among 2, 3, 4, 5; the dog has none but its own, so the batch stands in.
+    let earlier = vec![history.of("a cat"), history.of("a dog")];
+    let got = all(&per_prompt, &Grouped { rewards: vec![Some(5.0), Some(1.0)], groups: vec![0, 1], earlier });
+    assert!((got[0] - 1.5 / 1.25f64.sqrt()).abs() < 1e-5, "{got:?}");
+    assert!((got[1] + 1.0).abs() < 1e-5, "{got:?}");
+    let text = serde_json::to_string(&history).expect("text");
+    assert_eq!(serde_json::from_str::<History>(&text).expect("the same text"), history);
+}
+
+#[test]
+fn outliers_of_a_history_are_clamped() {
+    let rewards: Vec<f64> = (0..100).map(|i| if i == 0 { 1e6 } else { 0.0 }).collect();
+    let groups: Vec<usize> = (0..100).collect();
+    assert!((all(&PerPrompt::default(), &batch(&rewards, &groups))[0] - 5.0).abs() < 1e-12);
 }
 
 proptest! {

@@ -155,20 +155,23 @@ impl Elbo {
         let ([_, c, h, w], device) = (clean.dims(), clean.device());
         let keys = self.keys(rollout).iter().map(|&k| Key { purpose: Purpose::Draw, ..k }.draw(draw));
         let noise = noise::normal(keys, [c, h, w], &device);
+        let gains: Vec<f64> = t.iter().map(|&t| schedule.level(t).clean_gain()).collect();
+        let (gain, target) = (rows(&gains, &device), schedule.target(clean.clone(), noise.clone(), t));
         Query {
-            x: schedule.mix(clean.clone(), noise.clone(), t),
+            x: schedule.mix(clean, noise, t),
             t: times(t, &device),
             cond: rollout.cond.clone(),
-            score: self.score(schedule.target(clean, noise, t), schedule, rollout.sampling.guidance, t),
+            score: self.score(target.clone(), gain.clone(), rollout.sampling.guidance, t),
+            gain,
+            target: Some(target),
+            transitions: None,
             merge: Merge::Single,
         }
     }
 
-    fn score(self, target: Tensor<4>, schedule: Schedule, guidance: f64, t: &[f64]) -> Score {
-        let device = target.device();
-        let per_row = |f: &dyn Fn(f64) -> f64| rows(&t.iter().map(|&t| f(t)).collect::<Vec<_>>(), &device);
-        let gain = per_row(&|t| schedule.level(t).clean_gain());
-        let path_kl = per_row(&|t| (1.0 - t) / (t + 1e-3));
+    fn score(self, target: Tensor<4>, gain: Tensor<1>, guidance: f64, t: &[f64]) -> Score {
+        let path_kl: Vec<f64> = t.iter().map(|&t| (1.0 - t) / (t + 1e-3)).collect();
+        let path_kl = rows(&path_kl, &target.device());
         // Widened before subtracting: an `f32` difference of O(1) numbers would lose what log-ratios of 1e-5 are made of.
         let target = wide(target);
         Box::new(move |velocity| {

@@ -99,8 +99,25 @@ pub struct Query {
     pub t: Tensor<1>,
     /// N rows.
     pub cond: Conditioning,
+    /// σ/Δ `[N]`: how far an error of the velocity moves the clean sample.
+    pub gain: Tensor<1>,
+    /// The velocity that the score compares with `[N, C, H, W]`, if it does.
+    pub target: Option<Tensor<4>>,
+    /// The steps that are scored, if steps are.
+    pub transitions: Option<Transitions>,
     score: Score,
     merge: Merge,
+}
+
+/// Gaussian steps x' ~ N(c + slope · v, std² I) over time −dt, one number a row of the query `[N]`.
+#[derive(Clone, Debug)]
+pub struct Transitions {
+    /// How far the mean moves with the velocity.
+    pub slope: Tensor<1>,
+    /// Deviation of the step.
+    pub std: Tensor<1>,
+    /// Length of the step, positive.
+    pub dt: Tensor<1>,
 }
 
 /// How several draws of one sample become one number.
@@ -122,7 +139,20 @@ impl Query {
 
     /// Log-probability of each of the B samples under that velocity, `[B]`.
     pub fn log_prob(&self, velocity: Tensor<4>) -> Tensor<1> {
-        self.merge((self.score)(velocity))
+        self.merge(self.row_log_prob(velocity))
+    }
+
+    /// Log-probability of each draw under that velocity, `[N]`.
+    pub fn row_log_prob(&self, velocity: Tensor<4>) -> Tensor<1> {
+        (self.score)(velocity)
+    }
+
+    /// Draws of each sample: N / B.
+    pub fn draws(&self) -> usize {
+        match self.merge {
+            Merge::Single => 1,
+            Merge::Mean(draws) | Merge::Sum(draws) => draws,
+        }
     }
 
     /// Brings one number a row `[N]` to one a sample `[B]`, as log-probabilities are.
@@ -142,7 +172,19 @@ impl Query {
         let rows = queries.first().map_or(0, |q| q.t.dims()[0]);
         let cat = |f: &dyn Fn(&Self) -> Tensor<4>| Tensor::cat(queries.iter().map(f).collect(), 0);
         let x = cat(&|q| q.x.clone());
-        let t = Tensor::cat(queries.iter().map(|q| q.t.clone()).collect(), 0);
+        let numbers = |f: &dyn Fn(&Self) -> Tensor<1>| Tensor::cat(queries.iter().map(f).collect(), 0);
+        let (t, gain) = (numbers(&|q| q.t.clone()), numbers(&|q| q.gain.clone()));
+        let all = |f: &dyn Fn(&Self) -> Option<Tensor<4>>| queries.iter().map(f).collect::<Option<Vec<_>>>();
+        let target = all(&|q| q.target.clone()).map(|targets| Tensor::cat(targets, 0));
+        let steps: Option<Vec<&Transitions>> = queries.iter().map(|q| q.transitions.as_ref()).collect();
+        let transitions = steps.map(|steps| {
+            let numbers = |f: &dyn Fn(&Transitions) -> Tensor<1>| Tensor::cat(steps.iter().map(|s| f(s)).collect(), 0);
+            Transitions {
+                slope: numbers(&|s| s.slope.clone()),
+                std: numbers(&|s| s.std.clone()),
+                dt: numbers(&|s| s.dt.clone()),
+            }
+        });
         let cond = Conditioning::cat(&queries.iter().map(|q| &q.cond).collect::<Vec<_>>());
         let merge = merge(queries.len());
         let scores: Vec<Score> = queries.into_iter().map(|q| q.score).collect();
@@ -150,7 +192,7 @@ impl Query {
             let part = |(i, score): (usize, &Score)| score(velocity.clone().narrow(0, i * rows, rows));
             Tensor::cat(scores.iter().enumerate().map(part).collect(), 0)
         };
-        Self { x, t, cond, score: Box::new(score), merge }
+        Self { x, t, cond, gain, target, transitions, score: Box::new(score), merge }
     }
 }
 

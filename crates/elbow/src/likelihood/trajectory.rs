@@ -4,12 +4,13 @@
 //!
 //! with μ and s of the stochastic sampler that drew the path. Every point of the path is kept.
 
-use super::{Likelihood, Merge, Query, Ratio, Rollout, times};
+use super::{Likelihood, Merge, Query, Ratio, Rollout, Transitions, rows, times};
 use crate::{
-    gaussian::{Reduction, wide},
+    gaussian::{Gaussian, Reduction, wide},
     sampler::{Sampling, Step},
     schedule::Schedule,
 };
+use burn::tensor::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -63,13 +64,30 @@ impl Trajectory {
     fn step(self, rollout: &Rollout, k: usize) -> Query {
         let (x, next) = (rollout.points[k].clone(), rollout.points[k + 1].clone());
         let (sampling, schedule, grid) = (rollout.sampling, rollout.schedule, rollout.sampling.times());
-        let t = times(&vec![grid[k]; rollout.keys.len()], &x.device());
+        let (time, dt) = (grid[k], grid[k] - grid[k + 1]);
+        let t = times(&vec![time; rollout.keys.len()], &x.device());
+        // What a velocity of 1 adds to the mean: every stochastic sampler is linear in it.
+        let one = |value: f64| wide(Tensor::<4>::full([1, 1, 1, 1], value, &x.device()));
+        let at_rest = Step { x: one(0.0), velocity: one(1.0) };
+        let Gaussian { mean: slope, std } = sampling.rule.get().transition(schedule, &grid, k, &[at_rest]);
+        let slope = slope.into_data().iter::<f64>().next().expect("invariant: one element");
         // Means of two weights differ by far less than an `f32` mean is rounded.
         let (point, next) = (wide(x.clone()), wide(next));
         let score = move |velocity| {
             let step = Step { x: point.clone(), velocity: wide(velocity) };
             sampling.rule.get().transition(schedule, &grid, k, &[step]).log_prob(next.clone(), self.reduction)
         };
-        Query { x, t, cond: rollout.cond.clone(), score: Box::new(score), merge: Merge::Single }
+        let (count, device) = (rollout.keys.len(), x.device());
+        let number = |value: f64| rows(&vec![value; count], &device);
+        Query {
+            x,
+            t,
+            cond: rollout.cond.clone(),
+            gain: number(schedule.level(time).clean_gain()),
+            target: None,
+            transitions: Some(Transitions { slope: number(slope), std: number(std), dt: number(dt) }),
+            score: Box::new(score),
+            merge: Merge::Single,
+        }
     }
 }

@@ -6,7 +6,7 @@
 //! which is `low = 1` here; its upper bound is not published, and ours is as wide as GRPO's range, since L is a mean over
 //! dimensions.
 
-use super::Objective;
+use super::{Objective, Setting, positive};
 use crate::evaluation::Evaluation;
 use burn::tensor::Tensor;
 use schemars::JsonSchema;
@@ -38,5 +38,9 @@ impl Objective for Cispo {
         let ratio = e.ratio().detach();
         let below = ratio.clone().lower_scalar(1.0 - self.low).float();
         Some(below + ratio.greater_scalar(1.0 + self.high).float())
+    }
+
+    fn problems(&self, _: &Setting) -> Vec<String> {
+        positive([("objective.low", self.low), ("objective.high", self.high)]).collect()
     }
 }

@@ -6,7 +6,7 @@
 //! also where the step would lead back. The paper's KL term is `kl.kind = "girsanov"`; its learned value baseline is not here: advantages
 //! are centered by group.
 
-use super::Objective;
+use super::{Objective, Setting, positive};
 use crate::evaluation::Evaluation;
 use burn::tensor::Tensor;
 use schemars::JsonSchema;
@@ -33,5 +33,9 @@ impl Objective for Dpok {
 
     fn clipped(&self, e: &Evaluation<'_>, _: Tensor<1>) -> Option<Tensor<1>> {
         Some((e.ratio().detach() - 1.0).abs().greater_scalar(self.clip).float())
+    }
+
+    fn problems(&self, _: &Setting) -> Vec<String> {
+        positive([("objective.clip", self.clip)]).collect()
     }
 }

@@ -6,7 +6,7 @@
 //! mean over dimensions: with ρ near 1 the default temperatures leave the gradient all but unweighted; to damp ratios that are off by 10⁻³,
 //! use temperatures of some 10³.
 
-use super::Objective;
+use super::{Objective, Setting, positive};
 use crate::evaluation::Evaluation;
 use burn::tensor::{Tensor, activation::sigmoid};
 use schemars::JsonSchema;
@@ -34,5 +34,10 @@ impl Objective for Sapo {
         let gate = |tau: f64| sigmoid(off.clone() * tau) * (4.0 / tau);
         let (good, bad) = (advantages.clone().clamp_min(0.0), advantages.clamp_max(0.0));
         -(gate(self.tau_positive) * good + gate(self.tau_negative) * bad)
+    }
+
+    fn problems(&self, _: &Setting) -> Vec<String> {
+        positive([("objective.tau_positive", self.tau_positive), ("objective.tau_negative", self.tau_negative)])
+            .collect()
     }
 }

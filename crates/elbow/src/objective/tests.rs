@@ -1,5 +1,7 @@
 //! Objectives and divergences against closed forms, on a network whose parameters are its velocities.
 
+mod identities;
+
 use super::*;
 use crate::{
     gaussian,
@@ -7,7 +9,7 @@ use crate::{
     likelihood::{Elbo, Likelihood, Query, Rollout, Timesteps, Weighting},
     noise::{self, Key, Purpose},
     policy::{Conditioning, VelocityField},
-    sampler::{FlowSde, Sampler, Sampling, Step},
+    sampler::{FlowSde, Sampler, SamplerKind, Sampling, Step},
     schedule::Schedule,
 };
 use burn::tensor::{Device, TensorData};
@@ -106,7 +108,7 @@ const PEPG: [ObjectiveKind; 2] =
 const PAR: [ObjectiveKind; 2] = [ObjectiveKind::Par(Par { ratio: true }), ObjectiveKind::Par(Par { ratio: false })];
 
 fn grpo(clip: f64) -> ObjectiveKind {
-    ObjectiveKind::Grpo(Grpo { clip, max_advantage: f64::INFINITY })
+    ObjectiveKind::Grpo(Grpo { clip, clip_high: None, max_advantage: f64::INFINITY })
 }
 
 fn sapo(tau_positive: f64, tau_negative: f64) -> ObjectiveKind {
@@ -124,7 +126,8 @@ fn on_policy_all_objectives_have_one_gradient() {
         let expected = gradient(EPG[0], behavior);
         assert!(expected.iter().all(|g| g.abs() > 1e-3), "{expected:?}");
         let [cispo, dpok] = clamped(1e-3);
-        let more = [grpo(f64::INFINITY), grpo(1e-3), cispo, dpok, sapo(1.0, 1.05)];
+        let more =
+            [grpo(f64::INFINITY), grpo(1e-3), cispo, dpok, sapo(1.0, 1.05), ObjectiveKind::Gmpo(Gmpo::default())];
         for objective in [EPG[1], PEPG[0], PEPG[1], PAR[0], PAR[1]].into_iter().chain(more) {
             let off = relative(&gradient(objective, behavior), &expected);
             assert!(off < 1e-6, "{objective:?}: {off}");
@@ -144,46 +147,53 @@ fn pepg_and_par_always_have_one_gradient() {
     }
 }
 
+/// Value and dloss/dL of an objective of L and L_b alone.
+fn closed_form(objective: ObjectiveKind, a: f64, l: f64, b: f64) -> (f64, f64) {
+    let (log_ratio, ratio) = (l - b, (l - b).exp());
+    let factor = |keep: bool| if keep { ratio } else { 1.0 };
+    match objective {
+        ObjectiveKind::Epg(o) => (-factor(o.ratio) * a * l, -factor(o.ratio) * a),
+        ObjectiveKind::Pepg(o) => {
+            let weight = factor(o.ratio) * (a - log_ratio);
+            (-weight * l, -weight)
+        }
+        ObjectiveKind::Par(o) => {
+            let residual = a - log_ratio;
+            (0.5 * factor(o.ratio) * residual * residual, -factor(o.ratio) * residual)
+        }
+        ObjectiveKind::Grpo(o) => {
+            let a = a.clamp(-o.max_advantage, o.max_advantage);
+            let high = o.clip_high.unwrap_or(o.clip);
+            let clipped = ratio.clamp(1.0 - o.clip, 1.0 + high);
+            let stuck = (a > 0.0 && ratio > 1.0 + high) || (a < 0.0 && ratio < 1.0 - o.clip);
+            (if stuck { -a * clipped } else { -a * ratio }, if stuck { 0.0 } else { -a * ratio })
+        }
+        ObjectiveKind::Cispo(o) => {
+            let weight = ratio.clamp(1.0 - o.low, 1.0 + o.high);
+            (-weight * a * l, -weight * a)
+        }
+        ObjectiveKind::Sapo(o) => {
+            let tau = if a > 0.0 { o.tau_positive } else { o.tau_negative };
+            let gate = 1.0 / (1.0 + (-tau * (ratio - 1.0)).exp());
+            (-4.0 / tau * gate * a, -4.0 * gate * (1.0 - gate) * ratio * a)
+        }
+        ObjectiveKind::Dpok(o) => {
+            let inside = (ratio - 1.0).abs() <= o.clip;
+            (-a * ratio.clamp(1.0 - o.clip, 1.0 + o.clip), if inside { -a * ratio } else { 0.0 })
+        }
+        other => unreachable!("{other:?} is in `identities`"),
+    }
+}
+
 #[test]
 fn closed_forms() {
-    let loss = |objective: ObjectiveKind, a: f64, l: f64, b: f64| {
-        let (log_ratio, ratio) = (l - b, (l - b).exp());
-        let factor = |keep: bool| if keep { ratio } else { 1.0 };
-        // Value and dloss/dL.
-        match objective {
-            ObjectiveKind::Epg(o) => (-factor(o.ratio) * a * l, -factor(o.ratio) * a),
-            ObjectiveKind::Pepg(o) => {
-                let weight = factor(o.ratio) * (a - log_ratio);
-                (-weight * l, -weight)
-            }
-            ObjectiveKind::Par(o) => {
-                let residual = a - log_ratio;
-                (0.5 * factor(o.ratio) * residual * residual, -factor(o.ratio) * residual)
-            }
-            ObjectiveKind::Grpo(o) => {
-                let a = a.clamp(-o.max_advantage, o.max_advantage);
-                let clipped = ratio.clamp(1.0 - o.clip, 1.0 + o.clip);
-                let stuck = (a > 0.0 && ratio > 1.0 + o.clip) || (a < 0.0 && ratio < 1.0 - o.clip);
-                (if stuck { -a * clipped } else { -a * ratio }, if stuck { 0.0 } else { -a * ratio })
-            }
-            ObjectiveKind::Cispo(o) => {
-                let weight = ratio.clamp(1.0 - o.low, 1.0 + o.high);
-                (-weight * a * l, -weight * a)
-            }
-            ObjectiveKind::Sapo(o) => {
-                let tau = if a > 0.0 { o.tau_positive } else { o.tau_negative };
-                let gate = 1.0 / (1.0 + (-tau * (ratio - 1.0)).exp());
-                (-4.0 / tau * gate * a, -4.0 * gate * (1.0 - gate) * ratio * a)
-            }
-            ObjectiveKind::Dpok(o) => {
-                let inside = (ratio - 1.0).abs() <= o.clip;
-                (-a * ratio.clamp(1.0 - o.clip, 1.0 + o.clip), if inside { -a * ratio } else { 0.0 })
-            }
-        }
-    };
-    let clipping = [1e-3, 0.15, f64::INFINITY].map(|clip| ObjectiveKind::Grpo(Grpo { clip, max_advantage: 5.0 }));
+    let clipping =
+        [1e-3, 0.15, f64::INFINITY].map(|clip| ObjectiveKind::Grpo(Grpo { clip, clip_high: None, max_advantage: 5.0 }));
+    // DAPO's: wider above.
+    let dapo =
+        [0.02, 0.15].map(|high| ObjectiveKind::Grpo(Grpo { clip: 0.1, clip_high: Some(high), max_advantage: 5.0 }));
     let more = [0.1, 0.9].into_iter().flat_map(clamped).chain([sapo(1.0, 1.05), sapo(20.0, 7.0)]);
-    for objective in EPG.into_iter().chain(PEPG).chain(PAR).chain(clipping).chain(more) {
+    for objective in EPG.into_iter().chain(PEPG).chain(PAR).chain(clipping).chain(dapo).chain(more) {
         let (l, dl) = evaluate(Some(BEHAVIOR), &log_prob);
         let (b, _) = evaluate(Some(BEHAVIOR), &|e| e.log_prob() - e.log_ratio());
         for (got, wanted) in l.iter().chain(&b).zip(CURRENT.iter().chain(&BEHAVIOR)) {
@@ -191,7 +201,7 @@ fn closed_forms() {
         }
         let (got, gradient) = evaluate(Some(BEHAVIOR), &|e| objective.get().loss(e, advantages(ADVANTAGES, e)));
         for i in 0..B {
-            let (value, slope) = loss(objective, ADVANTAGES[i], l[i], b[i]);
+            let (value, slope) = closed_form(objective, ADVANTAGES[i], l[i], b[i]);
             assert!((got[i] - value).abs() < 1e-12, "{objective:?} sample {i}: {} {value}", got[i]);
             for (g, d) in gradient.iter().zip(&dl).skip(i * PIXELS).take(PIXELS) {
                 let expected = slope * d;
@@ -209,7 +219,7 @@ fn clipping_stops_only_the_step_further_away() {
     // ρ below, inside and above [0.9, 1.1], for a good and a bad image.
     let behavior = [0.2, 0.05, -0.2, 0.2, 0.05, -0.2];
     let behavior: [f64; B] = std::array::from_fn(|i| CURRENT[i] + behavior[i]);
-    let objective = Grpo { clip: 0.1, max_advantage: 5.0 };
+    let objective = Grpo { clip: 0.1, clip_high: None, max_advantage: 5.0 };
     let signs = [2.0, 2.0, 2.0, -2.0, -2.0, -2.0];
     let (losses, gradient) = evaluate(Some(behavior), &|e| objective.loss(e, advantages(signs, e)));
     let expected =

@@ -124,9 +124,21 @@ impl<'a> Trainer<'a> {
         let drawn = rollout::draw(self, observer)?;
         let rolled = Instant::now();
         let outcome = update::run(self, &drawn, observer)?;
+        self.remember(&drawn);
         self.state.epoch += 1;
         let timing = record::Timing { rollout: rolled - start, reward: drawn.reward_time, update: rolled.elapsed() };
         Ok(record::report(self, &drawn, &outcome, timing))
+    }
+
+    /// Adds the epoch's rewards to the history of their prompts, if the advantage looks at it.
+    fn remember(&mut self, drawn: &Drawn) {
+        let memory = self.config.advantage.get().memory();
+        if memory == 0 {
+            return;
+        }
+        for (rewards, prompt) in drawn.rewards.rewards.chunks(self.config.batch.group_size).zip(&drawn.prompts) {
+            self.state.history.extend(&prompt.text, rewards.iter().flatten().copied(), memory);
+        }
     }
 
     /// The field under the given parameters (`None`: the reference), with the recipe's guidance and without gradients.

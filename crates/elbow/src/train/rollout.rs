@@ -69,7 +69,10 @@ pub(super) fn draw(trainer: &Trainer<'_>, observer: &dyn Observer) -> Result<Dra
     });
     let Scored { images, scores, time } = scored;
     let rewards = check(trainer, &scores)?;
-    let rewards = Grouped { rewards, groups };
+    let memory = config.advantage.get().memory();
+    let earlier = |p: &Prompt| if memory == 0 { Vec::new() } else { trainer.state.history.of(&p.text) };
+    let earlier = prompts.iter().map(earlier).collect();
+    let rewards = Grouped { rewards, groups, earlier };
     Ok(Drawn { rollout: Rollout::cat(&parts), prompts, images, rewards, reward_time: time })
 }
 

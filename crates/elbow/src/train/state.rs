@@ -1,6 +1,7 @@
 //! Everything a run is between two epochs.
 
 use crate::{
+    advantage::History,
     optimizer::Optimizer,
     params::{Params, WeightError},
 };
@@ -22,6 +23,8 @@ pub struct State {
     pub optimizer: Optimizer,
     /// Updates in a row whose gradient was not finite.
     pub not_finite: u32,
+    /// Earlier rewards by prompt, where the advantage wants them.
+    pub history: History,
 }
 
 /// A checkpoint that does not fit this run.
@@ -59,6 +62,7 @@ impl State {
             optimizer: Optimizer::new(&initial),
             current: initial,
             not_finite: 0,
+            history: History::default(),
         }
     }
 
@@ -66,7 +70,9 @@ impl State {
     pub fn save(&self) -> (Vec<(&'static str, Vec<u8>)>, Value) {
         let params = [&self.current, &self.behavior, &self.ema, &self.optimizer.first, &self.optimizer.second];
         let files = FILES.into_iter().zip(params).map(|(name, p)| (name, p.to_safetensors(None))).collect();
-        (files, json!({"epoch": self.epoch, "optimizer_step": self.optimizer.step, "not_finite": self.not_finite}))
+        let counters = json!({"epoch": self.epoch, "optimizer_step": self.optimizer.step, "not_finite": self.not_finite,
+            "history": self.history});
+        (files, counters)
     }
 
     /// The state that [`State::save`] wrote; `self` gives the layout.
@@ -79,7 +85,9 @@ impl State {
         let [current, behavior, ema, first, second] = FILES.map(read);
         let optimizer = Optimizer { step: count("optimizer_step")?, first: first?, second: second? };
         let (epoch, not_finite) = (count("epoch")?, count("not_finite")? as u32);
-        Ok(Self { epoch, current: current?, behavior: behavior?, ema: ema?, optimizer, not_finite })
+        let history =
+            serde_json::from_value(counters["history"].clone()).map_err(|_| StateError::Missing("history"))?;
+        Ok(Self { epoch, current: current?, behavior: behavior?, ema: ema?, optimizer, not_finite, history })
     }
 }
 
@@ -92,6 +100,7 @@ mod tests {
         let mut state = State::new(Params::new([("w".into(), vec![3], vec![1.0, f32::MIN_POSITIVE, -0.0])]));
         state.optimizer.second.values_mut()[1] = 1e-30;
         (state.epoch, state.optimizer.step) = (7, 14);
+        state.history.extend("a cat", [0.1, 1.0 / 3.0].into_iter(), 2);
         let (files, counters) = state.save();
         let files = files.into_iter().map(|(n, b)| (n.to_owned(), b)).collect();
         let fresh = State::new(state.current.zeros_like());

@@ -1,9 +1,7 @@
 //! From advantages to new weights.
 
 use super::{Drawn, MAX_NOT_FINITE, Observer, TrainError, Trainer};
-use crate::{
-    advantage::Moments, evaluation::Evaluation, lanes, likelihood::Rollout, params::Params, policy::VelocityField,
-};
+use crate::{evaluation::Evaluation, lanes, likelihood::Rollout, params::Params, policy::VelocityField};
 use burn::tensor::{Tensor, TensorData};
 
 /// What the updates of an epoch saw.
@@ -45,14 +43,17 @@ pub(super) fn run(trainer: &mut Trainer<'_>, drawn: &Drawn, observer: &dyn Obser
     let batch = trainer.config.batch;
     let advantages = trainer.config.advantage.get().advantages(&drawn.rewards);
     let moments = drawn.rewards.moments();
+    let within_groups = trainer.config.advantage.get().within_groups();
     let behavior = trainer.field(Some(&trainer.state.behavior));
     let reference = trainer.field(None);
     let mut outcome = Outcome::default();
     let share = batch.groups * batch.group_size / batch.updates;
+    let with = |i: usize| advantages[i].map(|a| (i, a));
     for update in 0..batch.updates {
         let samples = update * share..(update + 1) * share;
-        let rows: Vec<(usize, f64)> = samples.filter_map(|i| trainable(i, drawn, &moments, &advantages)).collect();
-        let valid = drawn.rewards.rewards[update * share..(update + 1) * share].iter().flatten().count();
+        let rows: Vec<(usize, f64)> =
+            samples.filter(|&i| !(within_groups && moments[drawn.rewards.groups[i]].agree)).filter_map(with).collect();
+        let valid = advantages[update * share..(update + 1) * share].iter().flatten().count();
         let on_policy = trainer.state.behavior.values() == trainer.state.current.values();
         let frozen = Frozen { behavior: (!on_policy).then_some(&*behavior), reference: &*reference };
         let observe = |done| {
@@ -70,13 +71,8 @@ pub(super) fn run(trainer: &mut Trainer<'_>, drawn: &Drawn, observer: &dyn Obser
     Ok(outcome)
 }
 
-/// The sample and its advantage, unless its reward is missing or its group agrees.
-fn trainable(i: usize, drawn: &Drawn, moments: &[Moments], advantages: &[Option<f64>]) -> Option<(usize, f64)> {
-    let group = moments[drawn.rewards.groups[i]];
-    advantages[i].filter(|_| !group.agree).map(|a| (i, a))
-}
-
-/// The gradient of the mean loss over the `valid` samples of an update; samples that are not in `rows` count as zero. The parts
+/// The gradient of the mean loss over the `valid` samples of an update; those of them that are not in `rows`, since their group
+/// agrees, count as zero. The parts
 /// of a batch run side by side and are added in order.
 fn accumulate(
     trainer: &Trainer<'_>,
@@ -125,6 +121,9 @@ fn part(
         let policy = objective.loss(&e, advantages.clone());
         seen.policy_losses.extend(values(policy.clone()));
         let mut loss = policy;
+        if let Some(proximity) = config.proximal.value(&e) {
+            loss = loss + proximity * config.proximal.weight;
+        }
         if let Some(kl) = config.kl.value(&e) {
             seen.kls.extend(values(kl.clone()));
             loss = loss + kl * config.kl.weight;

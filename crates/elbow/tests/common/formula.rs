@@ -10,32 +10,31 @@ use elbow::{
     kl::KlKind,
     likelihood::{Draws, LikelihoodKind, Query, Rollout, Weighting},
     noise::{self, Key, Purpose},
-    objective::{Cispo, Dpok, Epg, Grpo, ObjectiveKind, Par, Pepg, Sapo},
     sampler::{FlowSde, SamplerKind},
     schedule::Schedule,
 };
 
 pub(crate) type Weights = [f64; WEIGHTS];
-type Latent = [f64; DIMS];
+pub(super) type Latent = [f64; DIMS];
 
 /// One network evaluation of one sample, and what its velocity is compared with.
-struct Draw {
+pub(super) struct Draw {
     x: Latent,
     /// As the network sees it.
     t: f64,
     cond: [f64; 3],
     /// The step of the grid that t is.
-    k: usize,
+    pub(super) k: usize,
     /// ELBO: ε. Trajectory: the next point.
-    goal: Latent,
+    pub(super) goal: Latent,
     /// The finished image.
-    clean: Latent,
+    pub(super) clean: Latent,
 }
 
 /// The re-derivation: `groups[query][sample]` are the draws that make one log-probability.
 pub(crate) struct Formula<'a> {
-    case: &'a Case,
-    grid: Vec<f64>,
+    pub(super) case: &'a Case,
+    pub(super) grid: Vec<f64>,
     groups: Vec<Vec<Vec<Draw>>>,
 }
 
@@ -45,7 +44,7 @@ fn latents(tensor: &Tensor<4>) -> Vec<Latent> {
 }
 
 /// α, σ, α′, σ′.
-fn level(schedule: Schedule, t: f64) -> [f64; 4] {
+pub(super) fn level(schedule: Schedule, t: f64) -> [f64; 4] {
     match schedule {
         Schedule::RectifiedFlow => [1.0 - t, t, -1.0, 1.0],
         Schedule::VariancePreserving { beta_min, beta_max } => {
@@ -57,7 +56,7 @@ fn level(schedule: Schedule, t: f64) -> [f64; 4] {
     }
 }
 
-fn mean(values: impl IntoIterator<Item = f64>) -> f64 {
+pub(super) fn mean(values: impl IntoIterator<Item = f64>) -> f64 {
     let values: Vec<f64> = values.into_iter().collect();
     values.iter().sum::<f64>() / values.len() as f64
 }
@@ -102,7 +101,7 @@ impl<'a> Formula<'a> {
     }
 
     /// The network with guidance.
-    fn velocity(&self, draw: &Draw, weights: &Weights) -> Latent {
+    pub(super) fn velocity(&self, draw: &Draw, weights: &Weights) -> Latent {
         let branch = |cond: &[f64; 3]| -> Latent {
             std::array::from_fn(|i| {
                 let channel = |from: usize| weights[from + i / 2];
@@ -117,10 +116,14 @@ impl<'a> Formula<'a> {
     }
 
     /// ln p of one draw; sg(m) of the adaptive weighting at `base`.
-    fn score(&self, draw: &Draw, theta: &Weights, base: &Weights) -> f64 {
+    pub(super) fn score(&self, draw: &Draw, theta: &Weights, base: &Weights) -> f64 {
+        self.score_of(draw, self.velocity(draw, theta), self.velocity(draw, base))
+    }
+
+    /// The same of any velocity, and of that velocity without gradient.
+    pub(super) fn score_of(&self, draw: &Draw, v: Latent, base: Latent) -> f64 {
         let t = self.grid[draw.k];
         let g = self.case.sampling.guidance;
-        let v = self.velocity(draw, theta);
         match self.case.likelihood {
             LikelihoodKind::Elbo(elbo) => {
                 let [alpha, sigma, d_alpha, d_sigma] = level(self.case.schedule, t);
@@ -135,7 +138,7 @@ impl<'a> Formula<'a> {
                 };
                 match elbo.weighting {
                     Weighting::Adaptive => {
-                        let m = mean(d(self.velocity(draw, base)).map(f64::abs)).max(1e-5);
+                        let m = mean(d(base).map(f64::abs)).max(1e-5);
                         -mean(d(v).map(|d| d * d / m)) / g
                     }
                     Weighting::Simple => -mean(e(v).map(|e| e * e)) / (g * g),
@@ -144,29 +147,44 @@ impl<'a> Formula<'a> {
                 }
             }
             LikelihoodKind::Trajectory(_) => {
-                let SamplerKind::FlowSde(FlowSde { noise_level }) = self.case.sampling.rule else {
-                    unreachable!("only an SDE has densities")
-                };
-                let dt = self.grid[draw.k + 1] - t;
-                let s = noise_level * (t / (1.0 - t.min(self.grid[1]))).sqrt();
+                let (next, variance) = self.step(draw, v);
                 mean((0..DIMS).map(|i| {
-                    let score = -(draw.x[i] + (1.0 - t) * v[i]) / t;
-                    let mean = draw.x[i] + (v[i] - s * s / 2.0 * score) * dt;
-                    let variance = s * s * -dt;
-                    -(draw.goal[i] - mean).powi(2) / (2.0 * variance) - (std::f64::consts::TAU * variance).ln() / 2.0
+                    -(draw.goal[i] - next[i]).powi(2) / (2.0 * variance) - (std::f64::consts::TAU * variance).ln() / 2.0
                 }))
             }
         }
     }
 
+    /// Mean and variance of the next point under a velocity.
+    pub(super) fn step(&self, draw: &Draw, v: Latent) -> (Latent, f64) {
+        let SamplerKind::FlowSde(FlowSde { noise_level }) = self.case.sampling.rule else {
+            unreachable!("only an SDE has densities")
+        };
+        let t = self.grid[draw.k];
+        let dt = self.grid[draw.k + 1] - t;
+        let s = noise_level * (t / (1.0 - t.min(self.grid[1]))).sqrt();
+        let next = std::array::from_fn(|i| {
+            let score = -(draw.x[i] + (1.0 - t) * v[i]) / t;
+            draw.x[i] + (v[i] - s * s / 2.0 * score) * dt
+        });
+        (next, s * s * -dt)
+    }
+
+    /// mean ‖μ_θ − μ_b‖² / (2 · variance) of one step.
+    pub(super) fn step_divergence(&self, draw: &Draw, theta: &Weights) -> f64 {
+        let (here, variance) = self.step(draw, self.velocity(draw, theta));
+        let (there, _) = self.step(draw, self.velocity(draw, &behavior().map(f64::from)));
+        mean((0..DIMS).map(|i| (here[i] - there[i]).powi(2))) / (2.0 * variance)
+    }
+
     /// Several draws of a sample as one: mean of ELBOs, sum of steps.
-    fn merge(&self, draws: impl ExactSizeIterator<Item = f64>) -> f64 {
+    pub(super) fn merge(&self, draws: impl ExactSizeIterator<Item = f64>) -> f64 {
         let count = draws.len() as f64;
         let sum: f64 = draws.sum();
         if matches!(self.case.likelihood, LikelihoodKind::Elbo(_)) { sum / count } else { sum }
     }
 
-    fn log_prob(&self, draws: &[Draw], theta: &Weights, base: &Weights) -> f64 {
+    pub(super) fn log_prob(&self, draws: &[Draw], theta: &Weights, base: &Weights) -> f64 {
         self.merge(draws.iter().map(|draw| self.score(draw, theta, base)))
     }
 
@@ -191,31 +209,14 @@ impl<'a> Formula<'a> {
 
     /// The loss at `theta` with everything under a stop-gradient at `base`.
     pub(crate) fn loss(&self, theta: &Weights, base: &Weights) -> f64 {
-        let behavior = behavior().map(f64::from);
-        let one = |sample: usize, draws: &[Draw]| {
-            let a = ADVANTAGES[sample];
-            let l = self.log_prob(draws, theta, base);
-            let l_b = self.log_prob(draws, &behavior, &behavior);
-            let frozen = self.log_prob(draws, base, base) - l_b;
-            let factor = |ratio: bool| if ratio { frozen.exp() } else { 1.0 };
-            let policy = match self.case.objective {
-                ObjectiveKind::Epg(Epg { ratio }) => -factor(ratio) * a * l,
-                ObjectiveKind::Pepg(Pepg { ratio }) => -factor(ratio) * (a - frozen) * l,
-                ObjectiveKind::Par(Par { ratio }) => 0.5 * factor(ratio) * (a - (l - l_b)).powi(2),
-                ObjectiveKind::Grpo(Grpo { clip, max_advantage }) => {
-                    let (a, rho) = (a.clamp(-max_advantage, max_advantage), (l - l_b).exp());
-                    f64::max(-a * rho, -a * rho.clamp(1.0 - clip, 1.0 + clip))
-                }
-                ObjectiveKind::Cispo(Cispo { low, high }) => -frozen.exp().clamp(1.0 - low, 1.0 + high) * a * l,
-                ObjectiveKind::Sapo(Sapo { tau_positive, tau_negative }) => {
-                    let tau = if a > 0.0 { tau_positive } else { tau_negative };
-                    -4.0 / tau / (1.0 + (-tau * ((l - l_b).exp() - 1.0)).exp()) * a
-                }
-                ObjectiveKind::Dpok(Dpok { clip }) => -a * (l - l_b).exp().clamp(1.0 - clip, 1.0 + clip),
+        let samples = |group: &Vec<Vec<Draw>>| {
+            let one = |(i, draws): (usize, &Vec<Draw>)| {
+                let policy = self.policy(ADVANTAGES[i], draws, theta, base);
+                policy.unwrap_or_else(|| self.of_batch(i, group, theta, base))
+                    + self.case.kl.weight * self.divergence(draws, theta, base)
             };
-            policy + self.case.kl.weight * self.divergence(draws, theta, base)
+            mean(group.iter().enumerate().map(one))
         };
-        let samples = |group: &Vec<Vec<Draw>>| mean(group.iter().enumerate().map(|(i, draws)| one(i, draws)));
         mean(self.groups.iter().map(samples))
     }
 

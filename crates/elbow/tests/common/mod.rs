@@ -1,10 +1,13 @@
 //! A policy small enough to differentiate by hand, and one combination of the axes run on it.
 
 pub(crate) mod formula;
+mod objectives;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use elbow::{
     Prompt, RgbImage,
+    advantage::{AdvantageKind, BestWorst, Nft},
+    config::Config,
     evaluation::Evaluation,
     guidance::Guided,
     kl::Kl,
@@ -101,9 +104,16 @@ pub(crate) struct Case {
 }
 
 impl Case {
+    /// Everything that is wrong with the combination, with the advantage its objective asks for.
     pub(crate) fn refusal(&self) -> Option<String> {
-        let sampler = self.sampling.rule.get().refuses(self.schedule);
-        sampler.or_else(|| self.likelihood.get().refuses(&self.sampling, self.schedule))
+        let advantage = match self.objective {
+            ObjectiveKind::Nft(_) => AdvantageKind::Nft(Nft::default()),
+            ObjectiveKind::Dpo(_) => AdvantageKind::BestWorst(BestWorst {}),
+            _ => AdvantageKind::default(),
+        };
+        let Self { objective, likelihood, sampling: sampler, schedule, kl } = *self;
+        let config = Config { objective, likelihood, sampler, schedule, kl, advantage, ..Config::default() };
+        config.validate().err().map(|error| error.problems.join("\n"))
     }
 
     fn guided(&self, field: Box<dyn VelocityField>) -> Guided<'static> {

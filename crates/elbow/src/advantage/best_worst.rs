@@ -1,0 +1,31 @@
+//! A pair a group, as preferences are learned from (online Diffusion-DPO, after arXiv 2311.12908): A = 1 for its best image, −1 for
+//! its worst, and the rest is not trained on. The earlier one wins a tie.
+
+use super::{Advantage, Grouped};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Best against worst.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BestWorst {}
+
+impl Advantage for BestWorst {
+    fn advantages(&self, batch: &Grouped) -> Vec<Option<f64>> {
+        let mut advantages = vec![None; batch.rewards.len()];
+        for group in 0..batch.moments().len() {
+            let rewarded = |(i, reward): (usize, &Option<f64>)| reward.map(|r| (i, r));
+            let members = batch.rewards.iter().enumerate().filter(|(i, _)| batch.groups[*i] == group);
+            let members: Vec<(usize, f64)> = members.filter_map(rewarded).collect();
+            // `max_by` takes the last of equals, and this is in reverse.
+            let best = members.iter().rev().max_by(|a, b| a.1.total_cmp(&b.1));
+            let worst = members.iter().min_by(|a, b| a.1.total_cmp(&b.1));
+            if let (Some(best), Some(worst)) = (best, worst)
+                && best.1 > worst.1
+            {
+                (advantages[best.0], advantages[worst.0]) = (Some(1.0), Some(-1.0));
+            }
+        }
+        advantages
+    }
+}

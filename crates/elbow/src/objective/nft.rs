@@ -1,0 +1,46 @@
+//! DiffusionNFT: a good and a bad policy on either side of the behavior policy (arXiv 2509.16117, eq. 5).
+//!
+//! loss = −(M/b) [ r L(v⁺) + (1 − r) L(v⁻) ],  v± = v_b ± b (v_θ − v_b),  r in [0, 1] the advantage (`advantage.kind = "nft"`)
+//!
+//! L(v) is the ELBO that velocity v would have; the reference uses the adaptive weighting, normalized for each branch on its own.
+//! With the error e = v_b − u and δ = v_θ − v_b, L = −mean (v − u)² gives r‖e + bδ‖² + (1 − r)‖e − bδ‖² =
+//! ‖e‖² + 2b(2r − 1) e·δ + b²‖δ‖²: a policy gradient with A = 2r − 1, held to the behavior policy by a term that no reward
+//! enters.
+
+use super::{Objective, Setting, positive};
+use crate::{advantage::AdvantageKind, evaluation::Evaluation};
+use burn::tensor::Tensor;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Negative-aware fine-tuning.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct NegativeAware {
+    /// b, how far the two implicit policies lie from the behavior policy; 0.1 for several rewards in the reference.
+    pub mix: f64,
+    /// M, the factor on the loss: the reference's largest advantage.
+    pub scale: f64,
+}
+
+impl Default for NegativeAware {
+    fn default() -> Self {
+        Self { mix: 1.0, scale: 5.0 }
+    }
+}
+
+impl Objective for NegativeAware {
+    fn loss(&self, e: &Evaluation<'_>, advantages: Tensor<1>) -> Tensor<1> {
+        let behavior = e.behavior_velocity();
+        let step = (e.velocity() - behavior.clone()) * self.mix;
+        let good = e.log_prob_of(behavior.clone() + step.clone());
+        let bad = e.log_prob_of(behavior - step);
+        (good * advantages.clone() + bad * (1.0 - advantages)) * (-self.scale / self.mix)
+    }
+
+    fn problems(&self, setting: &Setting) -> Vec<String> {
+        let map = !matches!(setting.advantage, AdvantageKind::Nft(_));
+        let map = map.then(|| "objective `nft` takes probabilities: set advantage.kind = \"nft\"".to_owned());
+        positive([("objective.mix", self.mix), ("objective.scale", self.scale)]).chain(map).collect()
+    }
+}

@@ -1,0 +1,206 @@
+//! Objectives that are others in disguise (the identities their papers and ours derive).
+
+use super::*;
+use crate::likelihood::{Ratio, Trajectory};
+
+/// mean over pixels of each sample.
+fn means(values: &[f64]) -> Vec<f64> {
+    values.chunks(PIXELS).map(|row| row.iter().sum::<f64>() / PIXELS as f64).collect()
+}
+
+/// Gradients agree when taken at the same point.
+fn same(a: &[f64], b: &[f64]) {
+    let off = relative(a, b);
+    assert!(off < 1e-6, "off by {off}: {a:?} {b:?}");
+}
+
+// r‖e + bδ‖² + (1 − r)‖e − bδ‖² = ‖e‖² + 2b(2r − 1) e·δ + b²‖δ‖²: a policy gradient with a frozen residual, and a proximal term.
+#[test]
+fn nft_is_a_linear_term_and_a_proximal_one() {
+    let (mix, scale) = (0.3, 5.0);
+    let probabilities = [0.9, 0.1, 0.5, 0.0, 1.0, 0.3];
+    let objective = NegativeAware { mix, scale };
+    let (_, got) = evaluate(Some(BEHAVIOR), &|e| objective.loss(e, advantages(probabilities, e)));
+    let (_, expected) = evaluate(Some(BEHAVIOR), &|e| {
+        let wide = gaussian::wide::<4>;
+        let residual = wide(e.behavior_velocity()) - wide(e.target().expect("an ELBO"));
+        let delta = wide(e.velocity()) - wide(e.behavior_velocity());
+        let linear =
+            gaussian::mean(residual * delta.clone()) * (advantages(probabilities, e) * 2.0 - 1.0) * (2.0 * mix);
+        (linear + gaussian::mean(delta.square()) * (mix * mix)) * (scale / mix)
+    });
+    same(&got, &expected);
+}
+
+// On policy its gradient is EPG's with A = M(2r − 1), whatever b.
+#[test]
+fn nft_on_policy_is_the_policy_gradient() {
+    let probabilities = [0.9, 0.1, 0.4, 0.0, 1.0, 0.3];
+    let signed = probabilities.map(|r| 5.0 * (2.0 * r - 1.0));
+    let (_, expected) = evaluate(None, &|e| EPG[1].get().loss(e, advantages(signed, e)));
+    for mix in [1.0, 0.1] {
+        let objective = NegativeAware { mix, scale: 5.0 };
+        let (_, got) = evaluate(None, &|e| objective.loss(e, advantages(probabilities, e)));
+        same(&got, &expected);
+    }
+}
+
+// ‖v − v_ref − cA(u − v_b)‖² with a frozen residual: −2cA times the linear part of L, plus Girsanov's divergence with weight 1.
+#[test]
+fn ram_is_a_policy_gradient_and_girsanovs_divergence() {
+    let girsanov = Kl { kind: KlKind::Girsanov, weight: 1.0, importance: false };
+    for (residual, behavior) in [(Residual::Behavior, None), (Residual::Current, Some(BEHAVIOR))] {
+        let objective = Ram { multiplier: 0.4, residual };
+        let (_, got) = evaluate(behavior, &|e| objective.loss(e, advantages(ADVANTAGES, e)));
+        let (_, expected) = evaluate(behavior, &|e| {
+            EPG[1].get().loss(e, advantages(ADVANTAGES.map(|a| 0.4 * a), e)) + girsanov.value(e).expect("on")
+        });
+        same(&got, &expected);
+    }
+}
+
+#[test]
+fn rpg_with_beta_1_is_pepg_and_with_beta_0_epg() {
+    let rpg = |divergence, beta| ObjectiveKind::Rpg(Rpg { divergence, beta });
+    for behavior in [None, Some(BEHAVIOR)] {
+        same(&gradient(rpg(Divergence::Reverse, 1.0), behavior), &gradient(PEPG[0], behavior));
+        for divergence in [Divergence::Reverse, Divergence::Forward] {
+            same(&gradient(rpg(divergence, 0.0), behavior), &gradient(EPG[0], behavior));
+        }
+    }
+    // Forward: weight ρ A + β.
+    let shifted = Rpg { divergence: Divergence::Forward, beta: 0.25 };
+    let (_, got) = evaluate(Some(BEHAVIOR), &|e| shifted.loss(e, advantages(ADVANTAGES, e)));
+    let (_, plain) =
+        evaluate(Some(BEHAVIOR), &|e| EPG[0].get().loss(e, advantages(ADVANTAGES, e)) - e.log_prob() * 0.25);
+    same(&got, &plain);
+}
+
+#[test]
+fn gmpo_of_one_draw_is_grpo_in_logarithms() {
+    let objective = Gmpo { log_clip: 0.05 };
+    let (values, slopes) = evaluate(Some(BEHAVIOR), &|e| objective.loss(e, advantages(ADVANTAGES, e)));
+    let (_, dl) = evaluate(Some(BEHAVIOR), &log_prob);
+    let (ratios, _) = evaluate(Some(BEHAVIOR), &|e| e.log_ratio());
+    for i in 0..B {
+        let (a, l) = (ADVANTAGES[i], ratios[i]);
+        let stopped = a.signum() * l > 0.05;
+        let rho = if stopped { (0.05 * a.signum()).exp() } else { l.exp() };
+        assert!((values[i] + a * rho).abs() < 1e-12, "{i}: {} {}", values[i], -a * rho);
+        for p in i * PIXELS..(i + 1) * PIXELS {
+            let expected = if stopped { 0.0 } else { -a * rho * dl[p] };
+            assert!((slopes[p] - expected).abs() < 1e-6 * (1.0 + expected.abs()), "{i}: {} {expected}", slopes[p]);
+        }
+    }
+    let share = evaluate(Some(BEHAVIOR), &|e| {
+        let clipped = objective.clipped(e, advantages(ADVANTAGES, e)).expect("it clips");
+        clipped.cast(e.log_prob().dtype()) + e.log_prob() * 0.0
+    });
+    assert!(share.0.contains(&1.0) && share.0.contains(&0.0), "{:?}", share.0);
+}
+
+// At d = A + mean d the loss is 0, and its gradient is PAR's toward the reference with the batch's mean taken off.
+#[test]
+fn trajectory_balance_in_closed_form() {
+    let (got, slopes) = evaluate(None, &|e| TrajectoryBalance {}.loss(e, advantages(ADVANTAGES, e)));
+    let (d, dl) = evaluate(None, &|e| e.log_prob() - e.reference_log_prob());
+    let level = d.iter().sum::<f64>() / B as f64;
+    for i in 0..B {
+        let residual = ADVANTAGES[i] - d[i] + level;
+        assert!((got[i] - 0.5 * residual * residual).abs() < 1e-12);
+        for p in i * PIXELS..(i + 1) * PIXELS {
+            assert!((slopes[p] + residual * dl[p]).abs() < 1e-6 * (1.0 + dl[p].abs()), "{i}");
+        }
+    }
+}
+
+#[test]
+fn dpo_in_closed_form() {
+    let pairs = [1.0, -1.0, -1.0, 1.0, 1.0, -1.0];
+    let objective = Dpo { beta: 3.0 };
+    let (got, slopes) = evaluate(None, &|e| objective.loss(e, advantages(pairs, e)));
+    let (d, dl) = evaluate(None, &|e| e.log_prob() - e.reference_log_prob());
+    for i in 0..B {
+        let first = i / 2 * 2;
+        let margin = 1.5 * (pairs[first] * d[first] + pairs[first + 1] * d[first + 1]);
+        assert!((got[i] - 0.5 * (-margin).exp().ln_1p()).abs() < 1e-12, "{i}");
+        let slope = -1.5 * pairs[i] / (1.0 + margin.exp());
+        for p in i * PIXELS..(i + 1) * PIXELS {
+            let expected = slope * dl[p];
+            assert!((slopes[p] - expected).abs() < 1e-6 * (1.0 + expected.abs()), "{i}: {} {expected}", slopes[p]);
+        }
+    }
+}
+
+/// One step of the SDE for B samples, drawn under the behavior policy with the given noise, and everything at that step.
+fn of_a_step(noise: &[f32], of: &dyn Fn(&Evaluation<'_>) -> Tensor<1>) -> (Vec<f64>, Vec<f64>) {
+    let device = Device::flex();
+    let latent = |values: Vec<f32>| Tensor::<4>::from_data(TensorData::new(values, [B, 1, 1, PIXELS]), &device);
+    let sampling = Sampling { rule: SamplerKind::FlowSde(FlowSde::default()), steps: 4, ..Sampling::default() };
+    let x = latent((0..B * PIXELS).map(|i| (i as f32 * 0.7).sin()).collect());
+    let behavior = latent((0..B * PIXELS).map(|i| (i as f32 * 1.3).cos()).collect());
+    let moved = latent((0..B * PIXELS).map(|i| (i as f32 * 1.3).cos() + 0.05 * (i as f32).sin()).collect());
+    let step = Step { x: x.clone(), velocity: behavior.clone() };
+    let next = sampling.rule.get().transition(Schedule::RectifiedFlow, &sampling.times(), 0, &[step]);
+    let points = vec![x, next.sample(latent(noise.to_vec()))];
+    let rollout = Rollout {
+        points,
+        cond: Conditioning { tokens: Tensor::zeros([B, 1, 1], &device), pooled: Tensor::zeros([B, 1], &device) },
+        keys: (0..B as u64).map(|i| Key::new(3, Purpose::Step, 0).sample(i)).collect(),
+        group_keys: vec![Key::new(3, Purpose::Step, 0); B],
+        sampling,
+        schedule: Schedule::RectifiedFlow,
+    };
+    let trajectory = Trajectory { fraction: 0.25, ratio: Ratio::PerDraw, ..Trajectory::default() };
+    let query = trajectory.queries(&rollout).remove(0);
+    let current = Table(Tensor::from_data(moved.into_data(), &device.clone().autodiff()).require_grad());
+    let behavior = Table(behavior);
+    let e = Evaluation::new(&query, &current, Some(&behavior), &behavior);
+    let loss = of(&e);
+    let gradient = current.0.grad(&loss.clone().sum().backward()).map_or_else(Vec::new, numbers);
+    (numbers(loss), gradient)
+}
+
+fn some_noise() -> Vec<f32> {
+    (0..B * PIXELS).map(|i| (i as f32 * 2.1).sin() * 1.4).collect()
+}
+
+// (L − L_b + b) s = mean z · (μ_θ − μ_b), with z the noise of the step.
+#[test]
+fn the_guarded_ratio_is_noise_times_shift() {
+    let noise = some_noise();
+    let unclipped = GrpoGuard { clip: f64::INFINITY, max_advantage: f64::INFINITY };
+    let (losses, _) = of_a_step(&noise, &|e| unclipped.loss(e, advantages([1.0; B], e)));
+    let (steps, _) = of_a_step(&noise, &|e| {
+        let (steps, _) = e.steps().expect("steps");
+        steps.dt.clone() + e.log_prob() * 0.0
+    });
+    let (slopes, _) = of_a_step(&noise, &|e| e.steps().expect("steps").0.slope.clone() + e.log_prob() * 0.0);
+    let shift: Vec<f64> = (0..B * PIXELS).map(|i| 0.05 * (i as f64).sin() * f64::from(noise[i])).collect();
+    for (i, shift) in means(&shift).into_iter().enumerate() {
+        let ratio = -losses[i] * steps[i];
+        assert!((ratio.ln() - slopes[i] * shift).abs() < 1e-6, "{i}: {} {}", ratio.ln(), slopes[i] * shift);
+    }
+}
+
+// The divergence is that of two Gaussians, and what it stops is what leads away.
+#[test]
+fn flow_dppo_stops_only_what_leads_away() {
+    let noise = some_noise();
+    let signs = [1.0, -1.0, 1.0, -1.0, 1.0, -1.0];
+    let keep = [1.0, 1.0, -1.0, -1.0, 1.0, 1.0];
+    let (ratios, _) = of_a_step(&noise, &|e| e.log_ratio());
+    for (limit, stops) in [(1e-12, true), (1e3, false)] {
+        let objective = FlowDppo { max_divergence: limit };
+        let a: [f64; B] = std::array::from_fn(|i| signs[i] * keep[i]);
+        let (losses, gradient) = of_a_step(&noise, &|e| objective.loss(e, advantages(a, e)));
+        for i in 0..B {
+            let stopped = stops && a[i] * ratios[i] > 0.0;
+            let expected = if stopped { 0.0 } else { -a[i] * ratios[i].exp() };
+            assert!((losses[i] - expected).abs() < 1e-9, "{i}: {} {expected}", losses[i]);
+            let still = gradient[i * PIXELS..(i + 1) * PIXELS].iter().all(|g| *g == 0.0);
+            assert_eq!(still, stopped, "{i}");
+        }
+    }
+    assert!(ratios.iter().any(|r| *r > 0.0) && ratios.iter().any(|r| *r < 0.0), "{ratios:?}");
+}

@@ -1,0 +1,26 @@
+//! Trajectory balance of flow networks, its partition function the mean of a batch (arXiv 2201.13259, eq. 13; VarGrad,
+//! arXiv 2010.10436).
+//!
+//! loss = ½ ( A − (d − mean sg(d)) )²,  d = L − L_ref
+//!
+//! With A = (R − mean)/β its minimum is π ∝ π_ref e^{R/β}: the reference is part of the loss, and `kl.weight` may be 0. ln Z is the
+//! mean of d over the images of one forward pass, so that here `batch.rows` is part of the method.
+
+use super::Objective;
+use crate::evaluation::Evaluation;
+use burn::tensor::Tensor;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Least squares on the log-ratio to the reference.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TrajectoryBalance {}
+
+impl Objective for TrajectoryBalance {
+    fn loss(&self, e: &Evaluation<'_>, advantages: Tensor<1>) -> Tensor<1> {
+        let d = e.log_prob() - e.reference_log_prob();
+        let level = d.clone().detach().mean();
+        (advantages - d + level).square() * 0.5
+    }
+}

@@ -1,0 +1,110 @@
+//! The objectives, re-derived like the rest of [`super::formula`].
+
+use super::{
+    ADVANTAGES, B, DIMS, REFERENCE, behavior,
+    formula::{Draw, Formula, Latent, Weights, level, mean},
+};
+use elbow::objective::{
+    Cispo, Divergence, Dpo, Dpok, Epg, FlowDppo, Gmpo, Grpo, GrpoGuard, NegativeAware, ObjectiveKind, Par, Pepg, Ram,
+    Residual, Rpg, Sapo,
+};
+
+impl Formula<'_> {
+    /// The objective of one sample; `None` if that depends on others.
+    pub(super) fn policy(&self, a: f64, draws: &[Draw], theta: &Weights, base: &Weights) -> Option<f64> {
+        let behavior = behavior().map(f64::from);
+        let l = self.log_prob(draws, theta, base);
+        let l_b = self.log_prob(draws, &behavior, &behavior);
+        let frozen = self.log_prob(draws, base, base) - l_b;
+        let factor = |ratio: bool| if ratio { frozen.exp() } else { 1.0 };
+        let row = |draw: &Draw| self.score(draw, theta, base) - self.score(draw, &behavior, &behavior);
+        Some(match self.case.objective {
+            ObjectiveKind::Epg(Epg { ratio }) => -factor(ratio) * a * l,
+            ObjectiveKind::Pepg(Pepg { ratio }) => -factor(ratio) * (a - frozen) * l,
+            ObjectiveKind::Par(Par { ratio }) => 0.5 * factor(ratio) * (a - (l - l_b)).powi(2),
+            ObjectiveKind::Grpo(Grpo { clip, clip_high, max_advantage }) => {
+                let (a, rho) = (a.clamp(-max_advantage, max_advantage), (l - l_b).exp());
+                f64::max(-a * rho, -a * rho.clamp(1.0 - clip, 1.0 + clip_high.unwrap_or(clip)))
+            }
+            ObjectiveKind::Cispo(Cispo { low, high }) => -frozen.exp().clamp(1.0 - low, 1.0 + high) * a * l,
+            ObjectiveKind::Sapo(Sapo { tau_positive, tau_negative }) => {
+                let tau = if a > 0.0 { tau_positive } else { tau_negative };
+                -4.0 / tau / (1.0 + (-tau * ((l - l_b).exp() - 1.0)).exp()) * a
+            }
+            ObjectiveKind::Dpok(Dpok { clip }) => -a * (l - l_b).exp().clamp(1.0 - clip, 1.0 + clip),
+            ObjectiveKind::Rpg(Rpg { divergence: Divergence::Reverse, beta }) => {
+                -frozen.exp() * (a - beta * frozen) * l
+            }
+            ObjectiveKind::Rpg(Rpg { divergence: Divergence::Forward, beta }) => -(frozen.exp() * a + beta) * l,
+            ObjectiveKind::Gmpo(Gmpo { log_clip }) => {
+                let sign = f64::signum(a);
+                -a * mean(draws.iter().map(|draw| sign * (sign * row(draw)).min(log_clip))).exp()
+            }
+            ObjectiveKind::TrajectoryBalance(_) | ObjectiveKind::Dpo(_) => return None,
+            _ => self.of_draws(a, draws, theta, base),
+        })
+    }
+
+    /// The objective of one sample where it looks at velocities or steps.
+    fn of_draws(&self, a: f64, draws: &[Draw], theta: &Weights, base: &Weights) -> f64 {
+        let behavior = behavior().map(f64::from);
+        let row = |draw: &Draw| self.score(draw, theta, base) - self.score(draw, &behavior, &behavior);
+        match self.case.objective {
+            ObjectiveKind::GrpoGuard(GrpoGuard { clip, max_advantage }) => mean(draws.iter().map(|draw| {
+                let (_, variance) = self.step(draw, self.velocity(draw, theta));
+                let rho = ((row(draw) + self.step_divergence(draw, theta)) * variance.sqrt()).exp();
+                let a = a.clamp(-max_advantage, max_advantage);
+                let loss = f64::max(-a * rho, -a * rho.clamp(1.0 - clip, 1.0 + clip));
+                loss / (self.grid[draw.k] - self.grid[draw.k + 1])
+            })),
+            ObjectiveKind::FlowDppo(FlowDppo { max_divergence }) => mean(draws.iter().map(|draw| {
+                let away = a * (self.score(draw, base, base) - self.score(draw, &behavior, &behavior)) > 0.0;
+                let stop = away && self.step_divergence(draw, base) > max_divergence;
+                if stop { 0.0 } else { -a * row(draw).exp() }
+            })),
+            ObjectiveKind::Nft(NegativeAware { mix, scale }) => {
+                let branch = |side: f64| {
+                    self.merge(draws.iter().map(|draw| {
+                        let v_b = self.velocity(draw, &behavior);
+                        let at = |weights: &Weights| -> Latent {
+                            let v = self.velocity(draw, weights);
+                            std::array::from_fn(|i| v_b[i] + side * mix * (v[i] - v_b[i]))
+                        };
+                        self.score_of(draw, at(theta), at(base))
+                    }))
+                };
+                -scale / mix * (a * branch(1.0) + (1.0 - a) * branch(-1.0))
+            }
+            ObjectiveKind::Ram(Ram { multiplier, residual }) => mean(draws.iter().map(|draw| {
+                let [_, _, d_alpha, d_sigma] = level(self.case.schedule, self.grid[draw.k]);
+                let (v, v_ref) = (self.velocity(draw, theta), self.velocity(draw, &REFERENCE.map(f64::from)));
+                let from = self.velocity(draw, if residual == Residual::Behavior { &behavior } else { base });
+                mean((0..DIMS).map(|i| {
+                    let u = d_alpha * draw.clean[i] + d_sigma * draw.goal[i];
+                    (v[i] - v_ref[i] - multiplier * a * (u - from[i])).powi(2)
+                }))
+            })),
+            _ => unreachable!("of log-probabilities, or of the batch"),
+        }
+    }
+
+    /// The objective of sample `i` where it depends on the others of the batch.
+    pub(super) fn of_batch(&self, i: usize, group: &[Vec<Draw>], theta: &Weights, base: &Weights) -> f64 {
+        let reference = REFERENCE.map(f64::from);
+        let d = |j: usize, theta: &Weights| {
+            self.log_prob(&group[j], theta, base) - self.log_prob(&group[j], &reference, &reference)
+        };
+        match self.case.objective {
+            ObjectiveKind::TrajectoryBalance(_) => {
+                let level = mean((0..B).map(|j| d(j, base)));
+                0.5 * (ADVANTAGES[i] - (d(i, theta) - level)).powi(2)
+            }
+            ObjectiveKind::Dpo(Dpo { beta }) => {
+                let first = i / 2 * 2;
+                let margin: f64 = (first..first + 2).map(|j| ADVANTAGES[j] * d(j, theta)).sum();
+                0.5 * (-beta / 2.0 * margin).exp().ln_1p()
+            }
+            _ => unreachable!("of one sample"),
+        }
+    }
+}
