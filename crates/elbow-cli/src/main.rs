@@ -4,6 +4,7 @@
 
 mod commands;
 mod failure;
+mod library;
 mod machine;
 mod output;
 mod overlay;
@@ -43,10 +44,11 @@ struct Cli {
 const EXAMPLES: &str = "\
 Examples:
   elbow train                                         the default recipe on the embedded model
-  elbow train recipes/nano-flow-grpo.toml --set seed=1
+  elbow train nano-flow-grpo --set seed=1             a recipe that comes with the program, or a file
   elbow train --resume runs/nano-geneval-1            go on where a run stopped, bit for bit
   elbow sample --run runs/nano-geneval-1 \"a photo of a red car left of a cat\"
   elbow eval --run runs/nano-geneval-1
+  elbow methods                                       what there is to choose from
   elbow config --explain                              every field with its meaning";
 
 #[derive(Subcommand)]
@@ -59,6 +61,8 @@ enum Command {
     Eval(commands::eval::Args),
     /// Train a base model by flow matching on the embedded scenes.
     Pretrain(commands::pretrain::Args),
+    /// List every objective, likelihood, sampler, advantage and recipe, each with its paper.
+    Methods(commands::methods::Args),
     /// Show a recipe with all defaults filled in, or explain every field.
     Config(commands::config::Args),
 }
@@ -70,6 +74,7 @@ fn main() -> ExitCode {
         Command::Sample(args) => commands::sample::run(&args),
         Command::Eval(args) => commands::eval::run(&args),
         Command::Pretrain(args) => commands::pretrain::run(&args),
+        Command::Methods(args) => commands::methods::run(&args),
         Command::Config(args) => commands::config::run(&args),
     };
     match result {

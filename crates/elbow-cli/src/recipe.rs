@@ -2,6 +2,7 @@
 
 use crate::{
     failure::Hint,
+    library,
     overlay::overlay,
     schema::{self, Field},
 };
@@ -17,9 +18,6 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::path::{Path, PathBuf};
 use toml::Table;
-
-/// The default recipe, also in `recipes/`.
-const DEFAULT: &str = include_str!("../../../recipes/nano-geneval.toml");
 
 /// Everything a run is made of.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -174,12 +172,14 @@ pub fn load(path: Option<&Path>, overrides: &[String]) -> Result<(String, Recipe
     let mut table = Recipe::default().to_table()?;
     let name = match path {
         None => {
-            lay(&mut table, toml::from_str(DEFAULT)?, &fields)?;
-            "nano-geneval".to_owned()
+            let (name, text) = library::ALL[0];
+            lay(&mut table, toml::from_str(text)?, &fields)?;
+            name.to_owned()
         }
         Some(path) => {
             read_file(path, &fields, &mut table, 0)?;
-            path.file_stem().map_or_else(|| "run".into(), |s| s.to_string_lossy().into_owned())
+            let name = path.file_name().map_or_else(|| "run".into(), |s| s.to_string_lossy().into_owned());
+            name.trim_end_matches(".toml").to_owned()
         }
     };
     let mut changes = Table::new();
@@ -199,7 +199,12 @@ fn read_file(path: &Path, fields: &[Field], table: &mut Table, depth: usize) -> 
             "a recipe cannot extend itself",
         ));
     }
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read recipe {place}"))?;
+    let text = library::read(path).map_err(|error| {
+        Hint::error(
+            format!("cannot read recipe {place}: {error}"),
+            "name a file, or a recipe that `elbow methods` lists",
+        )
+    })?;
     let mut written: Table = toml::from_str(&text).map_err(|error| {
         Hint::error(
             format!("recipe {place} is not valid TOML: {}", error.to_string().trim_end()),

@@ -64,3 +64,8 @@ pub mod train;
 pub use image::RgbImage;
 pub use prompts::Prompt;
 pub use reward::{Reward, RewardError};
+
+/// The worked example of CONTRIBUTING.md, compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../../../CONTRIBUTING.md")]
+struct Contributing;

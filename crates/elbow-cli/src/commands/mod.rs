@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod eval;
+pub mod methods;
 pub mod pretrain;
 pub mod progress;
 pub mod sample;

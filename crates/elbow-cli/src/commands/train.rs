@@ -30,12 +30,12 @@ use super::progress::Bars;
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   elbow train
-  elbow train recipes/nano-flow-grpo.toml --set seed=1 --set epochs=50
+  elbow train nano-flow-grpo --set seed=1 --set epochs=50
   elbow train --run runs/mine --set objective.kind=grpo --set objective.clip=1e-4
   elbow train --resume runs/mine
   elbow train --resume runs/mine --set epochs=200     train a finished run on")]
 pub struct Args {
-    /// A recipe; the default is nano-geneval.
+    /// A recipe file, or the name of a recipe that `elbow methods` lists; the default is nano-geneval.
     recipe: Option<PathBuf>,
     /// Change one field, e.g. objective.clip=1e-4; may be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
