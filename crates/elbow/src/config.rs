@@ -100,7 +100,7 @@ impl Config {
         self.validate_batch(&mut problems);
         self.validate_ranges(&mut problems);
         let likelihood = self.likelihood.get().refuses(&self.sampler, self.schedule);
-        problems.extend(likelihood.into_iter().chain(self.sampler.rule.get().refuses(self.schedule)));
+        problems.extend(likelihood.into_iter().chain(self.sampler.refuses(self.schedule)));
         if problems.is_empty() { Ok(()) } else { Err(ConfigError { problems }) }
     }
 

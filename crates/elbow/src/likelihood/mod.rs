@@ -8,7 +8,7 @@ mod elbo;
 mod trajectory;
 
 pub use elbo::{Draws, Elbo, Timesteps, Weighting};
-pub use trajectory::Trajectory;
+pub use trajectory::{Density, Trajectory};
 
 use crate::{
     gaussian::wide,
@@ -204,11 +204,11 @@ impl LikelihoodKind {
         }
     }
 
-    /// Points of the grid each sample is evaluated at.
-    pub fn count(&self, steps: usize) -> usize {
+    /// Points each sample is evaluated at.
+    pub fn count(&self, sampling: &Sampling, schedule: Schedule) -> usize {
         match self {
-            Self::Elbo(l) => l.timesteps.count(steps),
-            Self::Trajectory(l) => l.count(steps),
+            Self::Elbo(l) => l.timesteps.count(sampling.steps),
+            Self::Trajectory(l) => l.scored(sampling, schedule).len(),
         }
     }
 

@@ -96,7 +96,7 @@ fn likelihoods(timesteps: Timesteps) -> Vec<LikelihoodKind> {
                 LikelihoodKind::Elbo(Elbo { weighting, timesteps, ratio, reduction, ..Elbo::default() })
             }),
         );
-        all.push(LikelihoodKind::Trajectory(Trajectory { fraction: 0.99, ratio, reduction }));
+        all.push(LikelihoodKind::Trajectory(Trajectory { ratio, reduction, ..Trajectory::default() }));
     }
     all
 }

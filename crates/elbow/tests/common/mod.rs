@@ -102,7 +102,7 @@ pub(crate) struct Case {
 
 impl Case {
     pub(crate) fn refusal(&self) -> Option<String> {
-        let sampler = self.sampling.rule.get().refuses(self.schedule);
+        let sampler = self.sampling.refuses(self.schedule);
         sampler.or_else(|| self.likelihood.get().refuses(&self.sampling, self.schedule))
     }
 
