@@ -5,9 +5,11 @@
 //! and nothing else, and is exactly 1 for equal weights.
 
 mod elbo;
+mod timesteps;
 mod trajectory;
 
-pub use elbo::{Draws, Elbo, Timesteps, Weighting};
+pub use elbo::{Draws, Elbo, Points, Weighting};
+pub use timesteps::Timesteps;
 pub use trajectory::{Density, Trajectory};
 
 use crate::{
@@ -198,7 +200,10 @@ impl LikelihoodKind {
     /// The share of the grid that is looked at.
     pub fn fraction(&self) -> f64 {
         match self {
-            Self::Elbo(Elbo { timesteps: Timesteps::Permutation { fraction }, .. }) => *fraction,
+            Self::Elbo(Elbo {
+                timesteps: Timesteps::Permutation { fraction } | Timesteps::Stratified { fraction, .. },
+                ..
+            }) => *fraction,
             Self::Elbo(_) => 1.0,
             Self::Trajectory(l) => l.fraction,
         }
@@ -207,7 +212,7 @@ impl LikelihoodKind {
     /// Points each sample is evaluated at.
     pub fn count(&self, sampling: &Sampling, schedule: Schedule) -> usize {
         match self {
-            Self::Elbo(l) => l.timesteps.count(sampling.steps),
+            Self::Elbo(l) => l.count(sampling.steps),
             Self::Trajectory(l) => l.scored(sampling, schedule).len(),
         }
     }
