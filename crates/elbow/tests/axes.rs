@@ -250,6 +250,10 @@ fn illegal_combinations_say_what_to_change() {
     let flow = Schedule::RectifiedFlow;
     let trajectory = LikelihoodKind::Trajectory(Trajectory::default());
     let elbo = |weighting| LikelihoodKind::Elbo(Elbo { weighting, ..Elbo::default() });
+    let silent_window =
+        SamplerKind::Window(Window { sde: Sde::FlowSde(FlowSde { noise_level: 0.0 }), size: 2, ..Window::default() });
+    let timesteps = Timesteps::LogitNormal { count: 1, mean: 0.0, std: 1.0 };
+    let off_grid = LikelihoodKind::Elbo(Elbo { points: Points::Sampler, timesteps, ..Elbo::default() });
     let illegal = [
         (trajectory, EULER, flow, ["trajectory", "flow-sde", "elbo"]),
         (trajectory, DPM2, flow, ["trajectory", "flow-sde", "elbo"]),
@@ -261,6 +265,15 @@ fn illegal_combinations_say_what_to_change() {
         (elbo(Weighting::Simple), SILENT, VARIANCE_PRESERVING, ["flow-sde", "euler", "dpm2"]),
         (elbo(Weighting::PathKl), EULER, VARIANCE_PRESERVING, ["path-kl", "simple", "adaptive"]),
         (elbo(Weighting::PathKl), DPM2, VARIANCE_PRESERVING, ["path-kl", "simple", "adaptive"]),
+        (trajectory, SamplerKind::Ddim(Ddim { eta: 0.0 }), flow, ["trajectory", "eta > 0", "elbo"]),
+        (trajectory, SamplerKind::Cps(Cps { eta: 0.0 }), VARIANCE_PRESERVING, ["trajectory", "eta > 0", "elbo"]),
+        (trajectory, SamplerKind::Dance(Dance { eta: 0.0 }), flow, ["trajectory", "eta > 0", "elbo"]),
+        (trajectory, silent_window, flow, ["trajectory", "noise_level", "elbo"]),
+        (trajectory, SamplerKind::Dance(Dance { eta: 0.3 }), VARIANCE_PRESERVING, ["dance", "ddim", "cps"]),
+        (elbo(Weighting::AwmT), EULER, VARIANCE_PRESERVING, ["awm-t", "simple", "adaptive"]),
+        (elbo(Weighting::Huber), DPM2, VARIANCE_PRESERVING, ["huber", "simple", "adaptive"]),
+        (elbo(Weighting::Ghuber), DPM2, VARIANCE_PRESERVING, ["ghuber", "simple", "adaptive"]),
+        (off_grid, SDE, flow, ["sampler", "grid", "renoised"]),
     ];
     let objective = ObjectiveKind::default();
     for (likelihood, rule, schedule, words) in illegal {
