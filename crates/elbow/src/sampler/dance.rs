@@ -1,4 +1,4 @@
-//! DanceGRPO's stochastic sampler (arXiv 2505.07818, §3.2): an SDE with the marginals of the rectified-flow ODE and constant
+//! DanceGRPO's stochastic sampler (arXiv 2505.07818): an SDE with the marginals of the rectified-flow ODE and constant
 //! noise.
 //!
 //! dx = [v − (η²/2) ∇ ln p_t] dt + η dw run from t = 1 down to 0, ∇ ln p_t = −ε̂/t. With Δ = t′ − t < 0,

@@ -1,7 +1,7 @@
-//! MixGRPO's sliding window (arXiv 2507.21802, §3.2): an SDE inside a window of consecutive steps, Euler's ODE outside.
+//! MixGRPO's sliding window (arXiv 2507.21802): an SDE inside a window of consecutive steps, Euler's ODE outside.
 //!
 //! Only steps inside the window have a density, and only they enter a trajectory's likelihood. Windows lie among all steps
-//! but the last, T − 1 of them, as in the reference. With m epochs a position,
+//! but the last, T − 1 of them. With m epochs a position,
 //!
 //! | strategy | position of the window's first step |
 //! |---|---|
@@ -9,7 +9,8 @@
 //! | random | uniform, drawn anew every `every` epochs |
 //! | decay | as progressive, with m = ⌊every − (every − 1) p⌋ at p = position/(T − 1) |
 //!
-//! It depends on the epoch and the seed alone. Departures from the reference: a window is never cut short at the end.
+//! It depends on the epoch and the seed alone. Departures from the reference: there, windows leave out the last two steps and
+//! are cut short at the end; random ones move every epoch, which is `every = 1` here.
 
 use super::{Cps, Dance, Ddim, Euler, FlowSde, Sampler, Step};
 use crate::{

@@ -99,7 +99,7 @@ impl<'a> Formula<'a> {
                     }
                     LikelihoodKind::Trajectory(_) => {
                         let k = level.expect("a time of the grid");
-                        assert_eq!(x, stored(k), "{case:?}");
+                        assert_eq!(x.map(f64::to_bits), stored(k).map(f64::to_bits), "{case:?}");
                         (formula.grid[k], stored(k + 1))
                     }
                 };
@@ -125,7 +125,7 @@ impl<'a> Formula<'a> {
     ) -> Latent {
         let [alpha, sigma, ..] = level(self.case.schedule, time);
         if let Some(point) = point {
-            assert_eq!(x, point, "{:?}", self.case);
+            assert_eq!(x.map(f64::to_bits), point.map(f64::to_bits), "{:?}", self.case);
             return std::array::from_fn(|i| (x[i] - alpha * clean[i]) / sigma);
         }
         let (draw, sign) = if elbo.antithetic { (draw / 2, [1.0, -1.0][draw % 2]) } else { (draw, 1.0) };
