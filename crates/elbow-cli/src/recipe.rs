@@ -334,7 +334,7 @@ impl Recipe {
                 problems.push(format!("eval.measure.sampler.{key} = {value}: must be a positive number"));
             }
         }
-        problems.extend(measure.sampler.rule.get().refuses(self.method.schedule));
+        problems.extend(measure.sampler.refuses(self.method.schedule));
         if let Model::Nano { tuning: Tuning::Lora(lora), .. } | Model::Diffusers { lora, .. } = model
             && lora.rank == 0
         {

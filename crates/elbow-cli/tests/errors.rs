@@ -99,6 +99,9 @@ fn values_that_cannot_run_are_told_with_their_numbers_all_at_once() {
     );
     refused_changes(&["batch.group_size=1"], &["batch.group_size = 1", "at least 2"]);
     refused_changes(&["likelihood.kind=trajectory"], &["needs a stochastic sampler", "flow-sde"]);
+    refused_changes(&["sampler.rule={kind='ddim', eta=2}"], &["`ddim`", "eta = 2", "between 0 and 1"]);
+    refused_changes(&["sampler.rule={kind='window', size=10}"], &["size = 10", "10 steps"]);
+    refused_changes(&["likelihood.timesteps={kind='stratified', count=20}"], &["count = 20", "steps = 10"]);
     refused_changes(
         &[
             "eval.prompts_per_task=0",

@@ -103,7 +103,7 @@ impl Config {
         self.validate_batch(&mut problems);
         self.validate_ranges(&mut problems);
         let likelihood = self.likelihood.get().refuses(&self.sampler, self.schedule);
-        problems.extend(likelihood.into_iter().chain(self.sampler.rule.get().refuses(self.schedule)));
+        problems.extend(likelihood.into_iter().chain(self.sampler.refuses(self.schedule)));
         let setting = Setting { likelihood: self.likelihood, advantage: self.advantage, rows: self.batch.rows };
         problems.extend(self.objective.get().problems(&setting));
         problems.extend(self.advantage.get().problems());

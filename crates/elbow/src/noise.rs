@@ -26,6 +26,8 @@ pub enum Purpose {
     Initialization,
     /// Scenes, captions, noise and timesteps of pre-training.
     Pretraining,
+    /// Where a sampler's window is.
+    Window,
 }
 
 /// Names a stream of random numbers.

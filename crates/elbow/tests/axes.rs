@@ -6,12 +6,12 @@ mod common;
 use common::{Case, current, formula::Formula};
 use elbow::{
     kl::{Kl, KlKind},
-    likelihood::{Draws, Elbo, LikelihoodKind, Ratio, Timesteps, Trajectory, Weighting},
+    likelihood::{Density, Draws, Elbo, LikelihoodKind, Points, Ratio, Timesteps, Trajectory, Weighting},
     objective::{
         Cispo, Divergence, Dpo, Dpok, Epg, FlowDppo, Gmpo, Grpo, GrpoGuard, NegativeAware, ObjectiveKind, Par, Pepg,
         Ram, Residual, Rpg, Sapo, TrajectoryBalance,
     },
-    sampler::{Dpm2, Euler, FlowSde, SamplerKind, Sampling},
+    sampler::{Cps, Dance, Ddim, Dpm2, Euler, FlowSde, SamplerKind, Sampling, Sde, Strategy, Window},
     schedule::Schedule,
 };
 
@@ -164,6 +164,83 @@ fn every_legal_combination_on_a_variance_preserving_path() {
     assert_eq!((worst.combinations, refused), (legal, 20 * 28 * 3 - legal));
 }
 
+/// Likelihoods beyond [`likelihoods`], which the whole product would take too long with.
+fn more_likelihoods() -> Vec<LikelihoodKind> {
+    let elbo = Elbo::default();
+    let mut all = Vec::new();
+    for ratio in [Ratio::PerDraw, Ratio::PerSample] {
+        let stratified = |first| Timesteps::Stratified { count: 3, first, fraction: 1.0 };
+        let normal = Timesteps::LogitNormal { count: 3, mean: 0.5, std: 1.0 };
+        all.extend(
+            [
+                Elbo { weighting: Weighting::AwmT, ..elbo },
+                Elbo { weighting: Weighting::Huber, ..elbo },
+                Elbo { weighting: Weighting::Ghuber, ..elbo },
+                Elbo { weighting: Weighting::Ghuber, power: 0.4, timesteps: stratified(true), ..elbo },
+                Elbo { timesteps: stratified(false), ..elbo },
+                Elbo { timesteps: normal, ..elbo },
+                Elbo { timesteps: normal, antithetic: true, ..elbo },
+                Elbo { antithetic: true, draws: Draws::PerGroup, ..elbo },
+                Elbo { points: Points::Sampler, ..elbo },
+                Elbo { points: Points::Sampler, draws: Draws::PerGroup, timesteps: Timesteps::All, ..elbo },
+            ]
+            .map(|e| LikelihoodKind::Elbo(Elbo { ratio, ..e })),
+        );
+        let density = Density::SquaredError;
+        all.push(LikelihoodKind::Trajectory(Trajectory { density, ratio, ..Trajectory::default() }));
+        all.push(LikelihoodKind::Trajectory(Trajectory { fraction: 1.0, ratio, ..Trajectory::default() }));
+    }
+    all
+}
+
+/// The stochastic samplers, each alone and in a window in some epoch.
+fn stochastic() -> Vec<SamplerKind> {
+    let (flow, dance) = (FlowSde { noise_level: 0.7 }, Dance { eta: 0.5 });
+    let (ddim, cps) = (Ddim { eta: 0.9 }, Cps { eta: 0.8 });
+    let window = |sde, strategy| {
+        let window = Window { sde, size: 2, every: 1, stride: 1, strategy, first: 0 };
+        SamplerKind::Window(window.at(STEPS, 3, 5))
+    };
+    vec![
+        SDE,
+        SamplerKind::Dance(dance),
+        SamplerKind::Ddim(ddim),
+        SamplerKind::Cps(cps),
+        window(Sde::FlowSde(flow), Strategy::Progressive),
+        window(Sde::Dance(dance), Strategy::Random),
+        window(Sde::Ddim(ddim), Strategy::Decay),
+        window(Sde::Cps(cps), Strategy::Progressive),
+    ]
+}
+
+/// The further samplers and likelihoods, with an objective of each kind rather than all.
+#[test]
+fn further_samplers_and_likelihoods_have_the_gradient_of_their_formulas() {
+    for (schedule, expected) in [(Schedule::RectifiedFlow, [576, 0]), (VARIANCE_PRESERVING, [192, 384])] {
+        let (mut worst, mut refused) = (Worst::default(), 0);
+        // Without an edge, which a finite difference might step over.
+        let objectives = [
+            ObjectiveKind::Pepg(Pepg { ratio: true }),
+            ObjectiveKind::Par(Par { ratio: true }),
+            ObjectiveKind::Sapo(Sapo { tau_positive: 3.0, tau_negative: 5.0 }),
+        ];
+        for (objective, likelihood) in
+            objectives.into_iter().flat_map(|o| more_likelihoods().into_iter().map(move |l| (o, l)))
+        {
+            for rule in stochastic() {
+                let case = Case { objective, likelihood, sampling: sampling(rule, 1.5), schedule, kl: GIRSANOV };
+                if case.refusal().is_some() {
+                    refused += 1;
+                } else {
+                    worst.check(&case);
+                }
+            }
+        }
+        worst.report(&format!("further ones, {schedule:?}"));
+        assert_eq!([worst.combinations, refused], expected, "{schedule:?}");
+    }
+}
+
 #[test]
 fn every_divergence_has_the_gradient_of_its_formula() {
     let mut worst = Worst::default();
@@ -190,6 +267,10 @@ fn illegal_combinations_say_what_to_change() {
     let flow = Schedule::RectifiedFlow;
     let trajectory = LikelihoodKind::Trajectory(Trajectory::default());
     let elbo = |weighting| LikelihoodKind::Elbo(Elbo { weighting, ..Elbo::default() });
+    let silent_window =
+        SamplerKind::Window(Window { sde: Sde::FlowSde(FlowSde { noise_level: 0.0 }), size: 2, ..Window::default() });
+    let timesteps = Timesteps::LogitNormal { count: 1, mean: 0.0, std: 1.0 };
+    let off_grid = LikelihoodKind::Elbo(Elbo { points: Points::Sampler, timesteps, ..Elbo::default() });
     let illegal = [
         (trajectory, EULER, flow, ["trajectory", "flow-sde", "elbo"]),
         (trajectory, DPM2, flow, ["trajectory", "flow-sde", "elbo"]),
@@ -201,6 +282,15 @@ fn illegal_combinations_say_what_to_change() {
         (elbo(Weighting::Simple), SILENT, VARIANCE_PRESERVING, ["flow-sde", "euler", "dpm2"]),
         (elbo(Weighting::PathKl), EULER, VARIANCE_PRESERVING, ["path-kl", "simple", "adaptive"]),
         (elbo(Weighting::PathKl), DPM2, VARIANCE_PRESERVING, ["path-kl", "simple", "adaptive"]),
+        (trajectory, SamplerKind::Ddim(Ddim { eta: 0.0 }), flow, ["trajectory", "eta > 0", "elbo"]),
+        (trajectory, SamplerKind::Cps(Cps { eta: 0.0 }), VARIANCE_PRESERVING, ["trajectory", "eta > 0", "elbo"]),
+        (trajectory, SamplerKind::Dance(Dance { eta: 0.0 }), flow, ["trajectory", "eta > 0", "elbo"]),
+        (trajectory, silent_window, flow, ["trajectory", "noise_level", "elbo"]),
+        (trajectory, SamplerKind::Dance(Dance { eta: 0.3 }), VARIANCE_PRESERVING, ["dance", "ddim", "cps"]),
+        (elbo(Weighting::AwmT), EULER, VARIANCE_PRESERVING, ["awm-t", "simple", "adaptive"]),
+        (elbo(Weighting::Huber), DPM2, VARIANCE_PRESERVING, ["huber", "simple", "adaptive"]),
+        (elbo(Weighting::Ghuber), DPM2, VARIANCE_PRESERVING, ["ghuber", "simple", "adaptive"]),
+        (off_grid, SDE, flow, ["sampler", "grid", "renoised"]),
     ];
     let objective = ObjectiveKind::default();
     for (likelihood, rule, schedule, words) in illegal {

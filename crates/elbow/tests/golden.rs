@@ -6,7 +6,8 @@ use elbow::{
     gaussian::Reduction,
     optimizer::{Optimizer, OptimizerConfig},
     params::Params,
-    sampler::{Dpm2, FlowSde, Sampler, Step},
+    prediction::Prediction,
+    sampler::{Ddim, Dpm2, FlowSde, Sampler, Step},
     schedule::{Schedule, grid},
 };
 use serde::{Deserialize, de::DeserializeOwned};
@@ -66,6 +67,36 @@ fn dpm2_follows_the_multistep_scheduler() {
             x = Dpm2 {}.transition(Schedule::RectifiedFlow, &times, k, &steps).mean;
             close(&format!("{} steps, point {}", times.len() - 1, k + 1), &values(x.clone()), expected, 1e-5);
         }
+    }
+}
+
+/// The reference's levels are discrete; each is a time of the continuous schedule.
+#[test]
+fn ddim_steps_have_the_mean_and_deviation_of_the_ddim_scheduler() {
+    #[derive(Deserialize)]
+    struct Transition {
+        alphas_bar: [f64; 2],
+        eta: f64,
+        x: Vec<f64>,
+        noise: Vec<f64>,
+        mean: Vec<f64>,
+        std: f64,
+    }
+    let (beta_min, beta_max) = (0.1, 20.0);
+    let schedule = Schedule::VariancePreserving { beta_min, beta_max };
+    // ½ ln ᾱ = −t²(β₁ − β₀)/4 − t β₀/2
+    let time = |alpha_bar: f64| {
+        let (a, b) = ((beta_max - beta_min) / 4.0, beta_min / 2.0);
+        ((b * b - 2.0 * a * alpha_bar.ln()).sqrt() - b) / (2.0 * a)
+    };
+    for s in read::<Vec<Transition>>("ddim.json") {
+        let what = format!("η = {}, ᾱ = {:?}", s.eta, s.alphas_bar);
+        let [t, next] = s.alphas_bar.map(time);
+        let velocity = Prediction::Noise.velocity(schedule, tensor(&s.x), tensor(&s.noise), &[t]);
+        let step = Step { x: tensor(&s.x), velocity };
+        let got = Ddim { eta: s.eta }.transition(schedule, &[t, next, 0.0], 0, &[step]);
+        close(&format!("mean, {what}"), &values(got.mean), &s.mean, 1e-6);
+        close(&format!("deviation, {what}"), &[got.std], &[s.std], 1e-12);
     }
 }
 

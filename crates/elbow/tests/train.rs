@@ -6,12 +6,12 @@ use elbow::{
     advantage::{AdvantageKind, BestWorst, LeaveOneOut, Nft, PerPrompt, Softmax, Standard, Top},
     behavior::BehaviorLag,
     config::{Batch, Config},
-    likelihood::{Elbo, LikelihoodKind, Trajectory, Weighting},
+    likelihood::{Density, Elbo, LikelihoodKind, Points, Timesteps, Trajectory, Weighting},
     objective::{
         Dpo, Epg, FlowDppo, Gmpo, Grpo, GrpoGuard, NegativeAware, ObjectiveKind, Par, Pepg, Ram, Rpg, TrajectoryBalance,
     },
     optimizer::OptimizerConfig,
-    sampler::{Euler, FlowSde, SamplerKind, Sampling},
+    sampler::{Cps, Dance, Ddim, Euler, FlowSde, SamplerKind, Sampling, Sde, Strategy, Window},
     toy::{Toy, point},
     train::{TrainError, Trainer},
 };
@@ -50,6 +50,12 @@ fn sampler(rule: SamplerKind) -> Sampling {
     Sampling { rule, ..Sampling::default() }
 }
 
+/// Four stochastic steps of ten, at another place every other epoch.
+fn window(strategy: Strategy) -> Sampling {
+    let sde = Sde::FlowSde(FlowSde::default());
+    sampler(SamplerKind::Window(Window { sde, every: 2, strategy, ..Window::default() }))
+}
+
 fn rewards(config: Config, epochs: usize) -> Vec<f64> {
     let (policy, prompts) = (Toy::default(), vec![Prompt::from("a point")]);
     let mut trainer = Trainer::new(config, &policy, &prompts, &HONEST, Device::flex()).expect("a valid configuration");
@@ -63,12 +69,21 @@ fn every_objective_and_likelihood_learns() {
     let sde = sampler(SamplerKind::FlowSde(FlowSde::default()));
     let euler = sampler(SamplerKind::Euler(Euler {}));
     let pepg = ObjectiveKind::Pepg(Pepg::default());
+    let squared = Trajectory { density: Density::SquaredError, ..Trajectory::default() };
+    let timesteps = Timesteps::Stratified { count: 6, first: false, fraction: 0.99 };
+    let awm = Elbo { weighting: Weighting::Ghuber, timesteps, antithetic: true, ..Elbo::default() };
     for (objective, likelihood, sampler) in [
         (pepg, elbo(Weighting::Adaptive), Sampling::default()),
         (ObjectiveKind::Epg(Epg::default()), elbo(Weighting::Adaptive), euler),
         (ObjectiveKind::Par(Par::default()), elbo(Weighting::Simple), sde),
         (ObjectiveKind::Grpo(Grpo { clip: 0.2, ..Grpo::default() }), elbo(Weighting::T), Sampling::default()),
         (pepg, LikelihoodKind::Trajectory(Trajectory::default()), sde),
+        (pepg, LikelihoodKind::Trajectory(Trajectory::default()), sampler(SamplerKind::Ddim(Ddim::default()))),
+        (pepg, LikelihoodKind::Trajectory(Trajectory::default()), sampler(SamplerKind::Dance(Dance { eta: 0.7 }))),
+        (pepg, LikelihoodKind::Trajectory(squared), sampler(SamplerKind::Cps(Cps::default()))),
+        (pepg, LikelihoodKind::Trajectory(Trajectory::default()), window(Strategy::Progressive)),
+        (pepg, LikelihoodKind::Elbo(awm), Sampling::default()),
+        (pepg, LikelihoodKind::Elbo(Elbo { points: Points::Sampler, ..Elbo::default() }), Sampling::default()),
     ] {
         let rewards = rewards(Config { objective, likelihood, sampler, ..config() }, 40);
         let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
@@ -117,6 +132,17 @@ fn a_saved_state_continues_bit_for_bit() {
         behavior: BehaviorLag { start: 0, rate: 0.1, max: 0.5 },
         ..config()
     };
+    continues(&config);
+    for strategy in [Strategy::Progressive, Strategy::Random, Strategy::Decay] {
+        let (sampler, likelihood) = (window(strategy), LikelihoodKind::Trajectory(Trajectory::default()));
+        let places = (0..6).map(|epoch| sampler.at(0, epoch).stochastic_steps(config.schedule));
+        assert!(std::collections::BTreeSet::from_iter(places).len() > 1, "{strategy:?} moves");
+        continues(&Config { sampler, likelihood, ..config.clone() });
+    }
+}
+
+/// Six epochs are three epochs, saved and loaded, and three more.
+fn continues(config: &Config) {
     let (policy, prompts) = (Toy::default(), vec![Prompt::from("a"), Prompt::from("b"), Prompt::from("c")]);
     let new = || Trainer::new(config.clone(), &policy, &prompts, &HONEST, Device::flex()).expect("valid");
     let mut straight = new();

@@ -249,7 +249,7 @@ impl<'a> Job<'a> {
     fn announce(&self, trainer: &Trainer<'_>) {
         let method = &self.recipe.method;
         let batch = method.batch;
-        let queries = method.likelihood.count(method.sampler.steps);
+        let queries = method.likelihood.count(&method.sampler, method.schedule);
         self.bars.say(&format!(
             "{} prompts × {} images = {} images an epoch, {} steps each; {} update(s) of {} images, {queries} points each; \
              {} parameters trained, {} epochs from {}; writing to {}",

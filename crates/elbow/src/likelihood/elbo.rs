@@ -11,18 +11,23 @@
 //! | simple | −mean e² / G² |
 //! | path-kl | −(1 − t)/(t + 10⁻³) mean e² |
 //! | t | −mean d² |
+//! | awm-t | −t mean e² |
+//! | huber | −t (√(mean e² + 10⁻¹⁰) − 10⁻⁵) |
+//! | ghuber | −t ((mean e² + 10⁻¹⁰)^p − 10^(−10p)) / p |
 //!
 //! path-kl is Girsanov's exact weight (g² = 2t/(1 − t)); adaptive makes the gradient independent of the residual's scale.
-//! Departures from the reference code: sums in f64; adaptive's normalizer floor 10⁻⁵ is the same.
+//! The last three are AWM's (arXiv 2509.25050), for rectified flow; its `Uniform` is simple, its `t**2` is t, and ghuber is
+//! twice huber at p = ½ and awm-t at p = 1. Departures from the reference code: sums in f64; adaptive's normalizer floor
+//! 10⁻⁵ is the same.
 
-use super::{Likelihood, Merge, Query, Ratio, Rollout, Score, rows, times};
+use super::{Likelihood, Merge, Query, Ratio, Rollout, Score, Timesteps, rows, times};
 use crate::{
     gaussian::{Reduction, reduce, wide},
     noise::{self, Key, Purpose},
     sampler::Sampling,
     schedule::Schedule,
 };
-use burn::tensor::Tensor;
+use burn::tensor::{FloatDType, Tensor};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -37,54 +42,18 @@ pub enum Weighting {
     Simple,
     /// The exact path-KL weight (1 − t)/t; unstable in practice.
     PathKl,
-    /// Clean-sample error: t² times the velocity error on rectified flow.
+    /// Clean-sample error: t² times the velocity error on rectified flow, which AWM calls `t**2`.
     T,
+    /// AWM's `t`: t times the velocity error.
+    AwmT,
+    /// AWM's: t times the root of the velocity error.
+    Huber,
+    /// AWM's default: t times a power of the velocity error, see `power`.
+    Ghuber,
 }
 
-/// Which times a sample is evaluated at, all from the sampler's grid (its last, t = 0, excluded).
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
-pub enum Timesteps {
-    /// A random permutation of the grid per sample, cut to this share (rounded down, at least one).
-    Permutation {
-        /// 0.99 is 9 of 10, as in the reference.
-        fraction: f64,
-    },
-    /// One uniformly random time per sample.
-    One,
-    /// Every time of the grid.
-    All,
-}
-
-impl Default for Timesteps {
-    fn default() -> Self {
-        Self::Permutation { fraction: 0.99 }
-    }
-}
-
-impl Timesteps {
-    /// Draws per sample on a grid of `steps`.
-    pub fn count(self, steps: usize) -> usize {
-        match self {
-            Self::Permutation { fraction } => ((steps as f64 * fraction) as usize).clamp(1, steps),
-            Self::One => 1,
-            Self::All => steps,
-        }
-    }
-
-    /// Indices into the grid for the sample of `key`.
-    fn of(self, key: Key, steps: usize) -> Vec<usize> {
-        let key = Key { purpose: Purpose::Timestep, ..key };
-        match self {
-            Self::All => (0..steps).collect(),
-            Self::One | Self::Permutation { .. } => {
-                let mut order = key.permutation(steps);
-                order.truncate(self.count(steps));
-                order
-            }
-        }
-    }
-}
+/// Keeps the slope of AWM's powers finite where there is no error.
+const FLOOR: f64 = 1e-10;
 
 /// Which images share their draws of (t, ε).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -98,49 +67,109 @@ pub enum Draws {
     PerGroup,
 }
 
+/// Where on the path between noise and image the network is asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Points {
+    /// Fresh noise is added to the final image.
+    #[default]
+    Renoised,
+    /// The sampler's own points, with the ε that leads from the final image to them. Keeps the trajectory.
+    Sampler,
+}
+
 /// ELBO from the final image.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Elbo {
     /// Weight of the error at each time.
     pub weighting: Weighting,
+    /// Exponent p of the `ghuber` weighting; the others do not use it.
+    pub power: f64,
     /// Which times each sample is evaluated at.
     pub timesteps: Timesteps,
     /// Which images share their draws.
     pub draws: Draws,
+    /// Look at each time twice, with ε and with −ε.
+    pub antithetic: bool,
+    /// Where on the path the network is asked.
+    pub points: Points,
     /// What a ratio compares.
     pub ratio: Ratio,
     /// Mean or sum over latent dimensions.
     pub reduction: Reduction,
 }
 
+impl Default for Elbo {
+    fn default() -> Self {
+        Self {
+            weighting: Weighting::Adaptive,
+            power: 0.25,
+            timesteps: Timesteps::default(),
+            draws: Draws::PerSample,
+            antithetic: false,
+            points: Points::Renoised,
+            ratio: Ratio::PerDraw,
+            reduction: Reduction::Mean,
+        }
+    }
+}
+
 impl Likelihood for Elbo {
     fn needs_trajectory(&self) -> bool {
-        false
+        self.points == Points::Sampler
     }
 
     fn queries(&self, rollout: &Rollout) -> Vec<Query> {
-        let (grid, steps) = (rollout.sampling.times(), rollout.sampling.steps);
-        let chosen: Vec<Vec<usize>> = self.keys(rollout).iter().map(|&k| self.timesteps.of(k, steps)).collect();
+        let grid = rollout.sampling.times();
+        let chosen: Vec<Vec<f64>> = self.keys(rollout).iter().map(|&k| self.timesteps.of(k, &grid)).collect();
         let draw = |i: usize| {
-            let t: Vec<f64> = chosen.iter().map(|order| grid[order[i]]).collect();
-            self.draw(rollout, i as u32, &t)
+            let t: Vec<f64> = chosen.iter().map(|times| times[i]).collect();
+            match self.points {
+                Points::Renoised => self.renoised(rollout, i as u32, &t),
+                Points::Sampler => vec![self.visited(rollout, &t)],
+            }
         };
-        let queries: Vec<Query> = (0..self.timesteps.count(steps)).map(draw).collect();
+        let queries: Vec<Query> = (0..self.timesteps.count(rollout.sampling.steps)).flat_map(draw).collect();
         match self.ratio {
             Ratio::PerDraw => queries,
             Ratio::PerSample => vec![Query::merged(queries, Merge::Mean)],
         }
     }
 
-    fn refuses(&self, _: &Sampling, schedule: Schedule) -> Option<String> {
-        (self.weighting == Weighting::PathKl && schedule != Schedule::RectifiedFlow).then(|| {
-            "likelihood weighting `path-kl` is derived for rectified flow; use `simple` or `adaptive` here".into()
-        })
+    fn refuses(&self, sampling: &Sampling, schedule: Schedule) -> Option<String> {
+        use Weighting::{Adaptive, AwmT, Ghuber, Huber, PathKl, Simple, T};
+        let weighting = match self.weighting {
+            PathKl => Some("path-kl"),
+            AwmT => Some("awm-t"),
+            Huber => Some("huber"),
+            Ghuber => Some("ghuber"),
+            Adaptive | Simple | T => None,
+        };
+        if let Some(name) = weighting.filter(|_| schedule != Schedule::RectifiedFlow) {
+            let instead = "is derived for rectified flow; use `simple` or `adaptive` here";
+            return Some(format!("likelihood weighting `{name}` {instead}"));
+        }
+        if !(self.power > 0.0 && self.power.is_finite()) {
+            return Some(format!("likelihood.power = {}: must be a positive number", self.power));
+        }
+        if self.points == Points::Sampler && (self.antithetic || !self.timesteps.on_grid()) {
+            return Some(
+                "likelihood points = \"sampler\" are those of the sampler's grid and noise: use timesteps of the grid and \
+                 antithetic = false, or points = \"renoised\""
+                    .into(),
+            );
+        }
+        self.timesteps.refuses(sampling.steps)
     }
 }
 
 impl Elbo {
+    /// Queries per sample on a grid of `steps`.
+    pub fn count(&self, steps: usize) -> usize {
+        self.timesteps.count(steps) * if self.antithetic { 2 } else { 1 }
+    }
+
     /// What decides the draws of each image.
     fn keys(self, rollout: &Rollout) -> &[Key] {
         match self.draws {
@@ -149,16 +178,37 @@ impl Elbo {
         }
     }
 
-    /// The query of one draw: fresh noise for every sample or group, at one time each.
-    fn draw(&self, rollout: &Rollout, draw: u32, t: &[f64]) -> Query {
-        let (clean, schedule) = (rollout.images().clone(), rollout.schedule);
+    /// Fresh noise for every sample or group, at one time each; with its negative if asked for.
+    fn renoised(&self, rollout: &Rollout, draw: u32, t: &[f64]) -> Vec<Query> {
+        let (clean, schedule) = (rollout.images(), rollout.schedule);
         let ([_, c, h, w], device) = (clean.dims(), clean.device());
         let keys = self.keys(rollout).iter().map(|&k| Key { purpose: Purpose::Draw, ..k }.draw(draw));
         let noise = noise::normal(keys, [c, h, w], &device);
+        let negative = self.antithetic.then(|| -noise.clone());
+        let query = |noise: Tensor<4>| self.query(rollout, schedule.mix(clean.clone(), noise.clone(), t), noise, t);
+        [noise].into_iter().chain(negative).map(query).collect()
+    }
+
+    /// The points of the trajectory at these times, and ε = (x_t − α x₀)/σ.
+    fn visited(&self, rollout: &Rollout, t: &[f64]) -> Query {
+        let (clean, schedule, grid) = (rollout.images(), rollout.schedule, rollout.sampling.times());
+        let point = |(row, t): (usize, &f64)| rollout.points[grid.partition_point(|g| g > t)].clone().narrow(0, row, 1);
+        let x = Tensor::cat(t.iter().enumerate().map(point).collect(), 0);
+        let of = |f: &dyn Fn(f64) -> f64| -> Tensor<4> {
+            rows(&t.iter().map(|&t| f(t)).collect::<Vec<_>>(), &clean.device()).reshape([t.len(), 1, 1, 1])
+        };
+        // In `f64`, since the difference is divided by a σ that is small near data.
+        let signal = wide(clean.clone()) * of(&|t| schedule.level(t).alpha);
+        let noise = (wide(x.clone()) - signal) / of(&|t| schedule.level(t).sigma);
+        self.query(rollout, x, noise.cast(FloatDType::F32), t)
+    }
+
+    fn query(&self, rollout: &Rollout, x: Tensor<4>, noise: Tensor<4>, t: &[f64]) -> Query {
+        let (schedule, device) = (rollout.schedule, x.device());
         let gains: Vec<f64> = t.iter().map(|&t| schedule.level(t).clean_gain()).collect();
-        let (gain, target) = (rows(&gains, &device), schedule.target(clean.clone(), noise.clone(), t));
+        let (gain, target) = (rows(&gains, &device), schedule.target(rollout.images().clone(), noise, t));
         Query {
-            x: schedule.mix(clean, noise, t),
+            x,
             t: times(t, &device),
             cond: rollout.cond.clone(),
             score: self.score(target.clone(), gain.clone(), rollout.sampling.guidance, t),
@@ -170,8 +220,10 @@ impl Elbo {
     }
 
     fn score(self, target: Tensor<4>, gain: Tensor<1>, guidance: f64, t: &[f64]) -> Score {
-        let path_kl: Vec<f64> = t.iter().map(|&t| (1.0 - t) / (t + 1e-3)).collect();
-        let path_kl = rows(&path_kl, &target.device());
+        let device = target.device();
+        let per_row = |f: &dyn Fn(f64) -> f64| rows(&t.iter().map(|&t| f(t)).collect::<Vec<_>>(), &device);
+        let path_kl = per_row(&|t| (1.0 - t) / (t + 1e-3));
+        let time = per_row(&|t| t);
         // Widened before subtracting: an `f32` difference of O(1) numbers would lose what log-ratios of 1e-5 are made of.
         let target = wide(target);
         Box::new(move |velocity| {
@@ -185,6 +237,12 @@ impl Elbo {
                 Weighting::Simple => square / -(guidance * guidance),
                 Weighting::PathKl => -square * path_kl.clone(),
                 Weighting::T => -square * gain.clone().square(),
+                Weighting::AwmT => -square * time.clone(),
+                Weighting::Huber => ((square + FLOOR).sqrt() - FLOOR.sqrt()) * -time.clone(),
+                Weighting::Ghuber => {
+                    let power = (square + FLOOR).powf_scalar(self.power) - FLOOR.powf(self.power);
+                    power * time.clone() / -self.power
+                }
             }
         })
     }

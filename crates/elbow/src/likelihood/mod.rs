@@ -5,10 +5,12 @@
 //! and nothing else, and is exactly 1 for equal weights.
 
 mod elbo;
+mod timesteps;
 mod trajectory;
 
-pub use elbo::{Draws, Elbo, Timesteps, Weighting};
-pub use trajectory::Trajectory;
+pub use elbo::{Draws, Elbo, Points, Weighting};
+pub use timesteps::Timesteps;
+pub use trajectory::{Density, Trajectory};
 
 use crate::{
     gaussian::wide,
@@ -240,17 +242,20 @@ impl LikelihoodKind {
     /// The share of the grid that is looked at.
     pub fn fraction(&self) -> f64 {
         match self {
-            Self::Elbo(Elbo { timesteps: Timesteps::Permutation { fraction }, .. }) => *fraction,
+            Self::Elbo(Elbo {
+                timesteps: Timesteps::Permutation { fraction } | Timesteps::Stratified { fraction, .. },
+                ..
+            }) => *fraction,
             Self::Elbo(_) => 1.0,
             Self::Trajectory(l) => l.fraction,
         }
     }
 
-    /// Points of the grid each sample is evaluated at.
-    pub fn count(&self, steps: usize) -> usize {
+    /// Points each sample is evaluated at.
+    pub fn count(&self, sampling: &Sampling, schedule: Schedule) -> usize {
         match self {
-            Self::Elbo(l) => l.timesteps.count(steps),
-            Self::Trajectory(l) => l.count(steps),
+            Self::Elbo(l) => l.count(sampling.steps),
+            Self::Trajectory(l) => l.scored(sampling, schedule).len(),
         }
     }
 

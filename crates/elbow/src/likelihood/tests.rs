@@ -8,14 +8,24 @@ use crate::{
     sampler::{self, Dpm2, FlowSde, SamplerKind},
 };
 
+mod options;
 mod precision;
+mod times;
 
 const ROWS: usize = 3;
 const SHIFT: f64 = 3.0;
 const BEHAVIOR: [f32; 3] = [0.9, -0.7, 0.4];
 const PROMPTS: [f32; ROWS] = [0.3, -0.8, 1.1];
 const SDE: SamplerKind = SamplerKind::FlowSde(FlowSde { noise_level: 0.7 });
-const WEIGHTINGS: [Weighting; 4] = [Weighting::Adaptive, Weighting::Simple, Weighting::PathKl, Weighting::T];
+const WEIGHTINGS: [Weighting; 7] = [
+    Weighting::Adaptive,
+    Weighting::Simple,
+    Weighting::PathKl,
+    Weighting::T,
+    Weighting::AwmT,
+    Weighting::Huber,
+    Weighting::Ghuber,
+];
 const RATIOS: [Ratio; 2] = [Ratio::PerDraw, Ratio::PerSample];
 const REDUCTIONS: [Reduction; 2] = [Reduction::Mean, Reduction::Sum];
 
@@ -96,7 +106,9 @@ fn likelihoods(timesteps: Timesteps) -> Vec<LikelihoodKind> {
                 LikelihoodKind::Elbo(Elbo { weighting, timesteps, ratio, reduction, ..Elbo::default() })
             }),
         );
-        all.push(LikelihoodKind::Trajectory(Trajectory { fraction: 0.99, ratio, reduction }));
+        for density in [Density::Gaussian, Density::SquaredError] {
+            all.push(LikelihoodKind::Trajectory(Trajectory { fraction: 0.99, density, ratio, reduction }));
+        }
     }
     all
 }
@@ -149,6 +161,9 @@ fn one_pixel(weighting: Weighting, t: f64, e: f64, g: f64) -> f64 {
         Weighting::Simple => -e * e / (g * g),
         Weighting::PathKl => -(1.0 - t) / (t + 1e-3) * e * e,
         Weighting::T => -d * d,
+        Weighting::AwmT => -t * e * e,
+        Weighting::Huber => -t * (e.hypot(1e-5) - 1e-5),
+        Weighting::Ghuber => -4.0 * t * ((e * e + 1e-10).sqrt().sqrt() - 1e-5f64.sqrt()),
     }
 }
 
@@ -252,33 +267,6 @@ fn a_step_of_the_trajectory_has_the_density_of_a_normal() {
 }
 
 #[test]
-fn a_permutation_takes_nearly_all_times_once_per_sample() {
-    for (steps, expected) in [(10, 9), (40, 39), (1, 1), (100, 99)] {
-        let n = 8;
-        let rollout = given(Tensor::zeros([n, 1, 1, 1], &Device::flex()), steps, 1.0);
-        let grid = rollout.sampling.times();
-        let queries = Elbo::default().queries(&rollout);
-        assert_eq!(queries.len(), expected, "{steps} steps");
-        let orders: Vec<Vec<f64>> = (0..n)
-            .map(|i| queries.iter().map(|q| on_grid(numbers(q.t.clone())[i], &grid[..steps])).collect())
-            .collect();
-        for order in &orders {
-            let mut sorted = order.clone();
-            sorted.sort_by(f64::total_cmp);
-            sorted.dedup();
-            assert_eq!(sorted.len(), expected, "distinct times");
-            assert!(sorted[0] > 0.0);
-        }
-        let equal = (0..n).flat_map(|i| (0..i).map(move |j| (i, j))).filter(|&(i, j)| orders[i] == orders[j]).count();
-        assert!(steps == 1 || equal == 0, "{equal} pairs of samples share their order");
-        let epoch = Rollout { keys: rollout.keys.iter().map(|&k| Key { epoch: 3, ..k }).collect(), ..rollout.clone() };
-        let later: Vec<f64> = Elbo::default().queries(&epoch).iter().map(|q| numbers(q.t.clone())[0]).collect();
-        let first: Vec<f64> = queries.iter().map(|q| numbers(q.t.clone())[0]).collect();
-        assert!(steps == 1 || later != first, "an epoch has its own times");
-    }
-}
-
-#[test]
 fn images_of_a_group_share_times_and_noise_if_asked() {
     let mut values = Vec::new();
     Key::new(1, Purpose::Draw, 9).extend_normals(4 * 8, &mut values);
@@ -306,24 +294,6 @@ fn images_of_a_group_share_times_and_noise_if_asked() {
 }
 
 #[test]
-fn one_and_all_times() {
-    let n = 400;
-    let rollout = given(Tensor::zeros([n, 1, 1, 1], &Device::flex()), 10, 1.0);
-    let grid = rollout.sampling.times();
-    let one = Elbo { timesteps: Timesteps::One, ..Elbo::default() }.queries(&rollout);
-    assert_eq!(one.len(), 1);
-    let mut counts = [0usize; 10];
-    for t in numbers(one[0].t.clone()) {
-        counts[grid.iter().position(|g| (g - t).abs() < 1e-6).expect("on the grid")] += 1;
-    }
-    // Binomial(400, 0.1) has deviation 6.
-    assert!(counts.iter().all(|&c| (10..=70).contains(&c)), "{counts:?}");
-    let all = Elbo { timesteps: Timesteps::All, ..Elbo::default() }.queries(&rollout);
-    let times: Vec<f64> = all.iter().map(|q| on_grid(numbers(q.t.clone())[n - 1], &grid)).collect();
-    assert_eq!(times, grid[..10]);
-}
-
-#[test]
 fn every_draw_has_fresh_noise() {
     // Without data, x / t is the noise itself.
     let rollout = given(Tensor::zeros([2, 1, 2, 2], &Device::flex()), 10, 1.0);
@@ -340,7 +310,9 @@ fn every_draw_has_fresh_noise() {
 #[test]
 fn queries_of_a_row_are_rows_of_the_queries() {
     let (rollout, field) = (drawn(SDE, 6, [2, 1, 2]), Tanh::new([0.8, -0.6, 0.5], &Device::flex()));
-    let timesteps = [Timesteps::default(), Timesteps::One, Timesteps::All];
+    let stratified = Timesteps::Stratified { count: 3, first: true, fraction: 1.0 };
+    let normal = Timesteps::LogitNormal { count: 2, mean: 0.0, std: 1.0 };
+    let timesteps = [Timesteps::default(), Timesteps::One, Timesteps::All, stratified, normal];
     for kind in timesteps.into_iter().flat_map(likelihoods) {
         let whole = kind.get().queries(&rollout);
         for (start, len) in [(0, 1), (1, 1), (2, 1), (1, 2)] {

@@ -2,11 +2,17 @@
 //!
 //! ln π(x_{k+1} | x_k) = ln N(x_{k+1}; μ_θ(x_k), s_k² I),
 //!
-//! with μ and s of the stochastic sampler that drew the path. Every point of the path is kept.
+//! with μ and s of the stochastic sampler that drew the path. Steps without noise (s = 0) have no density and are left out.
+//! Every point of the path is kept.
+//!
+//! | density | log-probability of a step, reduced over dimensions |
+//! |---|---|
+//! | gaussian | −(x_{k+1} − μ)²/(2s²) − ln s − ½ ln 2π |
+//! | squared-error | −(x_{k+1} − μ)², as with coefficients-preserving sampling (arXiv 2509.05952) |
 
 use super::{Likelihood, Merge, Query, Ratio, Rollout, Transitions, rows, times};
 use crate::{
-    gaussian::{Gaussian, Reduction, wide},
+    gaussian::{Gaussian, Reduction, reduce, wide},
     sampler::{Sampling, Step},
     schedule::Schedule,
 };
@@ -14,12 +20,26 @@ use burn::tensor::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+/// What a step's log-probability is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Density {
+    /// The density of the step.
+    #[default]
+    Gaussian,
+    /// The squared distance from the step's mean alone: every step weighs the same.
+    SquaredError,
+}
+
 /// Transition densities along the rollout.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Trajectory {
-    /// Share of the steps that are scored, from the first on (rounded down, at least one): 0.99 is 9 of 10.
+    /// Share of the steps that are scored, from the first on (rounded down): 0.99 is 9 of 10. Those without a density are left
+    /// out; at least one is scored.
     pub fraction: f64,
+    /// What a step's log-probability is.
+    pub density: Density,
     /// What a ratio compares.
     pub ratio: Ratio,
     /// Mean or sum over latent dimensions.
@@ -28,7 +48,7 @@ pub struct Trajectory {
 
 impl Default for Trajectory {
     fn default() -> Self {
-        Self { fraction: 0.99, ratio: Ratio::PerDraw, reduction: Reduction::Mean }
+        Self { fraction: 0.99, density: Density::Gaussian, ratio: Ratio::PerDraw, reduction: Reduction::Mean }
     }
 }
 
@@ -38,27 +58,30 @@ impl Likelihood for Trajectory {
     }
 
     fn queries(&self, rollout: &Rollout) -> Vec<Query> {
-        let steps = rollout.sampling.steps;
-        let queries: Vec<Query> = (0..self.count(steps)).map(|k| self.step(rollout, k)).collect();
+        let scored = self.scored(&rollout.sampling, rollout.schedule);
+        let queries: Vec<Query> = scored.into_iter().map(|k| self.step(rollout, k)).collect();
         match self.ratio {
             Ratio::PerDraw => queries,
             Ratio::PerSample => vec![Query::merged(queries, Merge::Sum)],
         }
     }
 
-    fn refuses(&self, sampling: &Sampling, _: Schedule) -> Option<String> {
-        (!sampling.rule.get().is_stochastic()).then(|| {
+    fn refuses(&self, sampling: &Sampling, schedule: Schedule) -> Option<String> {
+        sampling.stochastic_steps(schedule).is_empty().then(|| {
             "likelihood `trajectory` needs a stochastic sampler: an ODE step has no density. Use sampler `flow-sde` with \
-             noise_level > 0, or likelihood `elbo`"
+             noise_level > 0, or `dance`, `ddim` or `cps` with eta > 0 and at least 2 steps, or likelihood `elbo`"
                 .into()
         })
     }
 }
 
 impl Trajectory {
-    /// Steps scored on a grid of `steps`.
-    pub fn count(self, steps: usize) -> usize {
-        ((steps as f64 * self.fraction) as usize).clamp(1, steps)
+    /// The steps that are scored: of those that have a density, the ones within the fraction.
+    pub(super) fn scored(self, sampling: &Sampling, schedule: Schedule) -> Vec<usize> {
+        let mut stochastic = sampling.stochastic_steps(schedule);
+        let end = (sampling.steps as f64 * self.fraction) as usize;
+        stochastic.truncate(stochastic.partition_point(|&k| k < end).max(1));
+        stochastic
     }
 
     fn step(self, rollout: &Rollout, k: usize) -> Query {
@@ -75,7 +98,11 @@ impl Trajectory {
         let (point, next) = (wide(x.clone()), wide(next));
         let score = move |velocity| {
             let step = Step { x: point.clone(), velocity: wide(velocity) };
-            sampling.rule.get().transition(schedule, &grid, k, &[step]).log_prob(next.clone(), self.reduction)
+            let transition = sampling.rule.get().transition(schedule, &grid, k, &[step]);
+            match self.density {
+                Density::Gaussian => transition.log_prob(next.clone(), self.reduction),
+                Density::SquaredError => -reduce((next.clone() - transition.mean).square(), self.reduction),
+            }
         };
         let (count, device) = (rollout.keys.len(), x.device());
         let number = |value: f64| rows(&vec![value; count], &device);

@@ -8,7 +8,7 @@ use super::{Objective, Setting, positive};
 use crate::{
     evaluation::Evaluation,
     gaussian::Reduction,
-    likelihood::{LikelihoodKind, Trajectory},
+    likelihood::{Density, LikelihoodKind, Trajectory},
 };
 use burn::tensor::Tensor;
 use schemars::JsonSchema;
@@ -50,10 +50,12 @@ impl Objective for FlowDppo {
     }
 
     fn problems(&self, setting: &Setting) -> Vec<String> {
-        let steps =
-            matches!(setting.likelihood, LikelihoodKind::Trajectory(Trajectory { reduction: Reduction::Mean, .. }));
+        let steps = matches!(
+            setting.likelihood,
+            LikelihoodKind::Trajectory(Trajectory { reduction: Reduction::Mean, density: Density::Gaussian, .. })
+        );
         let steps = (!steps).then(|| {
-            "objective `flow-dppo` compares steps: use likelihood `trajectory` with reduction \"mean\"".to_owned()
+            "objective `flow-dppo` compares steps: use likelihood `trajectory` with its Gaussian density and reduction \"mean\"".to_owned()
         });
         positive([("objective.max_divergence", self.max_divergence)]).chain(steps).collect()
     }

@@ -10,7 +10,7 @@ use super::{Objective, Setting, positive};
 use crate::{
     evaluation::Evaluation,
     gaussian::Reduction,
-    likelihood::{LikelihoodKind, Trajectory},
+    likelihood::{Density, LikelihoodKind, Trajectory},
 };
 use burn::tensor::Tensor;
 use schemars::JsonSchema;
@@ -54,10 +54,12 @@ impl Objective for GrpoGuard {
     }
 
     fn problems(&self, setting: &Setting) -> Vec<String> {
-        let steps =
-            matches!(setting.likelihood, LikelihoodKind::Trajectory(Trajectory { reduction: Reduction::Mean, .. }));
+        let steps = matches!(
+            setting.likelihood,
+            LikelihoodKind::Trajectory(Trajectory { reduction: Reduction::Mean, density: Density::Gaussian, .. })
+        );
         let steps = (!steps).then(|| {
-            "objective `grpo-guard` normalizes the ratios of steps: use likelihood `trajectory` with reduction \"mean\""
+            "objective `grpo-guard` normalizes the ratios of steps: use likelihood `trajectory` with its Gaussian density and reduction \"mean\""
                 .to_owned()
         });
         positive([("objective.clip", self.clip), ("objective.max_advantage", self.max_advantage)])

@@ -27,10 +27,6 @@ fn lambda(level: Level) -> f64 {
 }
 
 impl Sampler for Dpm2 {
-    fn is_stochastic(&self) -> bool {
-        false
-    }
-
     fn transition(&self, schedule: Schedule, times: &[f64], k: usize, steps: &[Step]) -> Gaussian {
         let (t, next) = (times[k], times[k + 1]);
         let (from, to) = (schedule.level(t), schedule.level(next));

@@ -14,10 +14,6 @@ use serde::{Deserialize, Serialize};
 pub struct Euler {}
 
 impl Sampler for Euler {
-    fn is_stochastic(&self) -> bool {
-        false
-    }
-
     fn transition(&self, _: Schedule, times: &[f64], k: usize, steps: &[Step]) -> Gaussian {
         let Step { x, velocity } = &steps[0];
         Gaussian { mean: x.clone() + velocity.clone() * (times[k + 1] - times[k]), std: 0.0 }

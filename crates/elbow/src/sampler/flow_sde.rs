@@ -34,20 +34,28 @@ impl FlowSde {
 }
 
 impl Sampler for FlowSde {
-    fn is_stochastic(&self) -> bool {
-        self.noise_level > 0.0
+    fn std(&self, _: Schedule, times: &[f64], k: usize) -> f64 {
+        self.diffusion(times, k) * (times[k] - times[k + 1]).sqrt()
     }
 
-    fn transition(&self, _: Schedule, times: &[f64], k: usize, steps: &[Step]) -> Gaussian {
+    fn transition(&self, schedule: Schedule, times: &[f64], k: usize, steps: &[Step]) -> Gaussian {
         let (t, dt) = (times[k], times[k + 1] - times[k]);
         let Step { x, velocity } = &steps[0];
         let half = self.diffusion(times, k).powi(2) / (2.0 * t);
         let mean = x.clone() * (1.0 + half * dt) + velocity.clone() * ((1.0 + half * (1.0 - t)) * dt);
-        Gaussian { mean, std: self.diffusion(times, k) * (-dt).sqrt() }
+        Gaussian { mean, std: self.std(schedule, times, k) }
     }
 
-    fn refuses(&self, schedule: Schedule) -> Option<String> {
-        (schedule != Schedule::RectifiedFlow)
-            .then(|| "sampler `flow-sde` is defined on rectified flow; use `euler` or `dpm2` on this schedule".into())
+    fn refuses(&self, schedule: Schedule, _: usize) -> Option<String> {
+        if schedule != Schedule::RectifiedFlow {
+            return Some(
+                "sampler `flow-sde` is defined on rectified flow; use `ddim`, `euler` or `dpm2` on this schedule"
+                    .into(),
+            );
+        }
+        let fine = self.noise_level >= 0.0 && self.noise_level.is_finite();
+        (!fine).then(|| {
+            format!("sampler `flow-sde`: noise_level = {}: must be 0 (an ODE) or a positive number", self.noise_level)
+        })
     }
 }

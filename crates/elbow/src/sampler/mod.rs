@@ -4,13 +4,21 @@
 //! therefore serves rollouts ([`Gaussian::sample`]) and re-scoring ([`Gaussian::log_prob`]), and with equal weights the
 //! ratio of the two is exactly 1.
 
+mod cps;
+mod dance;
+mod ddim;
 mod dpm2;
 mod euler;
 mod flow_sde;
+mod window;
 
+pub use cps::Cps;
+pub use dance::Dance;
+pub use ddim::Ddim;
 pub use dpm2::Dpm2;
 pub use euler::Euler;
 pub use flow_sde::FlowSde;
+pub use window::{Sde, Strategy, Window};
 
 use crate::{
     gaussian::Gaussian,
@@ -24,8 +32,11 @@ use serde::{Deserialize, Serialize};
 
 /// One rule for stepping from `times[k]` to `times[k + 1]`.
 pub trait Sampler: Send + Sync {
-    /// Whether steps have a density (std > 0), which the trajectory likelihood needs.
-    fn is_stochastic(&self) -> bool;
+    /// The deviation of step `k`; 0 is a deterministic step, which has no density.
+    fn std(&self, schedule: Schedule, times: &[f64], k: usize) -> f64 {
+        let _ = (schedule, times, k);
+        0.0
+    }
 
     /// The distribution of the point at `times[k + 1]`.
     ///
@@ -36,9 +47,9 @@ pub trait Sampler: Send + Sync {
     /// | `steps` | newest first | points and velocities at `times[k]`, `times[k − 1]`, … as far as they are kept |
     fn transition(&self, schedule: Schedule, times: &[f64], k: usize, steps: &[Step]) -> Gaussian;
 
-    /// Why this sampler cannot run on `schedule`, if so.
-    fn refuses(&self, schedule: Schedule) -> Option<String> {
-        let _ = schedule;
+    /// Why this sampler cannot take `steps` steps on `schedule`, if so.
+    fn refuses(&self, schedule: Schedule, steps: usize) -> Option<String> {
+        let _ = (schedule, steps);
         None
     }
 }
@@ -62,6 +73,14 @@ pub enum SamplerKind {
     Dpm2(Dpm2),
     /// Flow-GRPO's SDE.
     FlowSde(FlowSde),
+    /// DanceGRPO's SDE.
+    Dance(Dance),
+    /// DDIM with a share of ancestral noise: DDPO's sampler.
+    Ddim(Ddim),
+    /// Coefficients-preserving sampling.
+    Cps(Cps),
+    /// MixGRPO's: stochastic inside a sliding window of steps, Euler outside.
+    Window(Window),
 }
 
 impl Default for SamplerKind {
@@ -77,6 +96,10 @@ impl SamplerKind {
             Self::Euler(s) => s,
             Self::Dpm2(s) => s,
             Self::FlowSde(s) => s,
+            Self::Dance(s) => s,
+            Self::Ddim(s) => s,
+            Self::Cps(s) => s,
+            Self::Window(s) => s,
         }
     }
 }
@@ -106,6 +129,43 @@ impl Sampling {
     pub fn times(&self) -> Vec<f64> {
         grid(self.steps, self.shift)
     }
+
+    /// The same in one epoch: where a window is follows from the seed and the epoch alone.
+    #[must_use]
+    pub fn at(self, seed: u64, epoch: u64) -> Self {
+        match self.rule {
+            SamplerKind::Window(window) => {
+                Self { rule: SamplerKind::Window(window.at(self.steps, seed, epoch)), ..self }
+            }
+            _ => self,
+        }
+    }
+
+    /// The steps that have a density.
+    pub fn stochastic_steps(&self, schedule: Schedule) -> Vec<usize> {
+        let (times, rule) = (self.times(), self.rule.get());
+        (0..self.steps).filter(|&k| rule.std(schedule, &times, k) > 0.0).collect()
+    }
+
+    /// Why nothing can be drawn this way on `schedule`, if so.
+    pub fn refuses(&self, schedule: Schedule) -> Option<String> {
+        self.rule.get().refuses(schedule, self.steps)
+    }
+}
+
+/// The path through what `step` predicts, with noise of deviation `std` drawn anew at the next time:
+/// N( α′ x̂₀ + √(σ′² − std²) ε̂, std² I ).
+fn redrawn(schedule: Schedule, times: &[f64], k: usize, step: &Step, std: f64) -> Gaussian {
+    let (t, to) = (times[k], schedule.level(times[k + 1]));
+    let clean = schedule.clean(step.x.clone(), step.velocity.clone(), t);
+    let noise = schedule.noise(step.x.clone(), step.velocity.clone(), t);
+    let kept = (to.sigma * to.sigma - std * std).max(0.0).sqrt();
+    Gaussian { mean: clean * to.alpha + noise * kept, std }
+}
+
+/// What is wrong with a share of noise, if anything.
+fn share(sampler: &str, name: &str, value: f64) -> Option<String> {
+    (!(0.0..=1.0).contains(&value)).then(|| format!("sampler `{sampler}`: {name} = {value}: must lie between 0 and 1"))
 }
 
 /// Points kept while sampling: enough for a second-order rule.

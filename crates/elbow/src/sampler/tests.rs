@@ -1,22 +1,45 @@
 //! Samplers against fields whose solution is known.
 
 use super::*;
-use crate::noise::Purpose;
+use crate::{noise::Purpose, schedule::Level};
 use burn::tensor::Device;
 
-/// The exact velocity of data ~ N(μ, s² I): `v = E[ε − x₀ | x_t]`, linear in x.
+mod window;
+
+const VP: Schedule = Schedule::VariancePreserving { beta_min: 0.1, beta_max: 20.0 };
+const FLOW: Schedule = Schedule::RectifiedFlow;
+
+fn flow_sde(noise_level: f64) -> SamplerKind {
+    SamplerKind::FlowSde(FlowSde { noise_level })
+}
+
+fn dance(eta: f64) -> SamplerKind {
+    SamplerKind::Dance(Dance { eta })
+}
+
+fn ddim(eta: f64) -> SamplerKind {
+    SamplerKind::Ddim(Ddim { eta })
+}
+
+fn cps(eta: f64) -> SamplerKind {
+    SamplerKind::Cps(Cps { eta })
+}
+
+/// The exact velocity of data ~ N(μ, s² I): `v = α′ E[x₀ | x_t] + σ′ E[ε | x_t]`, linear in x.
 struct GaussianData {
     mean: f64,
     std: f64,
+    schedule: Schedule,
 }
 
 impl VelocityField for GaussianData {
     fn velocity(&self, x: Tensor<4>, t: Tensor<1>, _: &Conditioning) -> Tensor<4> {
         let t = t.into_data().try_to_vec::<f32>().expect("f32").into_iter().map(f64::from).next().expect("a row");
-        let variance = (1.0 - t).powi(2) * self.std.powi(2) + t * t;
-        // E[ε|x] − E[x₀|x], each by linear regression on x.
-        let centered = x - (1.0 - t) * self.mean;
-        centered * ((t - (1.0 - t) * self.std.powi(2)) / variance) - self.mean
+        let Level { alpha, sigma, d_alpha, d_sigma } = self.schedule.level(t);
+        let variance = (alpha * self.std).powi(2) + sigma * sigma;
+        // Each by linear regression on x.
+        let slope = (d_alpha * alpha * self.std.powi(2) + d_sigma * sigma) / variance;
+        (x - alpha * self.mean) * slope + d_alpha * self.mean
     }
 }
 
@@ -29,11 +52,27 @@ fn keys(n: u64) -> Vec<Key> {
     (0..n).map(|i| Key::new(1, Purpose::Step, 0).sample(i)).collect()
 }
 
-fn end(rule: SamplerKind, steps: usize, shift: f64, start: Tensor<4>) -> Tensor<4> {
+/// All points on the way from `start`.
+fn path(rule: SamplerKind, steps: usize, shift: f64, start: Tensor<4>, field: &GaussianData) -> Vec<Tensor<4>> {
     let sampling = Sampling { rule, steps, shift, guidance: 1.0 };
     let n = start.dims()[0];
-    let field = GaussianData { mean: 0.5, std: 0.5 };
-    sample(&field, &sampling, Schedule::RectifiedFlow, start, &nothing(n), &keys(n as u64), false).remove(0)
+    sample(field, &sampling, field.schedule, start, &nothing(n), &keys(n as u64), true)
+}
+
+fn end(rule: SamplerKind, steps: usize, shift: f64, start: Tensor<4>) -> Tensor<4> {
+    let field = GaussianData { mean: 0.5, std: 0.5, schedule: FLOW };
+    path(rule, steps, shift, start, &field).pop().expect("an end")
+}
+
+/// Rows of standard normal numbers.
+fn noise_of(rows: u64, shape: [usize; 3]) -> Tensor<4> {
+    noise::normal((0..rows).map(|i| Key::new(2, Purpose::Start, 0).sample(i)), shape, &Device::flex())
+}
+
+fn moments(x: Tensor<4>) -> [f64; 2] {
+    let x: Vec<f64> = x.into_data().iter::<f64>().collect();
+    let mean = x.iter().sum::<f64>() / x.len() as f64;
+    [mean, x.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / x.len() as f64]
 }
 
 /// The ODE maps N(0, 1) onto N(μ, s²) by x ↦ μ + s x.
@@ -51,43 +90,141 @@ fn solvers_converge_at_their_order() {
     }
 }
 
+/// The mean of step `k` and how noisy it is.
+fn step(rule: SamplerKind, schedule: Schedule, times: &[f64], k: usize) -> (f64, f64) {
+    let one = |v: f64| Tensor::<4>::full([1, 1, 1, 1], v, (&Device::flex(), burn::tensor::DType::F64));
+    let steps = [Step { x: one(0.7), velocity: one(-1.3) }];
+    let Gaussian { mean, std } = rule.get().transition(schedule, times, k, &steps);
+    assert_eq!(std.to_bits(), rule.get().std(schedule, times, k).to_bits());
+    (mean.into_scalar::<f64>(), std)
+}
+
 #[test]
-fn first_order_dpm_equals_euler() {
-    let device = Device::flex();
-    let (times, one) = (grid(10, 3.0), |v: f32| Tensor::<4>::full([1, 1, 1, 1], v, &device));
+fn samplers_without_noise_are_first_order_solvers() {
+    let (times, dpm) = (grid(10, 3.0), SamplerKind::Dpm2(Dpm2 {}));
+    let euler = SamplerKind::Euler(Euler {});
     for k in 0..10 {
-        let steps = [Step { x: one(0.7), velocity: one(-1.3) }];
-        let dpm1 = Dpm2 {}.transition(Schedule::RectifiedFlow, &times, k, &steps).mean.into_scalar::<f32>();
-        let euler = Euler {}.transition(Schedule::RectifiedFlow, &times, k, &steps).mean.into_scalar::<f32>();
-        assert!((dpm1 - euler).abs() < 2e-6, "step {k}: {dpm1} {euler}");
+        for (schedule, rules) in
+            [(FLOW, &[euler, flow_sde(0.0), dance(0.0), ddim(0.0), cps(0.0)][..]), (VP, &[ddim(0.0), cps(0.0)])]
+        {
+            let (expected, _) = step(dpm, schedule, &times, k);
+            for &rule in rules {
+                let (mean, std) = step(rule, schedule, &times, k);
+                assert!((mean - expected).abs() < 1e-9, "{rule:?} {schedule:?} step {k}: {mean} {expected}");
+                assert!(std.abs() < f64::MIN_POSITIVE, "{rule:?}");
+            }
+        }
     }
 }
 
 #[test]
-fn the_sde_keeps_the_variance_of_the_data() {
-    let n = 4096;
-    let start = noise::normal((0..n).map(|i| Key::new(2, Purpose::Start, 0).sample(i)), [1, 1, 4], &Device::flex());
-    let rule = SamplerKind::FlowSde(FlowSde { noise_level: 0.7 });
-    let x = end(rule, 400, 1.0, start).into_data().try_to_vec::<f32>().expect("f32");
-    let mean = x.iter().map(|&v| f64::from(v)).sum::<f64>() / x.len() as f64;
-    let variance = x.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / x.len() as f64;
-    // Four standard errors of the variance of 16,384 numbers are 0.011; the discretization takes 0.002.
-    assert!((mean - 0.5).abs() < 0.016 && (variance - 0.25).abs() < 0.013, "{mean} {variance}");
+fn the_deviation_of_ddim_is_the_papers_on_a_variance_preserving_path() {
+    let times = grid(10, 3.0);
+    let alpha_bar = |t: f64| VP.level(t).alpha.powi(2);
+    for (k, eta) in (0..9).flat_map(|k| [0.3, 1.0].map(|eta| (k, eta))) {
+        let (now, next) = (alpha_bar(times[k]), alpha_bar(times[k + 1]));
+        let expected = eta * ((1.0 - next) / (1.0 - now) * (1.0 - now / next)).sqrt();
+        let (_, std) = step(ddim(eta), VP, &times, k);
+        assert!((std - expected).abs() < 1e-12, "step {k}: {std} {expected}");
+    }
 }
 
 #[test]
-fn an_sde_without_noise_is_euler() {
-    let start = || Tensor::<4>::full([2, 1, 1, 1], -0.4, &Device::flex());
-    let sde = end(SamplerKind::FlowSde(FlowSde { noise_level: 0.0 }), 7, 3.0, start());
-    assert_eq!(sde.into_data(), end(SamplerKind::Euler(Euler {}), 7, 3.0, start()).into_data());
+fn steps_with_noise_have_a_density_and_the_last_of_most_has_none() {
+    let steps = |rule, schedule| Sampling { rule, ..Sampling::default() }.stochastic_steps(schedule);
+    let none = Vec::<usize>::new();
+    assert_eq!(steps(flow_sde(0.7), FLOW), Vec::from_iter(0..10));
+    for (rule, schedule) in [(dance(0.3), FLOW), (ddim(1.0), FLOW), (ddim(0.2), VP), (cps(0.8), FLOW), (cps(1.0), VP)] {
+        assert_eq!(steps(rule, schedule), Vec::from_iter(0..9), "{rule:?}");
+    }
+    for rule in
+        [SamplerKind::Euler(Euler {}), SamplerKind::Dpm2(Dpm2 {}), flow_sde(0.0), dance(0.0), ddim(0.0), cps(0.0)]
+    {
+        assert_eq!(steps(rule, FLOW), none, "{rule:?}");
+    }
+}
+
+#[test]
+fn sdes_keep_the_moments_of_the_data() {
+    let start = noise_of(4096, [1, 1, 4]);
+    for (rule, schedule) in [
+        (flow_sde(0.7), FLOW),
+        (dance(0.3), FLOW),
+        (dance(1.0), FLOW),
+        (ddim(0.5), FLOW),
+        (ddim(1.0), FLOW),
+        (ddim(1.0), VP),
+    ] {
+        let field = GaussianData { mean: 0.5, std: 0.5, schedule };
+        let [mean, variance] = moments(path(rule, 400, 1.0, start.clone(), &field).pop().expect("an end"));
+        // Four standard errors of the variance of 16,384 numbers are 0.011; the discretization takes 0.002.
+        let close = (mean - 0.5).abs() < 0.016 && (variance - 0.25).abs() < 0.013;
+        assert!(close, "{rule:?} {schedule:?}: {mean} {variance}");
+    }
+}
+
+/// Its noise does not shrink with the step, so that it keeps marginals only where the clean sample is predicted exactly.
+#[test]
+fn coefficients_preserving_sampling_keeps_the_noise_of_each_time() {
+    let (eta, steps, times) = (0.8, 10, grid(10, 1.0));
+    let start = noise_of(4096, [1, 1, 4]);
+    let points = path(cps(eta), steps, 1.0, start.clone(), &GaussianData { mean: 0.5, std: 0.0, schedule: FLOW });
+    for (x, t) in points.into_iter().zip(&times) {
+        let [mean, variance] = moments(x);
+        assert!((mean - (1.0 - t) * 0.5).abs() < 0.032 * t + 1e-6, "{t}: {mean}");
+        assert!((variance - t * t).abs() < 0.045 * t * t + 1e-9, "{t}: {variance}");
+    }
+    // Of data with a deviation s the variance follows c′ = (α′ α s² + σ′ σ cos(ηπ/2)) / (α² s² + σ²) c + σ′ sin(ηπ/2) z.
+    let (sin, cos) = (eta * std::f64::consts::FRAC_PI_2).sin_cos();
+    let variance = (0..steps).fold(1.0, |variance, k| {
+        let (t, next) = (times[k], times[k + 1]);
+        let (redrawn, kept) = if k + 1 == steps { (0.0, 1.0) } else { (sin, cos) };
+        let slope = ((1.0 - next) * (1.0 - t) * 0.25 + next * t * kept) / ((1.0 - t).powi(2) * 0.25 + t * t);
+        slope * slope * variance + (next * redrawn).powi(2)
+    });
+    let [_, measured] = moments(end(cps(eta), steps, 1.0, start));
+    assert!((measured - variance).abs() < 0.05 * variance && variance < 0.2, "{measured} {variance}");
 }
 
 #[test]
 fn every_step_is_finite_from_pure_noise() {
-    for rule in [SamplerKind::Dpm2(Dpm2 {}), SamplerKind::FlowSde(FlowSde::default()), SamplerKind::Euler(Euler {})] {
-        for steps in [1, 2, 10] {
-            let start = Tensor::<4>::full([1, 1, 1, 1], 1.0, &Device::flex());
-            assert!(end(rule, steps, 3.0, start).into_scalar::<f32>().is_finite(), "{rule:?} in {steps} steps");
+    let deterministic = [SamplerKind::Dpm2(Dpm2 {}), SamplerKind::Euler(Euler {})];
+    let both = [ddim(1.0), ddim(0.0), cps(0.8), cps(1.0)];
+    let flow = [flow_sde(0.7), dance(0.3), SamplerKind::Window(Window { size: 1, ..Window::default() })];
+    for steps in [1, 2, 10] {
+        let start = || Tensor::<4>::full([1, 1, 1, 1], 1.0, &Device::flex());
+        let schedules =
+            [(FLOW, [&deterministic[..], &both, &flow].concat()), (VP, [&deterministic[..], &both].concat())];
+        for (schedule, rules) in schedules {
+            let field = GaussianData { mean: 0.5, std: 0.5, schedule };
+            for rule in rules {
+                for x in path(rule, steps, 3.0, start(), &field) {
+                    assert!(x.into_scalar::<f32>().is_finite(), "{rule:?} in {steps} steps on {schedule:?}");
+                }
+            }
         }
+    }
+}
+
+#[test]
+fn values_out_of_range_are_refused_with_their_range() {
+    let refusal = |rule, schedule| Sampling { rule, ..Sampling::default() }.refuses(schedule);
+    for (rule, words) in [
+        (flow_sde(-0.1), ["flow-sde", "noise_level = -0.1", "positive"]),
+        (flow_sde(f64::INFINITY), ["flow-sde", "noise_level = inf", "positive"]),
+        (dance(-0.3), ["dance", "eta = -0.3", "positive"]),
+        (ddim(1.5), ["ddim", "eta = 1.5", "between 0 and 1"]),
+        (cps(f64::NAN), ["cps", "eta = NaN", "between 0 and 1"]),
+    ] {
+        let message = refusal(rule, FLOW).expect("out of range");
+        assert!(words.iter().all(|word| message.contains(word)), "{message}");
+    }
+    for rule in [flow_sde(0.7), dance(0.3)] {
+        let message = refusal(rule, VP).expect("not on this schedule");
+        assert!(message.contains("rectified flow") && message.contains("ddim"), "{message}");
+        assert_eq!(refusal(rule, FLOW), None);
+    }
+    for rule in [ddim(0.0), ddim(1.0), cps(0.8)] {
+        assert_eq!([refusal(rule, FLOW), refusal(rule, VP)], [None, None]);
     }
 }

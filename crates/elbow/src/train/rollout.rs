@@ -39,6 +39,7 @@ pub(super) fn draw(trainer: &Trainer<'_>, observer: &dyn Observer) -> Result<Dra
     let cond = trainer.policy.encode(&prompts)?;
     let field = trainer.field(Some(&trainer.state.behavior));
     let total = batch.groups * batch.group_size;
+    let sampling = config.sampler.at(config.seed, epoch);
     let keep = config.likelihood.get().needs_trajectory();
     let groups: Vec<usize> = (0..total).map(|i| i / batch.group_size).collect();
 
@@ -52,9 +53,9 @@ pub(super) fn draw(trainer: &Trainer<'_>, observer: &dyn Observer) -> Result<Dra
         let starts = keys.iter().map(|&k| Key { purpose: Purpose::Start, ..k });
         let start = noise::normal(starts, trainer.policy.latent_shape(), &trainer.device);
         let (cond, schedule) = (cond.select(rows), config.schedule);
-        let points = sampler::sample(&*field, &config.sampler, schedule, start, &cond, &keys, keep);
+        let points = sampler::sample(&*field, &sampling, schedule, start, &cond, &keys, keep);
         let group_keys = rows.iter().map(|&g| Key { sample: (g * batch.group_size) as u64, ..keys[0] }).collect();
-        let rollout = Rollout { points, cond, keys, group_keys, sampling: config.sampler, schedule };
+        let rollout = Rollout { points, cond, keys, group_keys, sampling, schedule };
         let images = trainer.policy.decode(rollout.images().clone());
         let asked = rows.iter().map(|&g| prompts[g].clone()).collect();
         send.send(ToScore { part, images, prompts: asked }).expect("invariant: the worker outlives the senders");

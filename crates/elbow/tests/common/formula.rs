@@ -8,9 +8,9 @@ use super::{ADVANTAGES, B, Case, DIMS, PROMPTS, REFERENCE, SHAPE, UNCONDITIONAL,
 use burn::tensor::{Device, Tensor};
 use elbow::{
     kl::KlKind,
-    likelihood::{Draws, LikelihoodKind, Query, Rollout, Weighting},
+    likelihood::{Density, Draws, Elbo, LikelihoodKind, Points, Query, Rollout, Timesteps, Weighting},
     noise::{self, Key, Purpose},
-    sampler::{FlowSde, SamplerKind},
+    sampler::{Cps, Dance, Ddim, FlowSde, SamplerKind, Sde, Window},
     schedule::Schedule,
 };
 
@@ -22,9 +22,9 @@ pub(super) struct Draw {
     x: Latent,
     /// As the network sees it.
     t: f64,
+    /// As the formula has it.
+    pub(super) time: f64,
     cond: [f64; 3],
-    /// The step of the grid that t is.
-    pub(super) k: usize,
     /// ELBO: ε. Trajectory: the next point.
     pub(super) goal: Latent,
     /// The finished image.
@@ -61,6 +61,23 @@ pub(super) fn mean(values: impl IntoIterator<Item = f64>) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }
 
+/// Whose keys a sample's draws come from.
+fn owner(elbo: &Elbo, sample: usize) -> usize {
+    match elbo.draws {
+        Draws::PerSample => sample,
+        Draws::PerGroup => sample / 2 * 2,
+    }
+}
+
+/// A time that no grid has.
+fn continuous(elbo: &Elbo, rollout: &Rollout, sample: usize, draw: usize) -> f64 {
+    let Timesteps::LogitNormal { count, mean, std } = elbo.timesteps else { unreachable!("other times are levels") };
+    let mut normals = Vec::new();
+    Key { purpose: Purpose::Timestep, ..rollout.keys[owner(elbo, sample)] }.extend_normals(count, &mut normals);
+    let logit = mean + std * f64::from(normals[if elbo.antithetic { draw / 2 } else { draw }]);
+    logit.exp() / (1.0 + logit.exp())
+}
+
 impl<'a> Formula<'a> {
     pub(crate) fn new(case: &'a Case, rollout: &Rollout, queries: &[Query]) -> Self {
         let mut formula = Self { case, grid: case.sampling.times(), groups: Vec::new() };
@@ -71,33 +88,53 @@ impl<'a> Formula<'a> {
             for (row, (x, t)) in points.into_iter().zip(times).enumerate() {
                 // Draw after draw, all samples in each.
                 let (sample, draw) = (row % B, q + row / B);
-                let k = formula.grid.iter().position(|g| (g - t).abs() < 1e-6).expect("a time of the grid");
-                let goal = match case.likelihood {
+                let level = formula.grid.iter().position(|g| (g - t).abs() < 1e-6);
+                let stored = |k: usize| latents(&rollout.points[k])[sample];
+                let (time, goal) = match case.likelihood {
                     LikelihoodKind::Elbo(elbo) => {
-                        let owner = match elbo.draws {
-                            Draws::PerSample => sample,
-                            Draws::PerGroup => sample / 2 * 2,
-                        };
-                        let key = Key { purpose: Purpose::Draw, ..rollout.keys[owner] }.draw(draw as u32);
-                        let noise = latents(&noise::normal([key], SHAPE, &Device::flex()))[0];
-                        let [alpha, sigma, ..] = level(case.schedule, formula.grid[k]);
-                        for i in 0..DIMS {
-                            let expected = alpha * clean[sample][i] + sigma * noise[i];
-                            assert!((x[i] - expected).abs() < 1e-6, "{case:?}: {} {expected}", x[i]);
-                        }
-                        noise
+                        let time = level.map_or_else(|| continuous(&elbo, rollout, sample, draw), |k| formula.grid[k]);
+                        let point = level.filter(|_| elbo.points == Points::Sampler).map(stored);
+                        (time, formula.noise(&elbo, rollout, [sample, draw], x, clean[sample], time, point))
                     }
                     LikelihoodKind::Trajectory(_) => {
-                        assert_eq!((k, x), (draw, latents(&rollout.points[k])[sample]), "{case:?}");
-                        latents(&rollout.points[k + 1])[sample]
+                        let k = level.expect("a time of the grid");
+                        assert_eq!(x.map(f64::to_bits), stored(k).map(f64::to_bits), "{case:?}");
+                        (formula.grid[k], stored(k + 1))
                     }
                 };
                 let cond = PROMPTS[sample].map(f64::from);
-                group[sample].push(Draw { x, t, cond, k, goal, clean: clean[sample] });
+                group[sample].push(Draw { x, t, time, cond, goal, clean: clean[sample] });
             }
             formula.groups.push(group);
         }
         formula
+    }
+
+    /// ε of an ELBO's draw, after a check that the query looks at α x₀ + σ ε.
+    #[expect(clippy::too_many_arguments, reason = "all that a draw is made of")]
+    fn noise(
+        &self,
+        elbo: &Elbo,
+        rollout: &Rollout,
+        [sample, draw]: [usize; 2],
+        x: Latent,
+        clean: Latent,
+        time: f64,
+        point: Option<Latent>,
+    ) -> Latent {
+        let [alpha, sigma, ..] = level(self.case.schedule, time);
+        if let Some(point) = point {
+            assert_eq!(x.map(f64::to_bits), point.map(f64::to_bits), "{:?}", self.case);
+            return std::array::from_fn(|i| (x[i] - alpha * clean[i]) / sigma);
+        }
+        let (draw, sign) = if elbo.antithetic { (draw / 2, [1.0, -1.0][draw % 2]) } else { (draw, 1.0) };
+        let key = Key { purpose: Purpose::Draw, ..rollout.keys[owner(elbo, sample)] }.draw(draw as u32);
+        let noise = latents(&noise::normal([key], SHAPE, &Device::flex()))[0].map(|e| sign * e);
+        for i in 0..DIMS {
+            let expected = alpha * clean[i] + sigma * noise[i];
+            assert!((x[i] - expected).abs() < 1e-6, "{:?}: {} {expected}", self.case, x[i]);
+        }
+        noise
     }
 
     /// The network with guidance.
@@ -122,7 +159,7 @@ impl<'a> Formula<'a> {
 
     /// The same of any velocity, and of that velocity without gradient.
     pub(super) fn score_of(&self, draw: &Draw, v: Latent, base: Latent) -> f64 {
-        let t = self.grid[draw.k];
+        let t = draw.time;
         let g = self.case.sampling.guidance;
         match self.case.likelihood {
             LikelihoodKind::Elbo(elbo) => {
@@ -144,36 +181,80 @@ impl<'a> Formula<'a> {
                     Weighting::Simple => -mean(e(v).map(|e| e * e)) / (g * g),
                     Weighting::PathKl => -(1.0 - t) / (t + 1e-3) * mean(e(v).map(|e| e * e)),
                     Weighting::T => -mean(d(v).map(|d| d * d)),
+                    Weighting::AwmT => -t * mean(e(v).map(|e| e * e)),
+                    Weighting::Huber => -t * ((mean(e(v).map(|e| e * e)) + 1e-10).sqrt() - 1e-5),
+                    Weighting::Ghuber => {
+                        let power = |square: f64| (elbo.power * (square + 1e-10).ln()).exp();
+                        -t / elbo.power * (power(mean(e(v).map(|e| e * e))) - power(0.0))
+                    }
                 }
             }
-            LikelihoodKind::Trajectory(_) => {
-                let (next, variance) = self.step(draw, v);
-                mean((0..DIMS).map(|i| {
-                    -(draw.goal[i] - next[i]).powi(2) / (2.0 * variance) - (std::f64::consts::TAU * variance).ln() / 2.0
-                }))
+            LikelihoodKind::Trajectory(trajectory) => {
+                let (mu, variance) = self.transition(draw, v);
+                let square = mean((0..DIMS).map(|i| (draw.goal[i] - mu[i]).powi(2)));
+                match trajectory.density {
+                    Density::SquaredError => -square,
+                    Density::Gaussian => -square / (2.0 * variance) - (std::f64::consts::TAU * variance).ln() / 2.0,
+                }
             }
         }
     }
 
-    /// Mean and variance of the next point under a velocity.
-    pub(super) fn step(&self, draw: &Draw, v: Latent) -> (Latent, f64) {
-        let SamplerKind::FlowSde(FlowSde { noise_level }) = self.case.sampling.rule else {
-            unreachable!("only an SDE has densities")
+    /// Mean and variance of the next point.
+    pub(super) fn transition(&self, draw: &Draw, v: Latent) -> (Latent, f64) {
+        let t = draw.time;
+        let next = self.next(draw);
+        let (dt, [alpha, sigma, d_alpha, d_sigma]) = (next - t, level(self.case.schedule, t));
+        let [alpha_next, sigma_next, ..] = level(self.case.schedule, next);
+        let delta = alpha * d_sigma - d_alpha * sigma;
+        let clean: Latent = std::array::from_fn(|i| (d_sigma * draw.x[i] - sigma * v[i]) / delta);
+        let noise: Latent = std::array::from_fn(|i| (alpha * v[i] - d_alpha * draw.x[i]) / delta);
+        // dx = [v − (g²/2) ∇ ln p] dt + g dw
+        let sde = |g: f64| {
+            let drift = |i: usize| v[i] - g * g / 2.0 * (-noise[i] / t);
+            (std::array::from_fn(|i| draw.x[i] + drift(i) * dt), g * g * -dt)
         };
-        let t = self.grid[draw.k];
-        let dt = self.grid[draw.k + 1] - t;
-        let s = noise_level * (t / (1.0 - t.min(self.grid[1]))).sqrt();
-        let next = std::array::from_fn(|i| {
-            let score = -(draw.x[i] + (1.0 - t) * v[i]) / t;
-            draw.x[i] + (v[i] - s * s / 2.0 * score) * dt
-        });
-        (next, s * s * -dt)
+        let redrawn = |variance: f64| {
+            let kept = (sigma_next * sigma_next - variance).sqrt();
+            (std::array::from_fn(|i| alpha_next * clean[i] + kept * noise[i]), variance)
+        };
+        let rule = match self.case.sampling.rule {
+            SamplerKind::Window(Window { sde, .. }) => match sde {
+                Sde::FlowSde(s) => SamplerKind::FlowSde(s),
+                Sde::Dance(s) => SamplerKind::Dance(s),
+                Sde::Cps(s) => SamplerKind::Cps(s),
+                Sde::Ddim(s) => SamplerKind::Ddim(s),
+            },
+            rule => rule,
+        };
+        match rule {
+            SamplerKind::FlowSde(FlowSde { noise_level }) => {
+                sde(noise_level * (t / (1.0 - t.min(self.grid[1]))).sqrt())
+            }
+            SamplerKind::Dance(Dance { eta }) => sde(eta),
+            SamplerKind::Ddim(Ddim { eta }) => {
+                let kept = sigma_next * alpha / alpha_next;
+                redrawn((eta * sigma_next / sigma).powi(2) * (sigma * sigma - kept * kept))
+            }
+            SamplerKind::Cps(Cps { eta }) => redrawn((sigma_next * (eta * std::f64::consts::PI / 2.0).sin()).powi(2)),
+            SamplerKind::Euler(_) | SamplerKind::Dpm2(_) | SamplerKind::Window(_) => unreachable!("no density"),
+        }
+    }
+
+    /// The level after that of a draw.
+    fn next(&self, draw: &Draw) -> f64 {
+        self.grid[1 + self.grid.iter().position(|g| g.to_bits() == draw.time.to_bits()).expect("a level")]
+    }
+
+    /// How long the step of a draw is.
+    pub(super) fn length(&self, draw: &Draw) -> f64 {
+        draw.time - self.next(draw)
     }
 
     /// mean ‖μ_θ − μ_b‖² / (2 · variance) of one step.
     pub(super) fn step_divergence(&self, draw: &Draw, theta: &Weights) -> f64 {
-        let (here, variance) = self.step(draw, self.velocity(draw, theta));
-        let (there, _) = self.step(draw, self.velocity(draw, &behavior().map(f64::from)));
+        let (here, variance) = self.transition(draw, self.velocity(draw, theta));
+        let (there, _) = self.transition(draw, self.velocity(draw, &behavior().map(f64::from)));
         mean((0..DIMS).map(|i| (here[i] - there[i]).powi(2))) / (2.0 * variance)
     }
 

@@ -51,11 +51,11 @@ impl Formula<'_> {
         let row = |draw: &Draw| self.score(draw, theta, base) - self.score(draw, &behavior, &behavior);
         match self.case.objective {
             ObjectiveKind::GrpoGuard(GrpoGuard { clip, max_advantage }) => mean(draws.iter().map(|draw| {
-                let (_, variance) = self.step(draw, self.velocity(draw, theta));
+                let (_, variance) = self.transition(draw, self.velocity(draw, theta));
                 let rho = ((row(draw) + self.step_divergence(draw, theta)) * variance.sqrt()).exp();
                 let a = a.clamp(-max_advantage, max_advantage);
                 let loss = f64::max(-a * rho, -a * rho.clamp(1.0 - clip, 1.0 + clip));
-                loss / (self.grid[draw.k] - self.grid[draw.k + 1])
+                loss / self.length(draw)
             })),
             ObjectiveKind::FlowDppo(FlowDppo { max_divergence }) => mean(draws.iter().map(|draw| {
                 let away = a * (self.score(draw, base, base) - self.score(draw, &behavior, &behavior)) > 0.0;
@@ -76,7 +76,7 @@ impl Formula<'_> {
                 -scale / mix * (a * branch(1.0) + (1.0 - a) * branch(-1.0))
             }
             ObjectiveKind::Ram(Ram { multiplier, residual }) => mean(draws.iter().map(|draw| {
-                let [_, _, d_alpha, d_sigma] = level(self.case.schedule, self.grid[draw.k]);
+                let [_, _, d_alpha, d_sigma] = level(self.case.schedule, draw.time);
                 let (v, v_ref) = (self.velocity(draw, theta), self.velocity(draw, &REFERENCE.map(f64::from)));
                 let from = self.velocity(draw, if residual == Residual::Behavior { &behavior } else { base });
                 mean((0..DIMS).map(|i| {

@@ -1,0 +1,153 @@
+//! Which points are looked at, and how: steps with a density (arXiv 2507.21802), AWM's weightings (arXiv 2509.25050), pairs of
+//! opposite noise, and the sampler's own points.
+
+use super::*;
+use crate::sampler::{Cps, Ddim, Window};
+
+fn trajectory(fraction: f64) -> Trajectory {
+    Trajectory { fraction, ..Trajectory::default() }
+}
+
+/// The levels of the grid that a likelihood asks the first row about.
+fn levels(rollout: &Rollout, queries: &[Query]) -> Vec<usize> {
+    let grid = rollout.sampling.times();
+    let level = |q: &Query| {
+        let t = on_grid(numbers(q.t.clone())[0], &grid);
+        grid.partition_point(|&g| g > t)
+    };
+    queries.iter().map(level).collect()
+}
+
+#[test]
+fn only_steps_with_a_density_are_scored() {
+    let window = |first| SamplerKind::Window(Window { first, ..Window::default() });
+    let ddim = SamplerKind::Ddim(Ddim::default());
+    for (rule, fraction, expected) in [
+        (SDE, 1.0, 0..10),
+        (SDE, 0.99, 0..9),
+        (ddim, 1.0, 0..9),
+        (ddim, 0.5, 0..5),
+        (window(3), 0.99, 3..7),
+        (window(5), 0.7, 5..7),
+        (window(5), 0.2, 5..6),
+    ] {
+        let rollout = drawn(rule, 10, [1, 2, 2]);
+        let kind = LikelihoodKind::Trajectory(trajectory(fraction));
+        assert_eq!(kind.get().refuses(&rollout.sampling, rollout.schedule), None);
+        let queries = kind.get().queries(&rollout);
+        assert_eq!(levels(&rollout, &queries), Vec::from_iter(expected.clone()), "{rule:?} {fraction}");
+        assert_eq!(kind.count(&rollout.sampling, rollout.schedule), expected.len());
+        for (k, query) in expected.zip(&queries) {
+            assert_eq!(query.x.clone().into_data(), rollout.points[k].clone().into_data());
+        }
+    }
+    // One step to the image has no noise.
+    let sampling = Sampling { rule: ddim, steps: 1, ..Sampling::default() };
+    let message = trajectory(1.0).refuses(&sampling, Schedule::RectifiedFlow).expect("no step has a density");
+    assert!(message.contains("`ddim`") && message.contains("at least 2 steps"), "{message}");
+}
+
+#[test]
+fn a_squared_error_is_the_density_without_its_deviation() {
+    let (rollout, device) = (drawn(SamplerKind::Cps(Cps::default()), 10, [1, 2, 2]), Device::flex());
+    let (grid, field) = (rollout.sampling.times(), Tanh::new([0.8, -0.6, 0.5], &device));
+    for reduction in REDUCTIONS {
+        let of = |density| Trajectory { density, reduction, ..Trajectory::default() }.queries(&rollout);
+        let scale = if reduction == Reduction::Mean { 1.0 } else { 4.0 };
+        for (k, (density, error)) in of(Density::Gaussian).iter().zip(&of(Density::SquaredError)).enumerate() {
+            let velocities = numbers(error.velocity(&field));
+            let [from, to] = [k, k + 1].map(|k| numbers(rollout.points[k].clone()));
+            let [density, error] = [density, error].map(|q| numbers(q.log_prob(q.velocity(&field))));
+            let (t, next, angle) = (grid[k], grid[k + 1], 0.4 * std::f64::consts::PI);
+            let square = |i: usize| {
+                let (x, v) = (from[i], velocities[i]);
+                (to[i] - (1.0 - next) * (x - t * v) - next * angle.cos() * (x + (1.0 - t) * v)).powi(2)
+            };
+            let std = next * angle.sin();
+            for row in 0..ROWS {
+                let expected = -scale * (row * 4..row * 4 + 4).map(square).sum::<f64>() / 4.0;
+                assert!((error[row] - expected).abs() < 1e-9 * (1.0 + expected.abs()), "{} {expected}", error[row]);
+                let expected = expected / (2.0 * std * std) - scale * (std.ln() + std::f64::consts::TAU.ln() / 2.0);
+                assert!((density[row] - expected).abs() < 1e-8 * (1.0 + expected.abs()), "{} {expected}", density[row]);
+            }
+        }
+    }
+}
+
+#[test]
+fn an_antithetic_draw_has_the_same_time_and_the_opposite_noise() {
+    let mut rollout = drawn(SDE, 10, [1, 2, 2]);
+    rollout.points.drain(..10);
+    for draws in [Draws::PerSample, Draws::PerGroup] {
+        let once = Elbo { draws, ..Elbo::default() };
+        let pairs = Elbo { antithetic: true, ..once };
+        assert_eq!((once.count(10), pairs.count(10)), (9, 18));
+        let (once, pairs, clean) = (once.queries(&rollout), pairs.queries(&rollout), numbers(rollout.images().clone()));
+        assert_eq!((once.len(), pairs.len()), (9, 18));
+        for (query, pair) in once.iter().zip(pairs.chunks(2)) {
+            assert_eq!(query.x.clone().into_data(), pair[0].x.clone().into_data());
+            assert_eq!(pair[0].t.clone().into_data(), pair[1].t.clone().into_data());
+            let [t, plus, minus] = [numbers(query.t.clone()), numbers(pair[0].x.clone()), numbers(pair[1].x.clone())];
+            for i in 0..clean.len() {
+                assert!((plus[i] + minus[i] - 2.0 * (1.0 - t[i / 4]) * clean[i]).abs() < 1e-6);
+            }
+            // Where the target is −ε − x₀, the error is zero.
+            let noise = minus.iter().zip(&clean).enumerate().map(|(i, (x, c))| (x - (1.0 - t[i / 4]) * c) / t[i / 4]);
+            let target = Vec::from_iter(noise.zip(&clean).map(|(e, c)| (e - c) as f32));
+            let target = Tensor::from_data(TensorData::new(target, [ROWS, 1, 2, 2]), &Device::flex());
+            let simple = Elbo { weighting: Weighting::Simple, antithetic: true, draws, ..Elbo::default() };
+            let index = 2 * once.iter().position(|q| std::ptr::eq(q, query)).expect("one of them") + 1;
+            assert!(numbers(simple.queries(&rollout)[index].log_prob(target)).iter().all(|l| l.abs() < 1e-8));
+        }
+    }
+}
+
+#[test]
+fn the_samplers_own_points_have_the_noise_that_leads_to_them() {
+    let (rollout, device) = (drawn(SDE, 10, [1, 2, 2]), Device::flex());
+    let weighting = Weighting::Simple;
+    let elbo = Elbo { points: Points::Sampler, weighting, ..Elbo::default() };
+    assert!(elbo.needs_trajectory() && !Elbo::default().needs_trajectory());
+    let (grid, clean, velocity) =
+        (rollout.sampling.times(), numbers(rollout.images().clone()), [0.3f32, -1.2, 0.8, 0.1]);
+    let v = Tensor::from_data(TensorData::new(velocity.repeat(ROWS), [ROWS, 1, 2, 2]), &device);
+    for (query, renoised) in elbo.queries(&rollout).iter().zip(Elbo { weighting, ..Elbo::default() }.queries(&rollout))
+    {
+        assert_eq!(query.t.clone().into_data(), renoised.t.into_data(), "the same times as ever");
+        let [x, t, got] = [numbers(query.x.clone()), numbers(query.t.clone()), numbers(query.log_prob(v.clone()))];
+        for row in 0..ROWS {
+            let t = on_grid(t[row], &grid);
+            let stored = numbers(rollout.points[grid.partition_point(|&g| g > t)].clone());
+            let error = |i: usize| {
+                let noise = (stored[row * 4 + i] - (1.0 - t) * clean[row * 4 + i]) / t;
+                f64::from(velocity[i]) - (noise - clean[row * 4 + i])
+            };
+            assert_eq!(x[row * 4..row * 4 + 4], stored[row * 4..row * 4 + 4]);
+            let expected = -(0..4).map(|i| error(i).powi(2)).sum::<f64>() / 4.0;
+            assert!((got[row] - expected).abs() < 1e-6 * (1.0 + expected.abs()), "{} {expected}", got[row]);
+        }
+    }
+    let continuous = Timesteps::LogitNormal { count: 1, mean: 0.0, std: 1.0 };
+    for illegal in [Elbo { antithetic: true, ..elbo }, Elbo { timesteps: continuous, ..elbo }] {
+        let message = illegal.refuses(&rollout.sampling, rollout.schedule).expect("no such points");
+        assert!(message.contains("renoised") && message.contains("antithetic"), "{message}");
+    }
+}
+
+#[test]
+fn awms_powers_meet_its_other_weightings() {
+    let (rollout, field) = (drawn(SDE, 6, [2, 1, 2]), Tanh::new([0.8, -0.6, 0.5], &Device::flex()));
+    let of = |weighting, power| -> Vec<f64> {
+        let elbo = Elbo { weighting, power, timesteps: Timesteps::All, ..Elbo::default() };
+        elbo.queries(&rollout).iter().flat_map(|q| numbers(q.log_prob(q.velocity(&field)))).collect()
+    };
+    for (power, other, factor) in [(1.0, Weighting::AwmT, 1.0), (0.5, Weighting::Huber, 2.0)] {
+        for (got, other) in of(Weighting::Ghuber, power).into_iter().zip(of(other, 0.25)) {
+            assert!((got - factor * other).abs() < 1e-9, "{power}: {got} {other}");
+        }
+    }
+    for power in [0.0, -1.0, f64::NAN] {
+        let message = Elbo { power, ..Elbo::default() }.refuses(&rollout.sampling, rollout.schedule).expect("no power");
+        assert!(message.contains("power"), "{message}");
+    }
+}
