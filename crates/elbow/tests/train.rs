@@ -136,7 +136,7 @@ fn a_saved_state_continues_bit_for_bit() {
     for strategy in [Strategy::Progressive, Strategy::Random, Strategy::Decay] {
         let (sampler, likelihood) = (window(strategy), LikelihoodKind::Trajectory(Trajectory::default()));
         let places = (0..6).map(|epoch| sampler.at(0, epoch).stochastic_steps(config.schedule));
-        assert!(std::collections::BTreeSet::from_iter(places).len() > 1, "{strategy:?} moves");
+        assert!(places.collect::<std::collections::BTreeSet<_>>().len() > 1, "{strategy:?} moves");
         continues(&Config { sampler, likelihood, ..config.clone() });
     }
 }

@@ -133,9 +133,9 @@ fn the_deviation_of_ddim_is_the_papers_on_a_variance_preserving_path() {
 fn steps_with_noise_have_a_density_and_the_last_of_most_has_none() {
     let steps = |rule, schedule| Sampling { rule, ..Sampling::default() }.stochastic_steps(schedule);
     let none = Vec::<usize>::new();
-    assert_eq!(steps(flow_sde(0.7), FLOW), Vec::from_iter(0..10));
+    assert_eq!(steps(flow_sde(0.7), FLOW), (0..10).collect::<Vec<_>>());
     for (rule, schedule) in [(dance(0.3), FLOW), (ddim(1.0), FLOW), (ddim(0.2), VP), (cps(0.8), FLOW), (cps(1.0), VP)] {
-        assert_eq!(steps(rule, schedule), Vec::from_iter(0..9), "{rule:?}");
+        assert_eq!(steps(rule, schedule), (0..9).collect::<Vec<_>>(), "{rule:?}");
     }
     for rule in
         [SamplerKind::Euler(Euler {}), SamplerKind::Dpm2(Dpm2 {}), flow_sde(0.0), dance(0.0), ddim(0.0), cps(0.0)]

@@ -35,7 +35,7 @@ fn only_steps_with_a_density_are_scored() {
         let kind = LikelihoodKind::Trajectory(trajectory(fraction));
         assert_eq!(kind.get().refuses(&rollout.sampling, rollout.schedule), None);
         let queries = kind.get().queries(&rollout);
-        assert_eq!(levels(&rollout, &queries), Vec::from_iter(expected.clone()), "{rule:?} {fraction}");
+        assert_eq!(levels(&rollout, &queries), expected.clone().collect::<Vec<_>>(), "{rule:?} {fraction}");
         assert_eq!(kind.count(&rollout.sampling, rollout.schedule), expected.len());
         for (k, query) in expected.zip(&queries) {
             assert_eq!(query.x.clone().into_data(), rollout.points[k].clone().into_data());
@@ -93,7 +93,7 @@ fn an_antithetic_draw_has_the_same_time_and_the_opposite_noise() {
             }
             // Where the target is −ε − x₀, the error is zero.
             let noise = minus.iter().zip(&clean).enumerate().map(|(i, (x, c))| (x - (1.0 - t[i / 4]) * c) / t[i / 4]);
-            let target = Vec::from_iter(noise.zip(&clean).map(|(e, c)| (e - c) as f32));
+            let target = noise.zip(&clean).map(|(e, c)| (e - c) as f32).collect::<Vec<_>>();
             let target = Tensor::from_data(TensorData::new(target, [ROWS, 1, 2, 2]), &Device::flex());
             let simple = Elbo { weighting: Weighting::Simple, antithetic: true, draws, ..Elbo::default() };
             let index = 2 * once.iter().position(|q| std::ptr::eq(q, query)).expect("one of them") + 1;

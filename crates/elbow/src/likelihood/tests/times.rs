@@ -64,7 +64,7 @@ fn strata_take_one_level_each() {
         }
         for (j, query) in queries.iter().enumerate() {
             let seen = numbers(query.t.clone()).into_iter().map(|t| on_grid(t, &grid));
-            let levels = Vec::from_iter(seen.map(|t| grid.partition_point(|&g| g > t)));
+            let levels = seen.map(|t| grid.partition_point(|&g| g > t)).collect::<Vec<_>>();
             let counts = [0, 1].map(|i| levels.iter().filter(|&&l| l == edges[j] + i).count());
             // Binomial(400, ½) has deviation 10.
             assert!(counts[0] + counts[1] == n && counts[0].abs_diff(200) < 50, "stratum {j}: {counts:?}");
@@ -91,7 +91,7 @@ fn logit_normal_times_have_their_moments_and_take_a_shift_as_a_mean() {
         assert_eq!(queries.len(), 4);
         queries.iter().flat_map(|q| numbers(q.t.clone())).collect()
     };
-    let logits = Vec::from_iter(times(0.4, 0.5).into_iter().map(|t| (t / (1.0 - t)).ln()));
+    let logits = times(0.4, 0.5).into_iter().map(|t| (t / (1.0 - t)).ln()).collect::<Vec<_>>();
     let mean = logits.iter().sum::<f64>() / 2000.0;
     let variance = logits.iter().map(|l| (l - mean).powi(2)).sum::<f64>() / 2000.0;
     // Four standard errors each.

@@ -20,7 +20,7 @@ fn it_moves_by_its_stride_and_starts_again() {
         assert_eq!(at(progressive, epoch), first, "epoch {epoch}");
     }
     let strided = Window { stride: 2, every: 1, ..progressive };
-    assert_eq!(Vec::from_iter((0..7).map(|e| at(strided, e))), [0, 2, 4, 0, 2, 4, 0]);
+    assert_eq!((0..7).map(|e| at(strided, e)).collect::<Vec<_>>(), [0, 2, 4, 0, 2, 4, 0]);
     let whole = Window { size: 9, every: 1, ..progressive };
     assert_eq!([at(whole, 0), at(whole, 1)], [0, 0]);
 }
@@ -28,9 +28,9 @@ fn it_moves_by_its_stride_and_starts_again() {
 #[test]
 fn it_decays_to_fewer_epochs_at_later_positions() {
     let decay = Window { every: 10, ..window(Strategy::Decay) };
-    let firsts = Vec::from_iter((0..45).map(|e| at(decay, e)));
+    let firsts = (0..45).map(|e| at(decay, e)).collect::<Vec<_>>();
     // 10 − 9 k/9 for k = 0 … 5.
-    let stays = Vec::from_iter((0..=5).map(|k| firsts.iter().filter(|&&f| f == k).count()));
+    let stays = (0..=5).map(|k| firsts.iter().filter(|&&f| f == k).count()).collect::<Vec<_>>();
     assert_eq!(stays, [10, 9, 8, 7, 6, 5]);
     assert!(firsts.is_sorted() && at(decay, 45) == 0);
 }
@@ -38,13 +38,13 @@ fn it_decays_to_fewer_epochs_at_later_positions() {
 #[test]
 fn a_random_one_is_anywhere_and_decided_by_seed_and_epoch() {
     let random = Window { every: 3, ..window(Strategy::Random) };
-    let firsts = Vec::from_iter((0..600).map(|e| at(random, e)));
+    let firsts = (0..600).map(|e| at(random, e)).collect::<Vec<_>>();
     assert!(firsts.chunks(3).all(|c| c[0] == c[1] && c[1] == c[2]), "one position for three epochs");
-    let counts = Vec::from_iter((0..=5).map(|k| firsts.iter().filter(|&&f| f == k).count() / 3));
+    let counts = (0..=5).map(|k| firsts.iter().filter(|&&f| f == k).count() / 3).collect::<Vec<_>>();
     // Binomial(200, 1/6) has deviation 5.3.
     assert!(counts.iter().sum::<usize>() == 200 && counts.iter().all(|c| (12..=55).contains(c)), "{counts:?}");
-    assert_eq!(firsts, Vec::from_iter((0..600).map(|e| at(random, e))));
-    assert_ne!(firsts, Vec::from_iter((0..600).map(|e| random.at(STEPS, 8, e).first)), "another seed");
+    assert_eq!(firsts, (0..600).map(|e| at(random, e)).collect::<Vec<_>>());
+    assert_ne!(firsts, (0..600).map(|e| random.at(STEPS, 8, e).first).collect::<Vec<_>>(), "another seed");
 }
 
 #[test]
