@@ -51,7 +51,7 @@ impl Default for MmditConfig {
             num_layers: 4,
             attention_head_dim: 32,
             num_attention_heads: 4,
-            joint_attention_dim: 64,
+            joint_attention_dim: 192,
             pooled_projection_dim: 64,
             pos_embed_max_size: 8,
             qk_norm: false,
