@@ -61,6 +61,8 @@ enum Command {
     Pretrain(commands::pretrain::Args),
     /// Show a recipe with all defaults filled in, or explain every field.
     Config(commands::config::Args),
+    /// Measure the speed of rollouts and optimizer steps on this machine.
+    Bench(commands::bench::Args),
 }
 
 fn main() -> ExitCode {
@@ -71,6 +73,7 @@ fn main() -> ExitCode {
         Command::Eval(args) => commands::eval::run(&args),
         Command::Pretrain(args) => commands::pretrain::run(&args),
         Command::Config(args) => commands::config::run(&args),
+        Command::Bench(args) => commands::bench::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
