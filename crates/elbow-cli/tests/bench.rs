@@ -23,7 +23,7 @@ fn bench_measures_both_loops_and_both_tunings() {
     }
     let table = succeed(&mut elbow(tiny));
     assert!(table.contains("\nrollout ") && table.contains("\nstep ") && table.contains("peak memory"), "{table}");
-    let refused = elbow(tiny).args(["--batch", "3"]).output().unwrap();
+    let refused = elbow(["bench", "--batch", "3"]).output().unwrap();
     assert!(text(&refused).contains("--batch must be even"), "{}", text(&refused));
 }
 
