@@ -65,6 +65,8 @@ enum Command {
     Methods(commands::methods::Args),
     /// Show a recipe with all defaults filled in, or explain every field.
     Config(commands::config::Args),
+    /// Measure the speed of rollouts and optimizer steps on this machine.
+    Bench(commands::bench::Args),
 }
 
 fn main() -> ExitCode {
@@ -76,6 +78,7 @@ fn main() -> ExitCode {
         Command::Pretrain(args) => commands::pretrain::run(&args),
         Command::Methods(args) => commands::methods::run(&args),
         Command::Config(args) => commands::config::run(&args),
+        Command::Bench(args) => commands::bench::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

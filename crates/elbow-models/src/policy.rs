@@ -58,6 +58,11 @@ impl MmditPolicy {
         Self { config, base, tensors, tuning, seed, text }
     }
 
+    /// The base weights.
+    pub fn base(&self) -> &Params {
+        &self.base
+    }
+
     /// The base with `trained` in place of what it trained: what `elbow pretrain` writes.
     ///
     /// # Panics

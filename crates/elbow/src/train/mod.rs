@@ -11,10 +11,13 @@ mod update;
 pub use record::{EpochReport, Sample};
 pub use rollout::Drawn;
 pub use state::{State, StateError};
+pub use update::Outcome;
 
 use crate::{
+    advantage::Grouped,
     config::{Config, ConfigError},
     guidance::Guided,
+    likelihood::Rollout,
     params::Params,
     policy::{Conditioning, EncodeError, Policy, VelocityField},
     prompts::PromptSource,
@@ -119,11 +122,26 @@ impl<'a> Trainer<'a> {
         result
     }
 
+    /// The first half of an epoch: draws its images from the behavior weights and scores them.
+    pub fn draw(&self, observer: &dyn Observer) -> Result<Drawn, TrainError> {
+        rollout::draw(self, observer)
+    }
+
+    /// The second half: the epoch's optimizer steps on what was drawn, then the move of the behavior weights.
+    pub fn update(
+        &mut self,
+        rollout: &Rollout,
+        rewards: &Grouped,
+        observer: &dyn Observer,
+    ) -> Result<Outcome, TrainError> {
+        update::run(self, rollout, rewards, observer)
+    }
+
     fn run_epoch(&mut self, observer: &dyn Observer) -> Result<EpochReport, TrainError> {
         let start = Instant::now();
-        let drawn = rollout::draw(self, observer)?;
+        let drawn = self.draw(observer)?;
         let rolled = Instant::now();
-        let outcome = update::run(self, &drawn, observer)?;
+        let outcome = self.update(&drawn.rollout, &drawn.rewards, observer)?;
         self.remember(&drawn);
         self.state.epoch += 1;
         let timing = record::Timing { rollout: rolled - start, reward: drawn.reward_time, update: rolled.elapsed() };

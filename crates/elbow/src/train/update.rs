@@ -1,12 +1,14 @@
 //! From advantages to new weights.
 
-use super::{Drawn, MAX_NOT_FINITE, Observer, TrainError, Trainer};
-use crate::{evaluation::Evaluation, lanes, likelihood::Rollout, params::Params, policy::VelocityField};
+use super::{MAX_NOT_FINITE, Observer, TrainError, Trainer};
+use crate::{
+    advantage::Grouped, evaluation::Evaluation, lanes, likelihood::Rollout, params::Params, policy::VelocityField,
+};
 use burn::tensor::{Tensor, TensorData};
 
 /// What the updates of an epoch saw.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Outcome {
+pub struct Outcome {
     /// ln ρ of every (sample, query) where it was known.
     pub log_ratios: Vec<f64>,
     /// 1 where the ratio was outside the clip range, for objectives that clip.
@@ -39,10 +41,15 @@ struct Frozen<'a> {
     reference: &'a dyn VelocityField,
 }
 
-pub(super) fn run(trainer: &mut Trainer<'_>, drawn: &Drawn, observer: &dyn Observer) -> Result<Outcome, TrainError> {
+pub(super) fn run(
+    trainer: &mut Trainer<'_>,
+    rollout: &Rollout,
+    rewards: &Grouped,
+    observer: &dyn Observer,
+) -> Result<Outcome, TrainError> {
     let batch = trainer.config.batch;
-    let advantages = trainer.config.advantage.get().advantages(&drawn.rewards);
-    let moments = drawn.rewards.moments();
+    let advantages = trainer.config.advantage.get().advantages(rewards);
+    let moments = rewards.moments();
     let within_groups = trainer.config.advantage.get().within_groups();
     let behavior = trainer.field(Some(&trainer.state.behavior));
     let reference = trainer.field(None);
@@ -52,14 +59,14 @@ pub(super) fn run(trainer: &mut Trainer<'_>, drawn: &Drawn, observer: &dyn Obser
     for update in 0..batch.updates {
         let samples = update * share..(update + 1) * share;
         let rows: Vec<(usize, f64)> =
-            samples.filter(|&i| !(within_groups && moments[drawn.rewards.groups[i]].agree)).filter_map(with).collect();
+            samples.filter(|&i| !(within_groups && moments[rewards.groups[i]].agree)).filter_map(with).collect();
         let valid = advantages[update * share..(update + 1) * share].iter().flatten().count();
         let on_policy = trainer.state.behavior.values() == trainer.state.current.values();
         let frozen = Frozen { behavior: (!on_policy).then_some(&*behavior), reference: &*reference };
         let observe = |done| {
             observer.progress("update", update * share + done * share / rows.len().max(1), share * batch.updates);
         };
-        let mut gradient = accumulate(trainer, drawn, &rows, valid, &frozen, &mut outcome, &observe);
+        let mut gradient = accumulate(trainer, rollout, &rows, valid, &frozen, &mut outcome, &observe);
         if !rows.is_empty() {
             step(trainer, &mut gradient, &mut outcome)?;
         }
@@ -72,11 +79,10 @@ pub(super) fn run(trainer: &mut Trainer<'_>, drawn: &Drawn, observer: &dyn Obser
 }
 
 /// The gradient of the mean loss over the `valid` samples of an update; those of them that are not in `rows`, since their group
-/// agrees, count as zero. The parts
-/// of a batch run side by side and are added in order.
+/// agrees, count as zero. The parts of a batch run side by side and are added in order.
 fn accumulate(
     trainer: &Trainer<'_>,
-    drawn: &Drawn,
+    rollout: &Rollout,
     rows: &[(usize, f64)],
     valid: usize,
     frozen: &Frozen<'_>,
@@ -86,7 +92,7 @@ fn accumulate(
     let parts: Vec<&[(usize, f64)]> = rows.chunks(trainer.config.batch.rows).collect();
     let mut gradient = trainer.state.current.zeros_like();
     let mut done = 0;
-    let compute = |i: usize| part(trainer, drawn, parts[i], valid, frozen);
+    let compute = |i: usize| part(trainer, rollout, parts[i], valid, frozen);
     lanes::in_order(parts.len(), compute, |(part, seen): (Params, Outcome)| {
         gradient.add(&part);
         done += seen.trained;
@@ -99,14 +105,14 @@ fn accumulate(
 /// What the samples of one micro-batch add to the gradient, and what was seen of them.
 fn part(
     trainer: &Trainer<'_>,
-    drawn: &Drawn,
+    rollout: &Rollout,
     rows: &[(usize, f64)],
     valid: usize,
     frozen: &Frozen<'_>,
 ) -> (Params, Outcome) {
     let config = &trainer.config;
     let (indices, advantages): (Vec<usize>, Vec<f64>) = rows.iter().copied().unzip();
-    let rollout: Rollout = drawn.rollout.select(&indices);
+    let rollout = rollout.select(&indices);
     let queries = config.likelihood.get().queries(&rollout);
     let weight = 1.0 / (valid * queries.len()) as f64;
     let leaves = trainer.state.current.tensors(&trainer.device.clone().autodiff());
