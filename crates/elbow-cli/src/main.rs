@@ -48,6 +48,7 @@ Examples:
   elbow train --resume runs/nano-geneval-1            go on where a run stopped, bit for bit
   elbow sample --run runs/nano-geneval-1 \"a photo of a red car left of a cat\"
   elbow eval --run runs/nano-geneval-1
+  elbow plan nano-flow-grpo                           seconds and memory, before a run
   elbow methods                                       what there is to choose from
   elbow config --explain                              every field with its meaning";
 
@@ -61,6 +62,8 @@ enum Command {
     Eval(commands::eval::Args),
     /// Train a base model by flow matching on the embedded scenes.
     Pretrain(commands::pretrain::Args),
+    /// Say what a recipe costs on this machine, before it runs.
+    Plan(commands::plan::Args),
     /// List every objective, likelihood, sampler, advantage and recipe, each with its paper.
     Methods(commands::methods::Args),
     /// Show a recipe with all defaults filled in, or explain every field.
@@ -76,7 +79,11 @@ fn main() -> ExitCode {
         Command::Sample(args) => commands::sample::run(&args),
         Command::Eval(args) => commands::eval::run(&args),
         Command::Pretrain(args) => commands::pretrain::run(&args),
-        Command::Methods(args) => commands::methods::run(&args),
+        Command::Plan(args) => commands::plan::run(&args),
+        Command::Methods(args) => {
+            commands::methods::run(&args);
+            Ok(())
+        }
         Command::Config(args) => commands::config::run(&args),
         Command::Bench(args) => commands::bench::run(&args),
     };

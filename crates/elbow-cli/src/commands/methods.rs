@@ -4,13 +4,13 @@ use crate::{
     library, output,
     schema::{self, Field, Shape},
 };
-use anyhow::Result;
 use std::fmt::Write;
 
 /// Arguments of `elbow methods`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   elbow methods
+  elbow methods | grep 2509.16117                     what comes from one paper
   elbow train nano-flow-grpo                          a recipe by its name
   elbow train --set objective.kind=grpo --set advantage.kind=standard
   elbow config --explain                              the parameters of each variant")]
@@ -26,9 +26,8 @@ const AXES: [(&str, &[&str]); 5] = [
 ];
 
 /// Runs the command.
-pub fn run(_: &Args) -> Result<()> {
+pub fn run(_: &Args) {
     output::print(&listing());
-    Ok(())
 }
 
 fn listing() -> String {

@@ -4,6 +4,7 @@ pub mod bench;
 pub mod config;
 pub mod eval;
 pub mod methods;
+pub mod plan;
 pub mod pretrain;
 pub mod progress;
 pub mod sample;

@@ -30,7 +30,7 @@ impl Default for FlowDppo {
 
 impl FlowDppo {
     /// 1 − m of every draw `[N]`; advantages and log-ratios `[N]`.
-    fn stopped(&self, e: &Evaluation<'_>, advantages: Tensor<1>, log_ratio: Tensor<1>) -> Tensor<1> {
+    fn stopped(self, e: &Evaluation<'_>, advantages: Tensor<1>, log_ratio: Tensor<1>) -> Tensor<1> {
         let (_, divergence) = e.steps().expect("invariant: refused unless steps are scored");
         let kind = advantages.dtype();
         let far = divergence.detach().greater_scalar(self.max_divergence).float().cast(kind);

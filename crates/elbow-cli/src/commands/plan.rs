@@ -1,0 +1,185 @@
+//! `elbow plan`: what a recipe costs here, before it runs.
+
+use crate::{
+    failure::Hint,
+    output,
+    recipe::{self, Recipe},
+    session::Session,
+};
+use anyhow::Result;
+use elbow::{
+    advantage::{AdvantageKind, Grouped},
+    config::{Batch, Config},
+    train::Trainer,
+};
+use elbow_runlog::{RunFolder, metrics};
+use std::{fmt::Write, path::PathBuf, time::Instant};
+
+/// Arguments of `elbow plan`.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  elbow plan                                          the default recipe
+  elbow plan nano-flow-grpo --set batch.groups=48
+  elbow plan --run runs/nano-geneval-1                how long an epoch should take, and how long it took
+
+A few seconds of drawing and training at the recipe's own settings are measured on this machine and scaled to its batch.")]
+pub struct Args {
+    /// A recipe file, or the name of a recipe that `elbow methods` lists; the default is nano-geneval.
+    recipe: Option<PathBuf>,
+    /// Change one field; may be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Plan the recipe of this run and compare with the times it has logged.
+    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["recipe", "set"])]
+    run: Option<PathBuf>,
+}
+
+/// Seconds that a part of the calibration takes, at least; the first run of each is not counted.
+const CALIBRATION: f64 = 1.0;
+
+/// Runs the command.
+pub fn run(args: &Args) -> Result<()> {
+    let folder = args.run.as_ref().map(RunFolder::open).transpose()?;
+    let source = folder.as_ref().map(RunFolder::config).or_else(|| args.recipe.clone());
+    let (_, recipe) = recipe::load(source.as_deref(), &args.set)?;
+    let session = Session::new(&recipe)?;
+    let measured = calibrate(&recipe, &session)?;
+    let plan = Plan::new(&recipe, &session, measured);
+    output::line(&plan.text(&recipe));
+    if let Some(folder) = folder {
+        output::line(&comparison(&folder, plan.draw + plan.train)?);
+    }
+    Ok(())
+}
+
+/// Seconds an image to draw it (and score it) and to train on it.
+#[derive(Clone, Copy)]
+struct Measured {
+    draw: f64,
+    train: f64,
+}
+
+/// Draws one batch as large as the cores take at once and takes optimizer steps on it, with rewards that do not agree.
+fn calibrate(recipe: &Recipe, session: &Session) -> Result<Measured> {
+    let images = recipe.method.batch.rows * rayon::current_num_threads();
+    let mut trainer = Trainer::new(
+        Config {
+            batch: Batch { groups: 1, group_size: images.max(2), updates: 1, rows: recipe.method.batch.rows },
+            ..recipe.method.clone()
+        },
+        &session.policy,
+        &*session.train,
+        &*session.reward,
+        session.device.clone(),
+    )?;
+    let drawn = trainer.draw(&())?;
+    let draw = seconds(|| trainer.draw(&()).map(drop))?;
+    let count = drawn.rewards.rewards.len();
+    let rewards = Grouped { rewards: (0..count).map(|i| Some((i % 2) as f64)).collect(), ..drawn.rewards };
+    let off_policy = recipe.method.batch.updates > 1 || recipe.method.behavior.max > 0.0;
+    let mut trained = 0;
+    let train = seconds(|| {
+        if off_policy {
+            // Behavior weights that differ, so that their forward passes are not saved.
+            trainer.state.behavior.values_mut()[0] += 1e-3;
+        }
+        trained = trainer.update(&drawn.rollout, &rewards, &())?.trained;
+        Ok(())
+    })?;
+    Ok(Measured { draw: draw / count as f64, train: train / trained.max(1) as f64 })
+}
+
+/// Mean seconds of a run, after one that does not count.
+fn seconds(mut run: impl FnMut() -> Result<(), elbow::train::TrainError>) -> Result<f64> {
+    run()?;
+    let (start, mut runs) = (Instant::now(), 0);
+    while runs == 0 || start.elapsed().as_secs_f64() < CALIBRATION {
+        run()?;
+        runs += 1;
+    }
+    Ok(start.elapsed().as_secs_f64() / f64::from(runs))
+}
+
+/// What a run takes, in seconds.
+struct Plan {
+    /// An epoch's rollout.
+    draw: f64,
+    /// An epoch's updates, if every group has something to say.
+    train: f64,
+    /// One evaluation on the held-out prompts.
+    eval: f64,
+    /// How many evaluations there are.
+    evals: u64,
+}
+
+impl Plan {
+    fn new(recipe: &Recipe, session: &Session, per_image: Measured) -> Self {
+        let (method, eval) = (&recipe.method, &recipe.setting.eval.measure);
+        let images = method.batch.groups * method.batch.group_size;
+        let trained =
+            if matches!(method.advantage, AdvantageKind::BestWorst(_)) { 2 * method.batch.groups } else { images };
+        let passes =
+            |steps: usize, guidance: f64| steps as f64 * if guidance.to_bits() == 1f64.to_bits() { 1.0 } else { 2.0 };
+        let longer =
+            passes(eval.sampler.steps, eval.sampler.guidance) / passes(method.sampler.steps, method.sampler.guidance);
+        let between = method.epochs.checked_div(eval.every).unwrap_or(0);
+        Self {
+            draw: per_image.draw * images as f64,
+            train: per_image.train * trained as f64,
+            eval: per_image.draw * longer * (session.test.len() * eval.images_per_prompt) as f64,
+            evals: between + 2,
+        }
+    }
+
+    fn text(&self, recipe: &Recipe) -> String {
+        let method = &recipe.method;
+        let Batch { groups, group_size, updates, .. } = method.batch;
+        let guided = if method.sampler.guidance.to_bits() == 1f64.to_bits() { 1 } else { 2 };
+        let points = method.likelihood.count(&method.sampler, method.schedule);
+        let behavior = usize::from(updates > 1 || method.behavior.max > 0.0);
+        let reference = usize::from(method.kl.weight > 0.0);
+        let mut out = String::new();
+        let epoch = self.draw + self.train;
+        let total = epoch * method.epochs as f64 + self.eval * self.evals as f64;
+        let _ = writeln!(out, "an epoch        {groups} prompts × {group_size} images, {updates} update(s)");
+        let _ = writeln!(
+            out,
+            "an image        {} forward passes to draw it; {points} × {} forward and {points} × {guided} backward to train on it",
+            method.sampler.steps * guided,
+            (1 + behavior + reference) * guided,
+        );
+        let _ = writeln!(out, "time an epoch   {epoch:.1} s: {:.1} s drawing, {:.1} s training", self.draw, self.train);
+        let _ = writeln!(
+            out,
+            "time in all     {}: {} epochs, and {} evaluations of {:.0} s",
+            duration(total),
+            method.epochs,
+            self.evals,
+            self.eval
+        );
+        let memory = super::bench::peak_memory().map_or_else(|| "unknown here".to_owned(), |m| format!("{m:.0} MiB"));
+        let _ =
+            write!(out, "memory          {memory} at the peak of the calibration, which has the run's micro-batches");
+        out
+    }
+}
+
+fn duration(seconds: f64) -> String {
+    let whole = seconds.round() as u64;
+    if whole < 60 { format!("{whole} s") } else { format!("{} min {:02} s", whole / 60, whole % 60) }
+}
+
+/// What the epochs of a run took, beside what they should have.
+fn comparison(folder: &RunFolder, planned: f64) -> Result<String> {
+    let mut took: Vec<f64> = Vec::new();
+    for record in metrics::read(&folder.metrics())? {
+        let time = |key: &str| record.get(key).and_then(serde_json::Value::as_f64);
+        took.extend(time("time_rollout").zip(time("time_update")).map(|(rollout, update)| rollout + update));
+    }
+    if took.is_empty() {
+        return Err(Hint::error("the run has no epochs to compare with", "let it finish one first"));
+    }
+    let (epochs, median) = (took.len(), super::bench::median(took));
+    let off = 100.0 * (planned / median - 1.0);
+    Ok(format!("the run         {median:.1} s an epoch, the median of {epochs}: the plan is {off:+.0} % off"))
+}

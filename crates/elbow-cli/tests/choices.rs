@@ -1,0 +1,56 @@
+//! What helps to choose: the list of methods, recipes by name, and the cost of a recipe.
+
+mod common;
+
+use common::{elbow, finished, sets, succeed};
+
+#[test]
+fn every_choice_is_listed_with_a_line_of_its_own() {
+    let listing = succeed(&mut elbow(["methods"]));
+    let reference = succeed(&mut elbow(["config", "--explain"]));
+    for axis in ["objective", "likelihood", "sampler.rule", "advantage", "schedule"] {
+        let kinds = reference.lines().filter_map(|line| line.strip_prefix(&format!("### `[{axis}]` with `kind = \"")));
+        let kinds: Vec<&str> = kinds.map(|rest| rest.trim_end_matches("\"`")).collect();
+        assert!(kinds.len() >= 2, "{axis}: {kinds:?}");
+        for kind in kinds {
+            let line = listing.lines().find(|line| line.trim_start().starts_with(&format!("{kind} ")));
+            assert!(line.is_some_and(|line| line.trim().len() > kind.len() + 10), "{axis}.kind = {kind}: {listing}");
+        }
+    }
+    assert!(listing.contains("\n  nano-diffusion-nft "), "{listing}");
+}
+
+#[test]
+fn a_recipe_runs_by_its_name_from_any_folder() {
+    let root = tempfile::tempdir().expect("a folder");
+    let config = |name: &str| succeed(elbow(["config", name]).current_dir(root.path()));
+    // This one extends a second, which extends a third.
+    let cispo = config("nano-cispo");
+    assert!(cispo.contains("kind = \"cispo\"") && cispo.contains("deviation = \"group\""), "{cispo}");
+    assert_eq!(cispo, config("nano-cispo.toml"));
+    // A file of that name comes first.
+    std::fs::write(root.path().join("nano-cispo.toml"), "extends = \"nano-geneval.toml\"\nseed = 7").expect("written");
+    assert!(config("nano-cispo.toml").contains("seed = 7"));
+}
+
+#[test]
+fn a_plan_says_passes_seconds_and_memory() {
+    let plan = |changes: &[&str]| {
+        let small = ["batch.groups=4", "batch.group_size=6", "batch.rows=2", "sampler.steps=2", "epochs=10"];
+        succeed(elbow(["plan"]).args(sets(&small)).args(sets(changes)))
+    };
+    let plain = plan(&["kl.weight=0"]);
+    assert!(plain.contains("4 prompts × 6 images, 1 update(s)"), "{plain}");
+    assert!(plain.contains("2 forward passes to draw it; 1 × 1 forward and 1 × 1 backward to train on it"), "{plain}");
+    let guided = plan(&["sampler.guidance=2", "kl.weight=1", "batch.updates=2"]);
+    assert!(guided.contains("4 forward passes to draw it; 1 × 6 forward and 1 × 2 backward"), "{guided}");
+    for line in ["time an epoch", "time in all", "10 epochs, and 2 evaluations", "MiB at the peak"] {
+        assert!(plain.contains(line), "{line}: {plain}");
+    }
+}
+
+#[test]
+fn a_run_is_compared_with_its_plan() {
+    let compared = succeed(elbow(["plan", "--run"]).arg(finished()));
+    assert!(compared.contains("s an epoch, the median of 4: the plan is"), "{compared}");
+}
