@@ -133,15 +133,18 @@ impl<'a> Evaluation<'a> {
     /// `[N]`, with gradient; `None` unless the likelihood is that of steps.
     pub fn steps(&self) -> Option<(&Transitions, Tensor<1>)> {
         let steps = self.query.transitions.as_ref()?;
-        let shift = wide(self.velocity() - self.behavior_velocity());
         let scale = steps.slope.clone().square() / (steps.std.clone().square() * 2.0);
-        Some((steps, gaussian::mean(shift.square()) * scale))
+        Some((steps, self.distance() * scale))
     }
 
     /// mean ‖v_θ − v_b‖² and the same of clean samples, `[B]`, with gradient.
     pub fn proximity(&self, clean: bool) -> Tensor<1> {
-        let difference = wide(self.velocity() - self.behavior_velocity());
-        let rows = gaussian::mean(difference.square());
+        let rows = self.distance();
         self.mean(if clean { rows * self.query.gain.clone().square() } else { rows })
+    }
+
+    /// mean ‖v_θ − v_b‖² of every draw `[N]`, with gradient.
+    fn distance(&self) -> Tensor<1> {
+        gaussian::mean(wide(self.velocity() - self.behavior_velocity()).square())
     }
 }

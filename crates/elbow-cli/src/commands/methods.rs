@@ -31,10 +31,9 @@ pub fn run(_: &Args) {
 }
 
 fn listing() -> String {
-    let mut out = String::new();
+    let (fields, mut out) = (schema::fields(), String::new());
     for (title, path) in AXES {
         let _ = writeln!(out, "{title} ({}.kind)", path.join("."));
-        let fields = schema::fields();
         let variants = variants(&fields, path).expect("invariant: every axis is a section with a kind");
         table(&variants, &mut out);
         out += "\n";

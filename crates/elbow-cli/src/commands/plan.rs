@@ -10,6 +10,7 @@ use anyhow::Result;
 use elbow::{
     advantage::{AdvantageKind, Grouped},
     config::{Batch, Config},
+    sampler::Sampling,
     train::Trainer,
 };
 use elbow_runlog::{RunFolder, metrics};
@@ -76,10 +77,9 @@ fn calibrate(recipe: &Recipe, session: &Session) -> Result<Measured> {
     let draw = seconds(|| trainer.draw(&()).map(drop))?;
     let count = drawn.rewards.rewards.len();
     let rewards = Grouped { rewards: (0..count).map(|i| Some((i % 2) as f64)).collect(), ..drawn.rewards };
-    let off_policy = recipe.method.batch.updates > 1 || recipe.method.behavior.max > 0.0;
     let mut trained = 0;
     let train = seconds(|| {
-        if off_policy {
+        if off_policy(&recipe.method) {
             // Behavior weights that differ, so that their forward passes are not saved.
             trainer.state.behavior.values_mut()[0] += 1e-3;
         }
@@ -87,6 +87,16 @@ fn calibrate(recipe: &Recipe, session: &Session) -> Result<Measured> {
         Ok(())
     })?;
     Ok(Measured { draw: draw / count as f64, train: train / trained.max(1) as f64 })
+}
+
+/// Whether some updates see behavior weights that differ from the current ones.
+fn off_policy(method: &Config) -> bool {
+    method.batch.updates > 1 || method.behavior.max > 0.0
+}
+
+/// Forward passes at a point: two with guidance.
+fn branches(sampling: &Sampling) -> usize {
+    if sampling.guidance.to_bits() == 1f64.to_bits() { 1 } else { 2 }
 }
 
 /// Mean seconds of a run, after one that does not count.
@@ -118,10 +128,8 @@ impl Plan {
         let images = method.batch.groups * method.batch.group_size;
         let trained =
             if matches!(method.advantage, AdvantageKind::BestWorst(_)) { 2 * method.batch.groups } else { images };
-        let passes =
-            |steps: usize, guidance: f64| steps as f64 * if guidance.to_bits() == 1f64.to_bits() { 1.0 } else { 2.0 };
-        let longer =
-            passes(eval.sampler.steps, eval.sampler.guidance) / passes(method.sampler.steps, method.sampler.guidance);
+        let passes = |sampling: &Sampling| (sampling.steps * branches(sampling)) as f64;
+        let longer = passes(&eval.sampler) / passes(&method.sampler);
         let between = method.epochs.checked_div(eval.every).unwrap_or(0);
         Self {
             draw: per_image.draw * images as f64,
@@ -134,9 +142,9 @@ impl Plan {
     fn text(&self, recipe: &Recipe) -> String {
         let method = &recipe.method;
         let Batch { groups, group_size, updates, .. } = method.batch;
-        let guided = if method.sampler.guidance.to_bits() == 1f64.to_bits() { 1 } else { 2 };
+        let guided = branches(&method.sampler);
         let points = method.likelihood.count(&method.sampler, method.schedule);
-        let behavior = usize::from(updates > 1 || method.behavior.max > 0.0);
+        let behavior = usize::from(off_policy(method));
         let reference = usize::from(method.kl.weight > 0.0);
         let mut out = String::new();
         let epoch = self.draw + self.train;

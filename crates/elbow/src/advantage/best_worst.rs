@@ -13,10 +13,7 @@ pub struct BestWorst {}
 impl Advantage for BestWorst {
     fn advantages(&self, batch: &Grouped) -> Vec<Option<f64>> {
         let mut advantages = vec![None; batch.rewards.len()];
-        for group in 0..batch.moments().len() {
-            let rewarded = |(i, reward): (usize, &Option<f64>)| reward.map(|r| (i, r));
-            let members = batch.rewards.iter().enumerate().filter(|(i, _)| batch.groups[*i] == group);
-            let members: Vec<(usize, f64)> = members.filter_map(rewarded).collect();
+        for members in batch.members() {
             // `max_by` takes the last of equals, and this is in reverse.
             let best = members.iter().rev().max_by(|a, b| a.1.total_cmp(&b.1));
             let worst = members.iter().min_by(|a, b| a.1.total_cmp(&b.1));

@@ -50,13 +50,13 @@ impl Default for PerPrompt {
 impl Advantage for PerPrompt {
     fn advantages(&self, batch: &Grouped) -> Vec<Option<f64>> {
         let total = batch.total();
-        let moments = |group: usize| {
-            let members = batch.rewards.iter().zip(&batch.groups).filter(|(_, g)| **g == group).filter_map(|(r, _)| *r);
-            let known: Vec<f64> = batch.earlier.get(group).into_iter().flatten().copied().chain(members).collect();
+        let moments = |(group, members): (usize, Vec<(usize, f64)>)| {
+            let now = members.into_iter().map(|(_, reward)| reward);
+            let known: Vec<f64> = batch.earlier.get(group).into_iter().flatten().copied().chain(now).collect();
             let recent = &known[known.len().saturating_sub(self.buffer)..];
             if recent.len() < self.min_count { total } else { Moments::of(recent) }
         };
-        let moments: Vec<Moments> = (0..batch.moments().len()).map(moments).collect();
+        let moments: Vec<Moments> = batch.members().into_iter().enumerate().map(moments).collect();
         let standardize = |r: f64, m: Moments| ((r - m.mean) / (m.std + 1e-6)).clamp(-5.0, 5.0);
         batch.rewards.iter().zip(&batch.groups).map(|(r, &g)| r.map(|r| standardize(r, moments[g]))).collect()
     }

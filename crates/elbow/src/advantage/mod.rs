@@ -64,12 +64,18 @@ impl Moments {
 impl Grouped {
     /// Moments of each group, missing rewards left out.
     pub fn moments(&self) -> Vec<Moments> {
+        let of = |members: Vec<(usize, f64)>| Moments::of(&members.into_iter().map(|(_, r)| r).collect::<Vec<_>>());
+        self.members().into_iter().map(of).collect()
+    }
+
+    /// Samples and rewards of each group, missing rewards left out.
+    fn members(&self) -> Vec<Vec<(usize, f64)>> {
         let count = self.groups.iter().max().map_or(0, |m| m + 1);
         let mut members = vec![Vec::new(); count];
-        for (&group, reward) in self.groups.iter().zip(&self.rewards) {
-            members[group].extend(*reward);
+        for (i, (&group, reward)) in self.groups.iter().zip(&self.rewards).enumerate() {
+            members[group].extend(reward.map(|r| (i, r)));
         }
-        members.iter().map(|values| Moments::of(values)).collect()
+        members
     }
 
     /// Moments of the whole batch.

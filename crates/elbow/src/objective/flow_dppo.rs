@@ -4,12 +4,8 @@
 //!
 //! The divergence of the two Gaussian steps decides in place of the ratio of one sample, which noise alone can push out of a range.
 
-use super::{Objective, Setting, positive};
-use crate::{
-    evaluation::Evaluation,
-    gaussian::Reduction,
-    likelihood::{Density, LikelihoodKind, Trajectory},
-};
+use super::{Objective, Setting, of_steps, positive};
+use crate::evaluation::Evaluation;
 use burn::tensor::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -50,13 +46,6 @@ impl Objective for FlowDppo {
     }
 
     fn problems(&self, setting: &Setting) -> Vec<String> {
-        let steps = matches!(
-            setting.likelihood,
-            LikelihoodKind::Trajectory(Trajectory { reduction: Reduction::Mean, density: Density::Gaussian, .. })
-        );
-        let steps = (!steps).then(|| {
-            "objective `flow-dppo` compares steps: use likelihood `trajectory` with its Gaussian density and reduction \"mean\"".to_owned()
-        });
-        positive([("objective.max_divergence", self.max_divergence)]).chain(steps).collect()
+        positive([("objective.max_divergence", self.max_divergence)]).chain(of_steps("flow-dppo", setting)).collect()
     }
 }

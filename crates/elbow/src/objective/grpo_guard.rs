@@ -6,12 +6,8 @@
 //! below 1, by an amount that depends on the step, and a fixed range hardly ever stops a good image. Adding b and multiplying by s
 //! leaves mean z·(μ_θ − μ_b), z the noise of the step.
 
-use super::{Objective, Setting, positive};
-use crate::{
-    evaluation::Evaluation,
-    gaussian::Reduction,
-    likelihood::{Density, LikelihoodKind, Trajectory},
-};
+use super::{Objective, Setting, of_steps, positive};
+use crate::evaluation::Evaluation;
 use burn::tensor::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -54,16 +50,8 @@ impl Objective for GrpoGuard {
     }
 
     fn problems(&self, setting: &Setting) -> Vec<String> {
-        let steps = matches!(
-            setting.likelihood,
-            LikelihoodKind::Trajectory(Trajectory { reduction: Reduction::Mean, density: Density::Gaussian, .. })
-        );
-        let steps = (!steps).then(|| {
-            "objective `grpo-guard` normalizes the ratios of steps: use likelihood `trajectory` with its Gaussian density and reduction \"mean\""
-                .to_owned()
-        });
         positive([("objective.clip", self.clip), ("objective.max_advantage", self.max_advantage)])
-            .chain(steps)
+            .chain(of_steps("grpo-guard", setting))
             .collect()
     }
 }

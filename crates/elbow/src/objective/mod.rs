@@ -35,7 +35,12 @@ pub use rpg::{Divergence, Rpg};
 pub use sapo::Sapo;
 pub use trajectory_balance::TrajectoryBalance;
 
-use crate::{advantage::AdvantageKind, evaluation::Evaluation, likelihood::LikelihoodKind};
+use crate::{
+    advantage::AdvantageKind,
+    evaluation::Evaluation,
+    gaussian::Reduction,
+    likelihood::{Density, LikelihoodKind, Trajectory},
+};
 use burn::tensor::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -132,6 +137,19 @@ impl ObjectiveKind {
             Self::Dpo(o) => o,
         }
     }
+}
+
+/// A complaint of the objective `name` unless Gaussian steps are scored, by their mean over dimensions.
+fn of_steps(name: &str, setting: &Setting) -> Option<String> {
+    let steps = matches!(
+        setting.likelihood,
+        LikelihoodKind::Trajectory(Trajectory { reduction: Reduction::Mean, density: Density::Gaussian, .. })
+    );
+    (!steps).then(|| {
+        format!(
+            "objective `{name}` compares steps: use likelihood `trajectory` with its Gaussian density and reduction \"mean\""
+        )
+    })
 }
 
 /// A complaint for each parameter that is not above 0; infinity is.
