@@ -1,15 +1,18 @@
 #!/usr/bin/env python3
 """Runs recipes with several seeds and writes what came of it to docs/methods/: a page a recipe, and a table of all.
 
-    python3 benches/methods.py nano-geneval nano-diffusion-nft --seeds 3 --epochs 30
+    python3 benches/methods.py nano-geneval nano-diffusion-nft --seeds 3 --set epochs=30
 
 Needs the release build and Python 3.9 alone. Runs are kept in --runs; what is finished there is not run again, and what was
-cut off goes on where it stopped, so the same command may be given until it is through.
+cut off goes on where it stopped, so the same command may be given until it is through. `--jobs 2` runs two at a time, each on
+one thread: the numbers are the same, the times are not. Without --seeds nothing is run: pages are made of what is there.
 """
 
 import argparse
+import concurrent.futures
 import json
 import math
+import os
 import statistics
 import subprocess
 from pathlib import Path
@@ -18,26 +21,37 @@ ROOT = Path(__file__).resolve().parent.parent
 TASKS = ["single_object", "two_object", "counting", "colors", "position", "color_attr"]
 # Two-sided 95 % quantiles of Student's t by degrees of freedom.
 T95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
+MADE = "<!-- Made by benches/methods.py -->"
+
+
+def folder(recipe, seed, args):
+    return Path(args.runs) / f"{recipe}-seed{seed}"
 
 
 def run(recipe, seed, args):
-    """The folder of a finished run."""
-    folder = Path(args.runs) / f"{recipe}-{args.epochs}-seed{seed}"
-    changes = [f"seed={seed}", f"epochs={args.epochs}", f"eval.measure.every={args.every}", "keep.checkpoint_every=10"]
-    if not (folder / "result.json").exists():
-        begin = ["--resume", str(folder)] if folder.exists() else [recipe, "--run", str(folder)]
-        sets = [] if folder.exists() else [part for change in changes for part in ("--set", change)]
-        print(f"{recipe}, seed {seed}", flush=True)
-        subprocess.run([args.elbow, "train", *begin, *sets], check=True, stdout=subprocess.DEVNULL)
-    return folder
+    """Begins, or goes on with, a run; what a run says when it fails is kept beside it."""
+    place = folder(recipe, seed, args)
+    if (place / "result.json").exists():
+        return
+    begin = ["--resume", str(place)] if (place / "config.toml").exists() else [recipe, "--run", str(place)]
+    changes = [] if "--resume" in begin else [f"seed={seed}", *args.set]
+    sets = [part for change in changes for part in ("--set", change)]
+    threads = {"RAYON_NUM_THREADS": "1"} if args.jobs > 1 else {}
+    done = subprocess.run([args.elbow, "train", *begin, *sets], env={**os.environ, **threads}, capture_output=True, text=True)
+    print(f"{recipe}, seed {seed}: {'finished' if done.returncode == 0 else done.stderr.strip()}", flush=True)
+    if done.returncode != 0 and place.exists():
+        (place / "failure.txt").write_text(done.stderr)
 
 
-def records(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+def records(place):
+    return [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
 
 
 def interval(values):
     """Mean, and half the width of its 95 % interval where there are several."""
+    values = [v for v in values if v is not None]
+    if not values:
+        return "missing"
     mean = statistics.fmean(values)
     if len(values) < 2:
         return f"{mean:.3f}"
@@ -45,74 +59,113 @@ def interval(values):
     return f"{mean:.3f} ± {half:.3f}"
 
 
-def curve(folders):
-    """Held-out score, training reward and judge by epoch: epoch -> column -> one value a seed."""
+def curve(folders, names):
+    """By epoch with an evaluation: column -> one value a seed."""
     rows = {}
-    for folder in folders:
-        measured = [r["epoch"] for r in records(folder) if "eval_reward_geneval" in r]
-        for record in records(folder):
-            for name in ("eval_reward_geneval", "eval_reward_judge", "reward_geneval"):
-                if record["epoch"] in measured and record.get(name) is not None:
-                    rows.setdefault(record["epoch"], {}).setdefault(name, []).append(record[name])
+    for place in folders:
+        for record in records(place):
+            if "eval_reward_geneval" in record:
+                for name in names:
+                    rows.setdefault(record["epoch"], {}).setdefault(name, []).append(record.get(name))
     return dict(sorted(rows.items()))
 
 
-def seconds(folder):
-    times = [r["time_rollout"] + r["time_update"] for r in records(folder) if "time_rollout" in r]
+def seconds(place):
+    times = [r["time_rollout"] + r["time_update"] for r in records(place) if "time_rollout" in r]
     return statistics.median(times)
 
 
-def page(recipe, folders, args):
-    header = []
+def header(recipe):
+    lines = []
     for line in (ROOT / "recipes" / f"{recipe}.toml").read_text().splitlines():
         if not line.startswith("#"):
             break
-        header.append(line[1:].strip())
+        lines.append(line[1:].strip())
+    return lines
+
+
+def verdict(bases, tuned):
+    """One sentence, from the differences of each seed."""
+    gains = [t - b for t, b in zip(tuned, bases)]
+    if all(g > 0.02 for g in gains):
+        return f"It learns: {interval(gains)} above the base."
+    if all(g < -0.02 for g in gains):
+        return f"**It makes the model worse here**, in so many epochs: {interval(gains)} against the base."
+    return f"**It does not learn here**, or not with every seed, in so many epochs: {interval(gains)} against the base."
+
+
+def page(recipe, folders, args):
     results = [json.loads((f / "result.json").read_text()) for f in folders]
-    base = [r["base"]["eval_reward_geneval"] for r in results]
-    tuned = [r["tuned"]["eval_reward_geneval"] for r in results]
-    judge = [r["tuned"]["eval_reward_judge"] for r in results]
-    learns = all(t > b + 0.02 for t, b in zip(tuned, base))
-    lines = [f"# {recipe}", "", "<!-- Made by benches/methods.py -->", "", *header, ""]
-    lines += [f"Measured with {len(folders)} seed(s), {args.epochs} epochs of {seconds(folders[0]):.1f} s (median of seed 0; other work may have run).", ""]
-    if not learns:
-        lines += ["**It does not learn here**, or not with every seed, in so many epochs.", ""]
-    lines += ["| seed | base | tuned | judge, tuned |", "|---|---|---|---|"]
+    jpeg = "eval_reward_jpeg" in results[0]["tuned"]
+    score = "eval_reward_jpeg" if jpeg else "eval_reward_geneval"
+    of = lambda which, name: [r[which].get(name) for r in results]
+    base, tuned, judge = of("base", score), of("tuned", score), of("tuned", "eval_reward_judge")
+    epochs = max(r["epoch"] for r in records(folders[0]))
+    lines = [f"# {recipe}", "", MADE, "", *header(recipe), ""]
+    changes = ", ".join(f"`{change}`" for change in args.set) or "none"
+    lines += [f"Measured: {len(folders)} seed(s), {epochs} epochs; changes to the recipe: {changes}. {verdict(base, tuned)}", ""]
+    what = "JPEG reward" if jpeg else "strict score"
+    lines += [f"| seed | {what}, base | tuned | judge, tuned |", "|---|---|---|---|"]
     lines += [f"| {i} | {b:.3f} | {t:.3f} | {j:.3f} |" for i, (b, t, j) in enumerate(zip(base, tuned, judge))]
-    lines += ["", "By task, tuned, mean of the seeds:", "", "| " + " | ".join(TASKS) + " |", "|" + "---|" * len(TASKS)]
+    lines += ["", "Strict score by task, tuned, mean of the seeds:", "", "| " + " | ".join(TASKS) + " |", "|" + "---|" * len(TASKS)]
     by_task = [statistics.fmean(r["tuned"][f"eval_reward_geneval_{task}"] for r in results) for task in TASKS]
     lines += ["| " + " | ".join(f"{v:.2f}" for v in by_task) + " |", ""]
-    rows = curve(folders)
-    lines += ["Held-out curve:", "", "| epoch | strict score | judge | training reward |", "|---|---|---|---|"]
+    columns = {score: f"held-out {what}", "eval_reward_geneval": "held-out strict score", "eval_reward_judge": "judge"}
+    columns["reward_jpeg" if jpeg else "reward_geneval"] = "training reward"
+    rows = curve(folders, columns)
+    lines += ["Held-out curve, with 95 % intervals over seeds:", "", "| epoch | " + " | ".join(columns.values()) + " |"]
+    lines += ["|" + "---|" * (len(columns) + 1)]
     for epoch, row in rows.items():
-        cells = [interval(row[n]) if n in row else "" for n in ("eval_reward_geneval", "eval_reward_judge", "reward_geneval")]
+        cells = ["" if all(v is None for v in row[name]) else interval(row[name]) for name in columns]
         lines.append(f"| {epoch} | " + " | ".join(cells) + " |")
-    summary = (recipe, interval(base), interval(tuned), interval(judge), len(folders), args.epochs, seconds(folders[0]))
-    return "\n".join(lines) + "\n", summary
+    return "\n".join(lines) + "\n", (recipe, what, interval(base), interval(tuned), interval(judge), len(folders), epochs)
+
+
+def failed_page(recipe, seeds, args):
+    told = [(folder(recipe, s, args) / "failure.txt") for s in seeds]
+    told = sorted({t.read_text().strip().splitlines()[-1] for t in told if t.exists()})
+    return "\n".join([f"# {recipe}", "", MADE, "", *header(recipe), "", f"**{len(seeds)} run(s) stopped:**", "", *told, ""])
+
+
+def write(recipes, args):
+    """A page for each recipe with finished runs, and the table of all."""
+    out, table = Path(args.out), []
+    out.mkdir(parents=True, exist_ok=True)
+    for recipe in recipes:
+        seeds = range(args.seeds or 10)
+        done = [folder(recipe, s, args) for s in seeds if (folder(recipe, s, args) / "result.json").exists()]
+        failed = [s for s in seeds if (folder(recipe, s, args) / "failure.txt").exists() and folder(recipe, s, args) not in done]
+        if done:
+            text, summary = page(recipe, done, args)
+            table.append(summary)
+        elif failed:
+            text = failed_page(recipe, failed, args)
+        else:
+            continue
+        if done and failed:
+            text += "\n" + failed_page(recipe, failed, args).split("\n", 6)[-1]
+        (out / f"{recipe}.md").write_text(text)
+    lines = ["# Methods, measured", "", MADE, ""]
+    changes = ", ".join(f"`{change}`" for change in args.set) or "none"
+    lines += [f"Held-out prompts of the embedded world, with 95 % intervals over seeds. Changes to every recipe: {changes}.", ""]
+    lines += ["| recipe | measure | base | tuned | judge, tuned | seeds | epochs |", "|---|---|---|---|---|---|---|"]
+    lines += [f"| [{r}]({r}.md) | {w} | {b} | {t} | {j} | {n} | {e} |" for r, w, b, t, j, n, e in table]
+    (out / "README.md").write_text("\n".join(lines) + "\n")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="+")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--every", type=int, default=10, help="epochs between evaluations")
+    parser.add_argument("--seeds", type=int, default=0)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="changes to every recipe")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--elbow", default=str(ROOT / "target/release/elbow"))
     parser.add_argument("--runs", default="runs/methods")
     parser.add_argument("--out", default=str(ROOT / "docs/methods"))
     args = parser.parse_args()
-    out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
-    table = []
-    for recipe in args.recipes:
-        text, summary = page(recipe, [run(recipe, seed, args) for seed in range(args.seeds)], args)
-        (out / f"{recipe}.md").write_text(text)
-        table.append(summary)
-        lines = ["# Methods, measured", "", "<!-- Made by benches/methods.py -->", ""]
-        lines += ["Strict scores on held-out prompts of the embedded world, with 95 % intervals over seeds where there are several.", ""]
-        lines += ["| recipe | base | tuned | judge, tuned | seeds | epochs | s an epoch |", "|---|---|---|---|---|---|---|"]
-        lines += [f"| [{r}]({r}.md) | {b} | {t} | {j} | {n} | {e} | {s:.1f} |" for r, b, t, j, n, e, s in table]
-        (out / "README.md").write_text("\n".join(lines) + "\n")
+    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(lambda job: run(*job, args), [(r, s) for r in args.recipes for s in range(args.seeds)]))
+    write(args.recipes, args)
 
 
 if __name__ == "__main__":

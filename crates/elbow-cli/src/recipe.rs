@@ -12,7 +12,7 @@ use elbow::{
     eval::EvalConfig,
 };
 use elbow_models::{lora::LoraConfig, policy::Tuning};
-use elbow_rewards::geneval::Mode;
+use elbow_rewards::{geneval::Mode, jpeg::Aim};
 use elbow_world::prompts::TaskWeights;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -122,6 +122,12 @@ pub enum RewardConfig {
         /// Give a wrong position half credit, as the upstream reward does by mistake.
         #[serde(default)]
         upstream_position_quirk: bool,
+    },
+    /// Size of the JPEG file at quality 95, in kB (arXiv 2305.13301).
+    Jpeg {
+        /// Which size is better.
+        #[serde(default)]
+        aim: Aim,
     },
 }
 

@@ -13,21 +13,31 @@ use elbow::{
     noise::Key,
     params::Params,
     policy::Policy,
+    prediction::{Predicting, Prediction},
     prompts::{self, PromptSource},
+    schedule::Schedule,
     train::Observer,
 };
 use elbow_models::{mmdit::MmditConfig, policy::MmditPolicy};
-use elbow_rewards::geneval::{GenEval, Mode};
+use elbow_rewards::{
+    geneval::{GenEval, Mode},
+    jpeg::Jpeg,
+};
 use elbow_world::{SceneDetector, SceneJudge, encoder::WordCodes, prompts::TrainPrompts};
+use safetensors::SafeTensors;
 use std::path::Path;
 
-/// The embedded base model.
+/// The embedded base models: one for each path from data to noise.
 const NANO: &[u8] = include_bytes!("../../../assets/nano.safetensors");
+const NANO_VP: &[u8] = include_bytes!("../../../assets/nano-vp.safetensors");
+
+/// The nano model as a policy.
+pub type Nano = Predicting<MmditPolicy>;
 
 /// What a command works with.
 pub struct Session {
     /// The policy under training or test.
-    pub policy: MmditPolicy,
+    pub policy: Nano,
     /// Prompts to train on.
     pub train: Box<dyn PromptSource>,
     /// Prompts to evaluate on.
@@ -50,17 +60,18 @@ impl Session {
         let device = Device::flex();
         let (policy, base_hash) = policy(recipe, &device)?;
         let (train, test, listing) = prompt_lists(recipe, &policy)?;
-        let RewardConfig::Geneval { mode, upstream_position_quirk } = recipe.setting.reward;
-        let mut reward = GenEval::new(SceneDetector::new(), mode);
-        reward.rules.upstream_position_quirk = upstream_position_quirk;
         let mut judge = GenEval::new(SceneJudge::new(), Mode::Strict);
         judge.name = "judge".into();
         let mut dense = GenEval::new(SceneDetector::new(), Mode::Dense);
         dense.name = "geneval_dense".into();
-        let measures: Vec<Box<dyn Reward>> =
+        let mut measures: Vec<Box<dyn Reward>> =
             vec![Box::new(GenEval::new(SceneDetector::new(), Mode::Strict)), Box::new(judge), Box::new(dense)];
+        let reward = reward(recipe);
+        if measures.iter().all(|measure| measure.name() != reward.name()) {
+            measures.push(self::reward(recipe));
+        }
         let prompts_hash = machine::sha256(listing.as_bytes());
-        Ok(Self { policy, train, test, reward: Box::new(reward), measures, base_hash, prompts_hash, device })
+        Ok(Self { policy, train, test, reward, measures, base_hash, prompts_hash, device })
     }
 
     /// Measures the policy under `params` (`None`: the base) on the held-out prompts.
@@ -74,7 +85,18 @@ impl Session {
     }
 }
 
-fn policy(recipe: &Recipe, device: &Device) -> Result<(MmditPolicy, String)> {
+fn reward(recipe: &Recipe) -> Box<dyn Reward> {
+    match recipe.setting.reward {
+        RewardConfig::Geneval { mode, upstream_position_quirk } => {
+            let mut reward = GenEval::new(SceneDetector::new(), mode);
+            reward.rules.upstream_position_quirk = upstream_position_quirk;
+            Box::new(reward)
+        }
+        RewardConfig::Jpeg { aim } => Box::new(Jpeg { aim }),
+    }
+}
+
+fn policy(recipe: &Recipe, device: &Device) -> Result<(Nano, String)> {
     let (weights, tuning) = match &recipe.setting.model {
         Model::Nano { weights, tuning } => (weights.as_deref(), tuning.clone()),
         Model::Diffusers { path, .. } => {
@@ -84,22 +106,47 @@ fn policy(recipe: &Recipe, device: &Device) -> Result<(MmditPolicy, String)> {
             ));
         }
     };
+    let schedule = recipe.method.schedule;
     let bytes = match weights {
-        None => NANO.to_vec(),
+        None if schedule == Schedule::RectifiedFlow => NANO.to_vec(),
+        None => NANO_VP.to_vec(),
         Some(path) => std::fs::read(path).with_context(|| format!("cannot read weights {}", path.display()))?,
     };
     let config = MmditConfig::default();
     let layout = config.initial(Key::new(0, elbow::noise::Purpose::Initialization, 0));
     let place = weights.map_or_else(|| "the embedded weights".to_owned(), |p| format!("weights {}", p.display()));
     let base = layout.with_values_of(&bytes).with_context(|| format!("cannot use {place}"))?;
+    made_for(&bytes, schedule).with_context(|| format!("cannot use {place}"))?;
     let text = Box::new(WordCodes { device: device.clone() });
-    let policy = MmditPolicy::new(config, base, tuning, text, recipe.method.seed, device);
+    let network = MmditPolicy::new(config, base, tuning, text, recipe.method.seed, device);
+    let policy = Predicting { network, prediction: Prediction::customary(schedule), schedule };
     Ok((policy, machine::sha256(&bytes)))
+}
+
+/// An error if the weights say that they were made for another path; files made elsewhere say nothing.
+fn made_for(weights: &[u8], schedule: Schedule) -> Result<()> {
+    let (_, metadata) = SafeTensors::read_metadata(weights)?;
+    let made = metadata.metadata().as_ref().and_then(|entries| entries.get("elbow"));
+    let Some(made) = made.and_then(|text| serde_json::from_str::<serde_json::Value>(text).ok()) else { return Ok(()) };
+    // Before there were several, it went without saying.
+    let path = &made["pretrain"]["config"]["schedule"];
+    let path = if path.is_null() { Schedule::RectifiedFlow } else { serde_json::from_value(path.clone())? };
+    if path == schedule {
+        return Ok(());
+    }
+    Err(Hint::error(
+        format!("they were made for {}, and the recipe says {}", written(path), written(schedule)),
+        "set `schedule` to what the weights were made for, or make others with `elbow pretrain --schedule`",
+    ))
+}
+
+fn written(schedule: Schedule) -> String {
+    serde_json::to_string(&schedule).unwrap_or_default()
 }
 
 /// Prompts to train on, prompts to test on, and the text of both for the hash. Prompts of files are known to suit the reward
 /// and the policy; those of the scenes do.
-fn prompt_lists(recipe: &Recipe, policy: &MmditPolicy) -> Result<(Box<dyn PromptSource>, Vec<Prompt>, String)> {
+fn prompt_lists(recipe: &Recipe, policy: &Nano) -> Result<(Box<dyn PromptSource>, Vec<Prompt>, String)> {
     let listing = |train: &[Prompt], test: &[Prompt]| serde_json::to_string(&(train, test));
     match &recipe.setting.prompts {
         PromptsConfig::Scenes { weights } => {
@@ -109,17 +156,19 @@ fn prompt_lists(recipe: &Recipe, policy: &MmditPolicy) -> Result<(Box<dyn Prompt
             Ok((Box::new(ScenePrompts(TrainPrompts::new(*weights))), test, listing))
         }
         PromptsConfig::Files { train, test } => {
-            let (train, test) = (prompt_file(train, policy)?, prompt_file(test, policy)?);
+            let reward = &recipe.setting.reward;
+            let (train, test) = (prompt_file(train, policy, reward)?, prompt_file(test, policy, reward)?);
             let listing = listing(&train, &test)?;
             Ok((Box::new(train), test, listing))
         }
     }
 }
 
-fn prompt_file(path: &Path, policy: &MmditPolicy) -> Result<Vec<Prompt>> {
+fn prompt_file(path: &Path, policy: &Nano, reward: &RewardConfig) -> Result<Vec<Prompt>> {
     let place = || format!("cannot use prompt file {}", path.display());
     let prompts = prompts::read(path)?;
-    for prompt in &prompts {
+    let records = matches!(reward, RewardConfig::Geneval { .. });
+    for prompt in prompts.iter().filter(|_| records) {
         elbow_world::Record::try_from(prompt).map_err(|error| {
             let hint = "reward `geneval` wants a .jsonl file whose lines have `prompt`, `tag` and `include`, for example \
                         {\"prompt\": \"a photo of a cat\", \"tag\": \"single_object\", \"include\": [{\"class\": \"cat\", \"count\": 1}]}";

@@ -1,6 +1,12 @@
 //! What a network predicts, turned into velocity, so that nothing else asks.
 
-use crate::schedule::Schedule;
+use crate::{
+    RgbImage,
+    params::{Params, Tensors},
+    policy::{Conditioning, EncodeError, Policy, VelocityField},
+    prompts::Prompt,
+    schedule::{Level, Schedule, per_row},
+};
 use burn::tensor::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -24,12 +30,80 @@ impl Prediction {
     /// With Δ = α σ′ − α′ σ: v = (Δ ε + α′ x) / α from noise and v = (σ′ x − Δ x₀) / σ from the clean sample.
     pub fn velocity(self, schedule: Schedule, x: Tensor<4>, output: Tensor<4>, t: &[f64]) -> Tensor<4> {
         let device = x.device();
-        let row = |f: fn(crate::schedule::Level) -> f64| crate::schedule::per_row(t, &device, |t| f(schedule.level(t)));
+        let row = |f: fn(Level) -> f64| per_row(t, &device, |t| f(schedule.level(t)));
         match self {
             Self::Velocity => output,
             Self::Noise => output * row(|l| l.determinant() / l.alpha) + x * row(|l| l.d_alpha / l.alpha),
             Self::Clean => x * row(|l| l.d_sigma / l.sigma) - output * row(|l| l.determinant() / l.sigma),
         }
+    }
+
+    /// What models of this path customarily predict: velocity on rectified flow (SD3), noise on a variance-preserving path
+    /// (DDPM).
+    pub fn customary(schedule: Schedule) -> Self {
+        match schedule {
+            Schedule::RectifiedFlow => Self::Velocity,
+            Schedule::VariancePreserving { .. } => Self::Noise,
+        }
+    }
+
+    /// How much an error of the velocity moves the network's output, up to sign.
+    pub fn gain(self, level: Level) -> f64 {
+        match self {
+            Self::Velocity => 1.0,
+            Self::Noise => level.noise_gain(),
+            Self::Clean => level.clean_gain(),
+        }
+    }
+}
+
+/// A policy over a network that predicts something other than velocity: `network`'s fields are its raw outputs.
+pub struct Predicting<P> {
+    /// The network.
+    pub network: P,
+    /// What its output means.
+    pub prediction: Prediction,
+    /// On which path.
+    pub schedule: Schedule,
+}
+
+impl<P: Policy> Policy for Predicting<P> {
+    fn latent_shape(&self) -> [usize; 3] {
+        self.network.latent_shape()
+    }
+
+    fn initial(&self) -> Params {
+        self.network.initial()
+    }
+
+    fn bind(&self, trained: Option<&Tensors>) -> Box<dyn VelocityField> {
+        let output = self.network.bind(trained);
+        match self.prediction {
+            Prediction::Velocity => output,
+            prediction => Box::new(Predicted { output, prediction, schedule: self.schedule }),
+        }
+    }
+
+    fn encode(&self, prompts: &[Prompt]) -> Result<Conditioning, EncodeError> {
+        self.network.encode(prompts)
+    }
+
+    fn decode(&self, latents: Tensor<4>) -> Vec<RgbImage> {
+        self.network.decode(latents)
+    }
+}
+
+struct Predicted {
+    output: Box<dyn VelocityField>,
+    prediction: Prediction,
+    schedule: Schedule,
+}
+
+impl VelocityField for Predicted {
+    fn velocity(&self, x: Tensor<4>, t: Tensor<1>, cond: &Conditioning) -> Tensor<4> {
+        let times: Vec<f64> = t.clone().into_data().iter::<f64>().collect();
+        let output = self.output.velocity(x.clone(), t, cond);
+        self.prediction.velocity(self.schedule, x, output, &times)
     }
 }
 
@@ -45,6 +119,14 @@ mod tests {
             let device = burn::tensor::Device::flex();
             let one = |v: f32| Tensor::<4>::full([1, 1, 1, 1], v, &device);
             let (x, v) = (schedule.mix(one(x0), one(e), &[t]), schedule.target(one(x0), one(e), &[t]).into_scalar::<f32>());
+            // An error of 1 in the velocity is an error of `gain` in each output.
+            let off = one(v + 1.0);
+            let level = schedule.level(t);
+            let noise = schedule.noise(x.clone(), off.clone(), t).into_scalar::<f32>() - e;
+            let clean = schedule.clean(x.clone(), off, t).into_scalar::<f32>() - x0;
+            for (kind, moved) in [(Prediction::Velocity, 1.0), (Prediction::Noise, noise), (Prediction::Clean, -clean)] {
+                prop_assert!((kind.gain(level) - f64::from(moved)).abs() < 2e-4 * (1.0 + 1.0 / level.alpha), "{kind:?}: {moved}");
+            }
             for (kind, output) in [(Prediction::Velocity, v), (Prediction::Noise, e), (Prediction::Clean, x0)] {
                 let got = kind.velocity(schedule, x.clone(), one(output), &[t]).into_scalar::<f32>();
                 prop_assert!((got - v).abs() < 1e-4 * (1.0 + v.abs() + got.abs()), "{kind:?}: {got} {v}");

@@ -1,6 +1,7 @@
-//! Flow-matching pre-training: how a base model is made.
+//! Pre-training: how a base model is made.
 //!
-//! Minimizes E‖v_θ(x_t, t) − (α′ x₀ + σ′ ε)‖² over data x₀, noise ε and logit-normal times (arXiv 2403.03206, §3.1).
+//! A network that predicts velocity minimizes E‖v_θ(x_t, t) − (α′ x₀ + σ′ ε)‖² over data x₀, noise ε and logit-normal times
+//! (arXiv 2403.03206, §3.1); one that predicts noise E‖ε_θ(x_t, t) − ε‖² over uniform times (arXiv 2006.11239, eq. 14).
 
 use crate::{
     lanes,
@@ -8,7 +9,8 @@ use crate::{
     optimizer::{Optimizer, OptimizerConfig},
     params::Params,
     policy::{Conditioning, Policy},
-    schedule::Schedule,
+    prediction::Prediction,
+    schedule::{self, Schedule},
 };
 use burn::tensor::{Device, Tensor, TensorData};
 use schemars::JsonSchema;
@@ -18,6 +20,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct PretrainConfig {
+    /// The path from data to noise; it decides what the network predicts ([`Prediction::customary`]).
+    pub schedule: Schedule,
     /// Optimizer steps.
     pub steps: u64,
     /// Images a step.
@@ -39,7 +43,14 @@ impl Default for PretrainConfig {
             max_grad_norm: 1.0,
             ..OptimizerConfig::default()
         };
-        Self { steps: 10_000, batch: 64, ema_decay: 0.999, caption_dropout: 0.1, optimizer }
+        Self {
+            schedule: Schedule::default(),
+            steps: 10_000,
+            batch: 64,
+            ema_decay: 0.999,
+            caption_dropout: 0.1,
+            optimizer,
+        }
     }
 }
 
@@ -75,14 +86,13 @@ impl Pretraining {
         policy: &dyn Policy,
         data: &dyn Data,
         config: &PretrainConfig,
-        schedule: Schedule,
         seed: u64,
         device: &Device,
     ) -> f32 {
         let key = Key::new(seed, Purpose::Pretraining, self.optimizer.step);
         let keys: Vec<Key> = (0..config.batch as u64).map(|i| key.sample(i)).collect();
         let parts: Vec<&[Key]> = keys.chunks(PART).collect();
-        let compute = |i: usize| self.gradient(policy, data, config, schedule, parts[i], device);
+        let compute = |i: usize| self.gradient(policy, data, config, parts[i], device);
         let (mut gradient, mut loss) = (self.params.zeros_like(), 0.0);
         lanes::in_order(parts.len(), compute, |(part, part_loss)| {
             gradient.add(&part);
@@ -103,13 +113,14 @@ impl Pretraining {
         policy: &dyn Policy,
         data: &dyn Data,
         config: &PretrainConfig,
-        schedule: Schedule,
         keys: &[Key],
         device: &Device,
     ) -> (Params, f32) {
         let uniforms = |draw| keys.iter().map(move |k| k.draw(draw).uniforms().next().expect("invariant: endless"));
         let drop: Vec<bool> = uniforms(1).map(|u| u < config.caption_dropout).collect();
-        let times: Vec<f64> = keys.iter().map(|k| logit_normal(k.draw(2))).collect();
+        let schedule = config.schedule;
+        let prediction = Prediction::customary(schedule);
+        let times: Vec<f64> = keys.iter().map(|k| time(prediction, k.draw(2))).collect();
         let (clean, cond) = data.batch(keys, &drop);
         let noise = noise::normal(keys.iter().map(|k| k.draw(3)), policy.latent_shape(), device);
         let leaves = self.params.tensors(&device.clone().autodiff());
@@ -117,6 +128,7 @@ impl Pretraining {
         let t: Vec<f32> = times.iter().map(|&t| t as f32).collect();
         let t = Tensor::from_data(TensorData::new(t, [keys.len()]), device);
         let error = policy.bind(Some(&leaves)).velocity(x, t, &cond) - schedule.target(clean, noise, &times);
+        let error = error * schedule::per_row(&times, device, |t| prediction.gain(schedule.level(t)));
         let loss = error.square().mean() * (keys.len() as f64 / config.batch as f64);
         let mut gradient = self.params.zeros_like();
         gradient.add_gradients(&leaves, &mut loss.backward());
@@ -124,8 +136,12 @@ impl Pretraining {
     }
 }
 
-/// The logistic function of a standard normal number: times dense in the middle, where learning is hardest.
-fn logit_normal(key: Key) -> f64 {
+/// Times for velocities are logistic functions of standard normal numbers, dense in the middle, where learning is hardest;
+/// times for noise are uniform above the smallest training level.
+fn time(prediction: Prediction, key: Key) -> f64 {
+    if prediction == Prediction::Noise {
+        return 1e-3 + (1.0 - 1e-3) * key.uniforms().next().expect("invariant: endless");
+    }
     let mut z = Vec::with_capacity(1);
     key.extend_normals(1, &mut z);
     1.0 / (1.0 + (-f64::from(z[0])).exp())

@@ -29,12 +29,20 @@ pub enum Schedule {
 }
 
 fn beta_min() -> f64 {
-    0.1
+    BETA_MIN
 }
 
 fn beta_max() -> f64 {
-    20.0
+    BETA_MAX
 }
+
+impl Schedule {
+    /// The usual rates of a variance-preserving path (arXiv 2011.13456).
+    pub const VARIANCE_PRESERVING: Self = Self::VariancePreserving { beta_min: BETA_MIN, beta_max: BETA_MAX };
+}
+
+const BETA_MIN: f64 = 0.1;
+const BETA_MAX: f64 = 20.0;
 
 /// α, σ and their derivatives at one time.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -58,6 +66,11 @@ impl Level {
     /// How much an error of the velocity moves the clean sample: x̂₀ − x₀ = −gain · (v̂ − v), gain = σ/Δ.
     pub fn clean_gain(self) -> f64 {
         self.sigma / self.determinant()
+    }
+
+    /// How much an error of the velocity moves the noise: ε̂ − ε = gain · (v̂ − v), gain = α/Δ.
+    pub fn noise_gain(self) -> f64 {
+        self.alpha / self.determinant()
     }
 }
 

@@ -173,6 +173,7 @@ fn more_likelihoods() -> Vec<LikelihoodKind> {
         let normal = Timesteps::LogitNormal { count: 3, mean: 0.5, std: 1.0 };
         all.extend(
             [
+                Elbo { weighting: Weighting::Noise, ..elbo },
                 Elbo { weighting: Weighting::AwmT, ..elbo },
                 Elbo { weighting: Weighting::Huber, ..elbo },
                 Elbo { weighting: Weighting::Ghuber, ..elbo },
@@ -216,7 +217,7 @@ fn stochastic() -> Vec<SamplerKind> {
 /// The further samplers and likelihoods, with an objective of each kind rather than all.
 #[test]
 fn further_samplers_and_likelihoods_have_the_gradient_of_their_formulas() {
-    for (schedule, expected) in [(Schedule::RectifiedFlow, [576, 0]), (VARIANCE_PRESERVING, [192, 384])] {
+    for (schedule, expected) in [(Schedule::RectifiedFlow, [624, 0]), (VARIANCE_PRESERVING, [216, 408])] {
         let (mut worst, mut refused) = (Worst::default(), 0);
         // Without an edge, which a finite difference might step over.
         let objectives = [

@@ -1,11 +1,12 @@
 //! `elbow pretrain`: a base model from nothing.
 
-use crate::{failure::Hint, machine, output};
+use crate::{failure::Hint, machine, output, session::Nano};
 use anyhow::{Context, Result};
 use burn::tensor::Device;
 use elbow::{
     noise::{Key, Purpose},
     params::Params,
+    prediction::{Predicting, Prediction},
     pretrain::{PretrainConfig, Pretraining},
     schedule::Schedule,
 };
@@ -19,7 +20,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use std::{
     collections::HashMap,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::atomic::{AtomicBool, Ordering},
 };
 
@@ -28,15 +29,19 @@ use std::{
 #[command(after_help = "Examples:
   elbow pretrain --out base.safetensors               if it is stopped, the same command goes on
   elbow pretrain --steps 2000 --batch 32              a rougher model, sooner
-  elbow train --set model.weights=base.safetensors")]
+  elbow train --set model.weights=base.safetensors
+  elbow pretrain --schedule vp --out vp.safetensors   a model of variance-preserving diffusion, which predicts noise")]
 pub struct Args {
     /// Where the averaged weights go; progress is kept beside it, in a folder that ends in .progress.
     #[arg(long, default_value = "nano.safetensors")]
     out: PathBuf,
-    /// Optimizer steps of the schedule.
+    /// The path from data to noise.
+    #[arg(long, value_enum, default_value = "rf")]
+    schedule: Path,
+    /// Optimizer steps.
     #[arg(long, default_value_t = PretrainConfig::default().steps)]
     steps: u64,
-    /// Stop after this many steps of the schedule and write the weights as they are then.
+    /// Stop after this many of those steps and write the weights as they are then.
     #[arg(long, value_name = "STEPS")]
     until: Option<u64>,
     /// Images a step.
@@ -59,6 +64,24 @@ pub struct Args {
     seed: u64,
 }
 
+/// The paths that a model can be made for.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Path {
+    /// Rectified flow: the network predicts velocity, as SD3's.
+    Rf,
+    /// Variance-preserving diffusion: the network predicts noise, as SD1.5's.
+    Vp,
+}
+
+impl Path {
+    fn schedule(self) -> Schedule {
+        match self {
+            Self::Rf => Schedule::RectifiedFlow,
+            Self::Vp => Schedule::VARIANCE_PRESERVING,
+        }
+    }
+}
+
 /// Steps between saved states.
 const SAVE_EVERY: u64 = 500;
 
@@ -66,7 +89,8 @@ static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 /// Runs the command.
 pub fn run(args: &Args) -> Result<()> {
-    let mut config = PretrainConfig { steps: args.steps, batch: args.batch, ..PretrainConfig::default() };
+    let schedule = args.schedule.schedule();
+    let mut config = PretrainConfig { schedule, steps: args.steps, batch: args.batch, ..PretrainConfig::default() };
     config.optimizer.learning_rate = args.learning_rate;
     let until = args.until.unwrap_or(args.steps).min(args.steps);
     if args.batch == 0 || until == 0 {
@@ -86,7 +110,8 @@ pub fn run(args: &Args) -> Result<()> {
         from = Some(machine::sha256(&bytes));
     }
     let text = Box::new(WordCodes { device: device.clone() });
-    let policy = MmditPolicy::new(network, base, Tuning::Full, text, args.seed, &device);
+    let network = MmditPolicy::new(network, base, Tuning::Full, text, args.seed, &device);
+    let policy = Predicting { network, prediction: Prediction::customary(schedule), schedule };
     let progress = args.out.with_extension("progress");
     let identity = json!({"config": config, "caption_noise": args.caption_noise, "noisy_from": args.noisy_from,
         "from_sha256": from, "seed": args.seed});
@@ -112,7 +137,7 @@ pub fn run(args: &Args) -> Result<()> {
     // One entry: the order of several would differ from run to run, and the file with it.
     let made = json!({"pretrain": identity, "until": until}).to_string();
     let metadata = HashMap::from([("elbow".to_owned(), made)]);
-    write_atomic(&args.out, &policy.merged(&training.ema).to_safetensors_f16(Some(metadata)))?;
+    write_atomic(&args.out, &policy.network.merged(&training.ema).to_safetensors_f16(Some(metadata)))?;
     output::line(&format!("weights in {}", args.out.display()));
     Ok(())
 }
@@ -120,7 +145,7 @@ pub fn run(args: &Args) -> Result<()> {
 /// Takes steps until step `until` or an interrupt. The last state is saved in either case.
 fn steps(
     training: &mut Pretraining,
-    policy: &MmditPolicy,
+    policy: &Nano,
     config: &PretrainConfig,
     data: &SceneData,
     seed: u64,
@@ -132,7 +157,7 @@ fn steps(
     bar.reset_eta();
     let mut smooth = None;
     while training.optimizer.step < until {
-        let loss = training.step(policy, data, config, Schedule::RectifiedFlow, seed, &data.device);
+        let loss = training.step(policy, data, config, seed, &data.device);
         let mean = smooth.map_or(loss, |m: f32| 0.98 * m + 0.02 * loss);
         smooth = Some(mean);
         let step = training.optimizer.step;
@@ -153,7 +178,7 @@ fn steps(
 
 const FILES: [&str; 4] = ["params.safetensors", "ema.safetensors", "adam_first.safetensors", "adam_second.safetensors"];
 
-fn save(folder: &Path, training: &Pretraining, identity: &serde_json::Value) -> Result<()> {
+fn save(folder: &std::path::Path, training: &Pretraining, identity: &serde_json::Value) -> Result<()> {
     std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let params = [&training.params, &training.ema, &training.optimizer.first, &training.optimizer.second];
     let bytes: Vec<Vec<u8>> = params.iter().map(|p| p.to_safetensors(None)).collect();
@@ -162,7 +187,7 @@ fn save(folder: &Path, training: &Pretraining, identity: &serde_json::Value) -> 
     Ok(checkpoint::keep_last(folder, 1)?)
 }
 
-fn resume(folder: &Path, training: &mut Pretraining, identity: &serde_json::Value) -> Result<()> {
+fn resume(folder: &std::path::Path, training: &mut Pretraining, identity: &serde_json::Value) -> Result<()> {
     if !folder.exists() {
         return Ok(());
     }

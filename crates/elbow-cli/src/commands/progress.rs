@@ -43,6 +43,7 @@ impl Bars {
             ("grad_norm".into(), "grad"),
             ("eval_reward_geneval".into(), "held-out"),
             ("eval_reward_judge".into(), "judge"),
+            ("eval_reward_jpeg".into(), "held-out jpeg"),
         ];
         for (key, name) in shown {
             if let Some(value) = number(&key) {

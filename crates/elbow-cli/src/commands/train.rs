@@ -278,8 +278,10 @@ impl<'a> Job<'a> {
         let tiles = |measured: &Measured| super::sample::tiles(measured, 24);
         let image = grid::before_after(("base", &tiles(before)), ("tuned", &tiles(&after)), 6, 4);
         save_png(&self.folder.images().join("before-after.png"), &image)?;
+        let reward = session.reward.name();
         let columns: Vec<(String, _)> = ["geneval", "judge"]
-            .iter()
+            .into_iter()
+            .chain((reward != "geneval").then_some(reward))
             .flat_map(|name| {
                 [(format!("{name} base"), before.summary(name)), (format!("{name} tuned"), after.summary(name))]
             })

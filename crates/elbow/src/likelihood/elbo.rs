@@ -11,6 +11,7 @@
 //! | simple | −mean e² / G² |
 //! | path-kl | −(1 − t)/(t + 10⁻³) mean e² |
 //! | t | −mean d² |
+//! | noise | −mean (α e/Δ)² |
 //! | awm-t | −t mean e² |
 //! | huber | −t (√(mean e² + 10⁻¹⁰) − 10⁻⁵) |
 //! | ghuber | −t ((mean e² + 10⁻¹⁰)^p − 10^(−10p)) / p |
@@ -44,6 +45,8 @@ pub enum Weighting {
     PathKl,
     /// Clean-sample error: t² times the velocity error on rectified flow, which AWM calls `t**2`.
     T,
+    /// Noise error, (ε̂ − ε)²: the loss of DDPM (arXiv 2006.11239, eq. 14) and of reward-weighted regression.
+    Noise,
     /// AWM's `t`: t times the velocity error.
     AwmT,
     /// AWM's: t times the root of the velocity error.
@@ -138,13 +141,13 @@ impl Likelihood for Elbo {
     }
 
     fn refuses(&self, sampling: &Sampling, schedule: Schedule) -> Option<String> {
-        use Weighting::{Adaptive, AwmT, Ghuber, Huber, PathKl, Simple, T};
+        use Weighting::{Adaptive, AwmT, Ghuber, Huber, Noise, PathKl, Simple, T};
         let weighting = match self.weighting {
             PathKl => Some("path-kl"),
             AwmT => Some("awm-t"),
             Huber => Some("huber"),
             Ghuber => Some("ghuber"),
-            Adaptive | Simple | T => None,
+            Adaptive | Simple | T | Noise => None,
         };
         if let Some(name) = weighting.filter(|_| schedule != Schedule::RectifiedFlow) {
             let instead = "is derived for rectified flow; use `simple` or `adaptive` here";
@@ -211,7 +214,7 @@ impl Elbo {
             x,
             t: times(t, &device),
             cond: rollout.cond.clone(),
-            score: self.score(target.clone(), gain.clone(), rollout.sampling.guidance, t),
+            score: self.score(target.clone(), gain.clone(), rollout, t),
             gain,
             target: Some(target),
             transitions: None,
@@ -219,11 +222,12 @@ impl Elbo {
         }
     }
 
-    fn score(self, target: Tensor<4>, gain: Tensor<1>, guidance: f64, t: &[f64]) -> Score {
-        let device = target.device();
+    fn score(self, target: Tensor<4>, gain: Tensor<1>, rollout: &Rollout, t: &[f64]) -> Score {
+        let (device, schedule, guidance) = (target.device(), rollout.schedule, rollout.sampling.guidance);
         let per_row = |f: &dyn Fn(f64) -> f64| rows(&t.iter().map(|&t| f(t)).collect::<Vec<_>>(), &device);
         let path_kl = per_row(&|t| (1.0 - t) / (t + 1e-3));
         let time = per_row(&|t| t);
+        let noise_gain = per_row(&|t| schedule.level(t).noise_gain());
         // Widened before subtracting: an `f32` difference of O(1) numbers would lose what log-ratios of 1e-5 are made of.
         let target = wide(target);
         Box::new(move |velocity| {
@@ -237,6 +241,7 @@ impl Elbo {
                 Weighting::Simple => square / -(guidance * guidance),
                 Weighting::PathKl => -square * path_kl.clone(),
                 Weighting::T => -square * gain.clone().square(),
+                Weighting::Noise => -square * noise_gain.clone().square(),
                 Weighting::AwmT => -square * time.clone(),
                 Weighting::Huber => ((square + FLOOR).sqrt() - FLOOR.sqrt()) * -time.clone(),
                 Weighting::Ghuber => {

@@ -17,11 +17,12 @@ const SHIFT: f64 = 3.0;
 const BEHAVIOR: [f32; 3] = [0.9, -0.7, 0.4];
 const PROMPTS: [f32; ROWS] = [0.3, -0.8, 1.1];
 const SDE: SamplerKind = SamplerKind::FlowSde(FlowSde { noise_level: 0.7 });
-const WEIGHTINGS: [Weighting; 7] = [
+const WEIGHTINGS: [Weighting; 8] = [
     Weighting::Adaptive,
     Weighting::Simple,
     Weighting::PathKl,
     Weighting::T,
+    Weighting::Noise,
     Weighting::AwmT,
     Weighting::Huber,
     Weighting::Ghuber,
@@ -161,6 +162,7 @@ fn one_pixel(weighting: Weighting, t: f64, e: f64, g: f64) -> f64 {
         Weighting::Simple => -e * e / (g * g),
         Weighting::PathKl => -(1.0 - t) / (t + 1e-3) * e * e,
         Weighting::T => -d * d,
+        Weighting::Noise => -((1.0 - t) * e).powi(2),
         Weighting::AwmT => -t * e * e,
         Weighting::Huber => -t * (e.hypot(1e-5) - 1e-5),
         Weighting::Ghuber => -4.0 * t * ((e * e + 1e-10).sqrt().sqrt() - 1e-5f64.sqrt()),

@@ -181,6 +181,13 @@ impl<'a> Formula<'a> {
                     Weighting::Simple => -mean(e(v).map(|e| e * e)) / (g * g),
                     Weighting::PathKl => -(1.0 - t) / (t + 1e-3) * mean(e(v).map(|e| e * e)),
                     Weighting::T => -mean(d(v).map(|d| d * d)),
+                    Weighting::Noise => {
+                        // ε̂ − ε, with ε̂ solved from x and v.
+                        let delta = alpha * d_sigma - d_alpha * sigma;
+                        let noise = |i: usize| (alpha * v[i] - d_alpha * (alpha * x0[i] + sigma * eps[i])) / delta;
+                        let square: Latent = std::array::from_fn(|i| (noise(i) - eps[i]).powi(2));
+                        -mean(square)
+                    }
                     Weighting::AwmT => -t * mean(e(v).map(|e| e * e)),
                     Weighting::Huber => -t * ((mean(e(v).map(|e| e * e)) + 1e-10).sqrt() - 1e-5),
                     Weighting::Ghuber => {

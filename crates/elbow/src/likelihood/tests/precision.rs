@@ -15,6 +15,7 @@ fn elbo(rollout: &Rollout, query: &Query, draw: usize, row: usize, weighting: We
         Weighting::Simple => -square,
         Weighting::PathKl => -(1.0 - t) / (t + 1e-3) * square,
         Weighting::T => -t * t * square,
+        Weighting::Noise => -(1.0 - t) * (1.0 - t) * square,
         Weighting::AwmT => -t * square,
         Weighting::Huber => -t * square.sqrt(),
         Weighting::Ghuber => -4.0 * t * square.sqrt().sqrt(),
