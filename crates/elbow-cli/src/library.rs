@@ -52,6 +52,9 @@ pub const ALL: &[(&str, &str)] = recipes![
     "ablation-8-par-elbo-ode",
     "ablation-9-grpo-elbo-ode",
     "sd3.5-geneval",
+    "sd3.5-flow-grpo",
+    "sd3.5-diffusion-nft",
+    "flux-dance-grpo",
 ];
 
 /// The text of a recipe: that of the file, or where there is none, of the recipe of that name (`nano-geneval` or
