@@ -19,6 +19,7 @@ use elbow::{
 use elbow_models::{
     mmdit::MmditConfig,
     policy::{Network, NetworkPolicy},
+    recompute::Checkpointing,
 };
 use elbow_rewards::geneval::{GenEval, Mode};
 use elbow_world::{SceneDetector, SceneJudge, encoder::WordCodes, prompts::TrainPrompts};
@@ -101,6 +102,7 @@ fn policy(recipe: &Recipe, device: &Device) -> Result<(NetworkPolicy, String)> {
         network: Network::Mmdit(config),
         base: base.tensors(&device.clone().without_autodiff()),
         tuning,
+        checkpointing: Checkpointing::None,
         text,
         seed: recipe.method.seed,
     };

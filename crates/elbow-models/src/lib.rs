@@ -11,3 +11,4 @@ pub mod linear;
 pub mod lora;
 pub mod mmdit;
 pub mod policy;
+pub mod recompute;

@@ -6,6 +6,7 @@ use crate::{
     linear::Weights,
     lora::LoraConfig,
     mmdit::{Mmdit, MmditConfig},
+    recompute::Checkpointing,
 };
 use burn::tensor::Tensor;
 use elbow::{
@@ -57,10 +58,10 @@ impl Network {
     }
 
     /// The network under the given weights.
-    pub fn bind(&self, weights: Weights<'_>) -> Box<dyn VelocityField> {
+    pub fn bind(&self, weights: Weights<'_>, checkpointing: Checkpointing) -> Box<dyn VelocityField> {
         match self {
-            Self::Mmdit(config) => Box::new(Mmdit::new(config, weights)),
-            Self::Flux { config, guidance } => Box::new(Flux::new(config, *guidance, weights)),
+            Self::Mmdit(config) => Box::new(Mmdit::new(config, weights, checkpointing)),
+            Self::Flux { config, guidance } => Box::new(Flux::new(config, *guidance, weights, checkpointing)),
         }
     }
 
@@ -87,6 +88,8 @@ pub struct NetworkPolicy {
     pub base: Tensors,
     /// What is trained.
     pub tuning: Tuning,
+    /// What of a forward pass is kept for the backward pass.
+    pub checkpointing: Checkpointing,
     /// Prompts to embeddings.
     pub text: Box<dyn TextEncoder>,
     /// Decides fresh LoRA factors.
@@ -134,12 +137,18 @@ impl Policy for NetworkPolicy {
     }
 
     fn bind(&self, trained: Option<&Tensors>) -> Box<dyn VelocityField> {
-        let base = &self.base;
-        match (&self.tuning, trained) {
-            (_, None) => self.network.bind(Weights { base, adapter: None }),
-            (Tuning::Full, Some(t)) => self.network.bind(Weights { base: &base.overlaid(t), adapter: None }),
-            (Tuning::Lora(lora), Some(t)) => self.network.bind(Weights { base, adapter: Some((t, lora.scale())) }),
-        }
+        let overlaid;
+        let weights = match (&self.tuning, trained) {
+            (_, None) => Weights { base: &self.base, adapter: None },
+            (Tuning::Full, Some(trained)) => {
+                overlaid = self.base.overlaid(trained);
+                Weights { base: &overlaid, adapter: None }
+            }
+            (Tuning::Lora(lora), Some(trained)) => Weights { base: &self.base, adapter: Some((trained, lora.scale())) },
+        };
+        // Without gradients there is no backward pass.
+        let kept = trained.is_none_or(|trained| !trained.collects_gradients());
+        self.network.bind(weights, if kept { Checkpointing::None } else { self.checkpointing })
     }
 
     fn encode(&self, prompts: &[Prompt]) -> Result<Conditioning, EncodeError> {

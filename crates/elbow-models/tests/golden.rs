@@ -4,12 +4,16 @@
 mod common;
 
 use common::{Golden, Tolerance, close};
-use elbow::noise::{Key, Purpose};
+use elbow::{
+    noise::{Key, Purpose},
+    params::{Entry, Params},
+};
 use elbow_models::{
     flux::FluxConfig,
     lora::LoraConfig,
     mmdit::{MmditConfig, QkNorm},
     policy::Network,
+    recompute::Checkpointing,
 };
 
 /// Relative to the largest value of the reference.
@@ -110,6 +114,43 @@ fn flux_with_guidance() {
 fn flux_without_guidance() {
     let golden = flux(false);
     golden.check("schnell", &golden.weights, None);
+}
+
+/// Recomputing blocks changes no bit of a gradient of LoRA, and those of full fine-tuning by rounding only.
+fn check_recomputation(golden: &Golden, case: &str, targets: &[&str]) {
+    let (factors, scale) = golden.factors(targets);
+    let both = |trained: (&Params, Option<f64>)| {
+        [Checkpointing::None, Checkpointing::Block].map(|c| golden.differentiate(case, trained, c))
+    };
+    let equal = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits());
+    let [kept, recomputed] = both((&factors, Some(scale)));
+    assert!(kept.1.norm() > 1.0, "gradients flow");
+    assert!(equal(&kept.0, &recomputed.0), "{case} output");
+    let differs = |e: &&Entry| !equal(&kept.1.values()[e.range.clone()], &recomputed.1.values()[e.range.clone()]);
+    let different: Vec<&str> = factors.entries().iter().filter(differs).map(|e| e.name.as_str()).collect();
+    assert!(different.is_empty(), "{case}: {different:?}");
+    let [kept, recomputed] = both((&golden.weights, None));
+    assert!(equal(&kept.0, &recomputed.0), "{case} output");
+    for entry in golden.weights.entries() {
+        let [kept, recomputed] = [&kept.1, &recomputed.1].map(|g| &g.values()[entry.range.clone()]);
+        close(&entry.name, recomputed, kept, 1e-5);
+    }
+}
+
+#[test]
+fn recomputed_blocks_of_the_mmdit_have_the_same_gradients() {
+    let targets = attention();
+    let targets: Vec<&str> = targets.iter().map(String::as_str).collect();
+    check_recomputation(&mmdit("plain"), "square", &targets);
+    let targets: Vec<&str> = targets.into_iter().chain(DUAL).collect();
+    check_recomputation(&mmdit("dual"), "narrow", &targets);
+}
+
+#[test]
+fn recomputed_blocks_of_flux_have_the_same_gradients() {
+    let targets = attention();
+    let targets: Vec<&str> = targets.iter().map(String::as_str).chain(FEED_FORWARD).collect();
+    check_recomputation(&flux(true), "dev", &targets);
 }
 
 #[test]

@@ -12,6 +12,7 @@ use elbow::{
 use elbow_models::{
     mmdit::MmditConfig,
     policy::{Network, NetworkPolicy, Tuning},
+    recompute::Checkpointing,
 };
 use elbow_runlog::{checkpoint, write_atomic};
 use elbow_world::{data::SceneData, encoder::WordCodes};
@@ -91,6 +92,7 @@ pub fn run(args: &Args) -> Result<()> {
         network: Network::Mmdit(network),
         base: base.tensors(&device),
         tuning: Tuning::Full,
+        checkpointing: Checkpointing::None,
         text,
         seed: args.seed,
     };

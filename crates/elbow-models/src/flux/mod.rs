@@ -16,6 +16,7 @@ pub(crate) use rope::Rope;
 use crate::{
     linear::{Linear, Weights},
     mmdit::{Block, Head, TimeText, patches, silu},
+    recompute::{Checkpointing, Part},
 };
 use burn::tensor::Tensor;
 use config::PACK;
@@ -30,27 +31,72 @@ pub struct Flux {
     time_text: TimeText,
     context: Linear,
     image: Linear,
-    blocks: Vec<Block>,
-    single_blocks: Vec<SingleBlock>,
+    blocks: Blocks,
     head: Head,
+}
+
+/// What [`Checkpointing`] makes of the blocks; each with those of one stream after those of two.
+#[derive(Clone, Debug)]
+enum Blocks {
+    Kept(Vec<Block>, Vec<SingleBlock>),
+    Recomputed(Vec<Part>, Vec<Part>),
 }
 
 impl Flux {
     /// Builds the network from weights laid out as [`FluxConfig::layout`] says. `guidance` is what a model with
     /// `guidance_embeds` is told (the field trains with 3.5); others have no use for it.
-    pub fn new(config: &FluxConfig, guidance: f64, weights: Weights<'_>) -> Self {
+    pub fn new(config: &FluxConfig, guidance: f64, weights: Weights<'_>, checkpointing: Checkpointing) -> Self {
         let heads = config.num_attention_heads;
-        let block = |i| Block::new(weights, &format!("transformer_blocks.{i}"), heads, false);
-        let single = |i| SingleBlock::new(weights, &format!("single_transformer_blocks.{i}"), heads);
+        let double = (0..config.num_layers).map(|i| format!("transformer_blocks.{i}"));
+        let single = (0..config.num_single_layers).map(|i| format!("single_transformer_blocks.{i}"));
+        let blocks = match checkpointing {
+            Checkpointing::None => Blocks::Kept(
+                double.map(|path| Block::new(weights, &path, heads, false)).collect(),
+                single.map(|path| SingleBlock::new(weights, &path, heads)).collect(),
+            ),
+            Checkpointing::Block => {
+                let part = |path| Part::new(weights, path);
+                Blocks::Recomputed(double.map(part).collect(), single.map(part).collect())
+            }
+        };
         Self {
             guidance,
             time_text: TimeText::new(weights),
             context: Linear::new(weights, "context_embedder"),
             image: Linear::new(weights, "x_embedder"),
-            blocks: (0..config.num_layers).map(block).collect(),
-            single_blocks: (0..config.num_single_layers).map(single).collect(),
+            blocks,
             head: Head::new(weights),
             config: config.clone(),
+        }
+    }
+
+    /// All blocks: `image [N, I, H]`, `text [N, L, H]`, `c [N, H]` → `[N, I + L, H]`, the image first
+    fn through_blocks(&self, mut image: Tensor<3>, mut text: Tensor<3>, c: &Tensor<2>, rope: &Rope) -> Tensor<3> {
+        match &self.blocks {
+            Blocks::Kept(double, single) => {
+                for block in double {
+                    let (next, tokens) = block.forward(image, text, c, Some(rope));
+                    (image, text) = (next, tokens.expect("invariant: no block of FLUX drops the text"));
+                }
+                let joint = Tensor::cat(vec![image, text], 1);
+                single.iter().fold(joint, |joint, block| block.forward(joint, c, rope))
+            }
+            Blocks::Recomputed(double, single) => {
+                let (patches, heads) = (image.dims()[1], self.config.num_attention_heads);
+                let joint = Tensor::cat(vec![image, text], 1);
+                let joint = double.iter().fold(joint, |joint, part| {
+                    let rope = rope.clone();
+                    part.run(joint, c.clone(), move |weights, path, joint, c| {
+                        Block::new(weights, path, heads, false).forward_joint(joint, patches, &c, Some(&rope))
+                    })
+                });
+                single.iter().fold(joint, |joint, part| {
+                    let rope = rope.clone();
+                    part.run(joint, c.clone(), move |weights, path, joint, c| {
+                        SingleBlock::new(weights, path, heads).forward(joint, &c, &rope)
+                    })
+                })
+            }
         }
     }
 }
@@ -61,17 +107,11 @@ impl VelocityField for Flux {
         let [n, channels, height, width] = x.dims();
         let [rows, columns] = [height / PACK, width / PACK];
         let c = silu(self.time_text.forward(t * 1000.0, self.guidance, cond.pooled.clone()));
-        let mut image = self.image.forward(patches(x, PACK));
-        let mut text = self.context.forward(cond.tokens.clone());
-        let rope = Rope::new(&self.config.axes_dims_rope, [rows, columns], text.dims()[1], &text.device());
-        for block in &self.blocks {
-            let (next, tokens) = block.forward(image, text, &c, Some(&rope));
-            (image, text) = (next, tokens.expect("invariant: no block of FLUX drops the text"));
-        }
-        let mut joint = Tensor::cat(vec![image, text], 1);
-        for block in &self.single_blocks {
-            joint = block.forward(joint, &c, &rope);
-        }
+        let image = self.image.forward(patches(x, PACK));
+        let text = self.context.forward(cond.tokens.clone());
+        let device = text.device().without_autodiff();
+        let rope = Rope::new(&self.config.axes_dims_rope, [rows, columns], text.dims()[1], &device);
+        let joint = self.through_blocks(image, text, &c, &rope);
         let y = self.head.forward(joint.narrow(1, 0, rows * columns), c);
         let y: Tensor<6> = y.reshape([n, rows, columns, channels, PACK, PACK]);
         y.permute([0, 3, 1, 4, 2, 5]).reshape([n, channels, height, width])

@@ -165,6 +165,23 @@ impl Block {
         let text = self.text.finish(text, attended.narrow(1, patches, tokens), &text_mod, None);
         (image, text)
     }
+
+    /// The same with both streams in one sequence, the image first: `[N, I + L, H] → [N, I + L, H]`, after the last block
+    /// `[N, I, H]`.
+    pub(crate) fn forward_joint(
+        &self,
+        joint: Tensor<3>,
+        patches: usize,
+        c: &Tensor<2>,
+        rope: Option<&Rope>,
+    ) -> Tensor<3> {
+        let tokens = joint.dims()[1] - patches;
+        let (image, text) = (joint.clone().narrow(1, 0, patches), joint.narrow(1, patches, tokens));
+        match self.forward(image, text, c, rope) {
+            (image, Some(text)) => Tensor::cat(vec![image, text], 1),
+            (image, None) => image,
+        }
+    }
 }
 
 impl Stream {

@@ -17,7 +17,10 @@ pub(crate) use config::other_channels;
 pub(crate) use embed::{TimeText, patches, sinusoids_2d};
 pub(crate) use layout::JointBlock;
 
-use crate::linear::{Linear, Weights};
+use crate::{
+    linear::{Linear, Weights},
+    recompute::{Checkpointing, Part},
+};
 use burn::tensor::Tensor;
 use elbow::policy::{Conditioning, VelocityField};
 use embed::PatchEmbed;
@@ -29,24 +32,58 @@ pub struct Mmdit {
     patches: PatchEmbed,
     time_text: TimeText,
     context: Linear,
-    blocks: Vec<Block>,
+    blocks: Blocks,
     head: Head,
+}
+
+/// What [`Checkpointing`] makes of the blocks.
+#[derive(Clone, Debug)]
+enum Blocks {
+    Kept(Vec<Block>),
+    Recomputed(Vec<Part>),
 }
 
 impl Mmdit {
     /// Builds the network from weights laid out as [`MmditConfig::layout`] says.
-    pub fn new(config: &MmditConfig, weights: Weights<'_>) -> Self {
-        let block = |i| {
-            let (path, last) = (format!("transformer_blocks.{i}"), i + 1 == config.num_layers);
-            Block::new(weights, &path, config.num_attention_heads, last)
+    pub fn new(config: &MmditConfig, weights: Weights<'_>, checkpointing: Checkpointing) -> Self {
+        let (heads, layers) = (config.num_attention_heads, config.num_layers);
+        let path = |i: usize| format!("transformer_blocks.{i}");
+        let blocks = match checkpointing {
+            Checkpointing::None => {
+                Blocks::Kept((0..layers).map(|i| Block::new(weights, &path(i), heads, i + 1 == layers)).collect())
+            }
+            Checkpointing::Block => Blocks::Recomputed((0..layers).map(|i| Part::new(weights, path(i))).collect()),
         };
         Self {
             patches: PatchEmbed::new(config, weights),
             time_text: TimeText::new(weights),
             context: Linear::new(weights, "context_embedder"),
-            blocks: (0..config.num_layers).map(block).collect(),
+            blocks,
             head: Head::new(weights),
             config: config.clone(),
+        }
+    }
+
+    /// All blocks: `image [N, I, H]`, `text [N, L, H]`, `c [N, H]` → `[N, I, H]`
+    fn through_blocks(&self, mut image: Tensor<3>, text: Tensor<3>, c: &Tensor<2>) -> Tensor<3> {
+        match &self.blocks {
+            Blocks::Kept(blocks) => {
+                let mut text = Some(text);
+                for block in blocks {
+                    let tokens = text.expect("invariant: only the last block drops the text");
+                    (image, text) = block.forward(image, tokens, c, None);
+                }
+                image
+            }
+            Blocks::Recomputed(parts) => {
+                let (patches, heads, layers) = (image.dims()[1], self.config.num_attention_heads, parts.len());
+                let joint = Tensor::cat(vec![image, text], 1);
+                parts.iter().enumerate().fold(joint, |joint, (i, part)| {
+                    part.run(joint, c.clone(), move |weights, path, joint, c| {
+                        Block::new(weights, path, heads, i + 1 == layers).forward_joint(joint, patches, &c, None)
+                    })
+                })
+            }
         }
     }
 
@@ -63,12 +100,7 @@ impl VelocityField for Mmdit {
     fn velocity(&self, x: Tensor<4>, t: Tensor<1>, cond: &Conditioning) -> Tensor<4> {
         let [_, _, height, width] = x.dims();
         let c = silu(self.time_text.forward(t * 1000.0, 0.0, cond.pooled.clone()));
-        let mut image = self.patches.forward(x);
-        let mut text = Some(self.context.forward(cond.tokens.clone()));
-        for block in &self.blocks {
-            let tokens = text.expect("invariant: only the last block drops the text");
-            (image, text) = block.forward(image, tokens, &c, None);
-        }
+        let image = self.through_blocks(self.patches.forward(x), self.context.forward(cond.tokens.clone()), &c);
         self.unpatchify(self.head.forward(image, c), height, width)
     }
 }

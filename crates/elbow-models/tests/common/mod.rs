@@ -9,7 +9,7 @@ use elbow::{
     params::Params,
     policy::{Conditioning, VelocityField},
 };
-use elbow_models::{linear::Weights, lora::LoraConfig, policy::Network};
+use elbow_models::{linear::Weights, lora::LoraConfig, policy::Network, recompute::Checkpointing};
 use safetensors::SafeTensors;
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -77,17 +77,28 @@ impl Golden {
         (y.into_data().try_to_vec().expect("f32"), loss)
     }
 
-    /// Compares the output of a case and the gradients it holds, all of them with respect to tensors of `trained`.
-    pub(crate) fn check(&self, case: &str, trained: &Params, adapter: Option<f64>) {
+    /// Output of a case and its gradients with respect to `trained`: all weights, or factors of adapters with their scale.
+    pub(crate) fn differentiate(
+        &self,
+        case: &str,
+        (trained, adapter): (&Params, Option<f64>),
+        checkpointing: Checkpointing,
+    ) -> (Vec<f32>, Params) {
         let (base, leaves) = (self.weights.tensors(&Device::flex()), trained.tensors(&Device::flex().autodiff()));
         let weights = match adapter {
             None => Weights { base: &leaves, adapter: None },
             Some(scale) => Weights { base: &base, adapter: Some((&leaves, scale)) },
         };
-        let (output, loss) = self.forward(case, &*self.network.bind(weights), &Device::flex());
-        close(&format!("{case} output"), &output, &self.reference[&format!("{case}.output")].1, self.tolerance.output);
+        let (output, loss) = self.forward(case, &*self.network.bind(weights, checkpointing), &Device::flex());
         let mut gradients = trained.zeros_like();
         gradients.add_gradients(&leaves, &mut loss.backward());
+        (output, gradients)
+    }
+
+    /// Compares the output of a case and the gradients it holds, all of them with respect to tensors of `trained`.
+    pub(crate) fn check(&self, case: &str, trained: &Params, adapter: Option<f64>) {
+        let (output, gradients) = self.differentiate(case, (trained, adapter), Checkpointing::None);
+        close(&format!("{case} output"), &output, &self.reference[&format!("{case}.output")].1, self.tolerance.output);
         let expected = self.under(&format!("{case}.gradient."));
         assert!(!expected.is_empty(), "{case} has gradients");
         for (name, (shape, values)) in expected {

@@ -21,6 +21,7 @@ use elbow_models::{
     lora::LoraConfig,
     mmdit::MmditConfig,
     policy::{Network, NetworkPolicy, Tuning},
+    recompute::Checkpointing,
 };
 use elbow_world::encoder::WordCodes;
 use std::sync::LazyLock;
@@ -78,6 +79,7 @@ pub fn policy(args: &Args, device: &Device) -> Result<NetworkPolicy> {
         network: Network::Mmdit(network),
         base: base.tensors(&device.clone().without_autodiff()),
         tuning,
+        checkpointing: Checkpointing::None,
         text: Box::new(WordCodes { device: device.clone() }),
         seed: 0,
     })
