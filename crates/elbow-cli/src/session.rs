@@ -18,7 +18,11 @@ use elbow::{
     schedule::Schedule,
     train::Observer,
 };
-use elbow_models::{mmdit::MmditConfig, policy::MmditPolicy};
+use elbow_models::{
+    mmdit::MmditConfig,
+    policy::{Network, NetworkPolicy, Tuning},
+    recompute::Checkpointing,
+};
 use elbow_rewards::{
     geneval::{GenEval, Mode},
     jpeg::Jpeg,
@@ -32,7 +36,7 @@ const NANO: &[u8] = include_bytes!("../../../assets/nano.safetensors");
 const NANO_VP: &[u8] = include_bytes!("../../../assets/nano-vp.safetensors");
 
 /// The nano model as a policy.
-pub type Nano = Predicting<MmditPolicy>;
+pub type Nano = Predicting<NetworkPolicy>;
 
 /// What a command works with.
 pub struct Session {
@@ -85,6 +89,21 @@ impl Session {
     }
 }
 
+/// The nano model over the given weights, predicting what is customary on the path.
+pub fn nano(base: Params, tuning: Tuning, seed: u64, schedule: Schedule, device: &Device) -> Nano {
+    let config = MmditConfig::default();
+    let network = NetworkPolicy {
+        latent: config.latent(),
+        network: Network::Mmdit(config),
+        base: base.tensors(&device.clone().without_autodiff()),
+        tuning,
+        checkpointing: Checkpointing::None,
+        text: Box::new(WordCodes { device: device.clone() }),
+        seed,
+    };
+    Predicting { network, prediction: Prediction::customary(schedule), schedule }
+}
+
 fn reward(recipe: &Recipe) -> Box<dyn Reward> {
     match recipe.setting.reward {
         RewardConfig::Geneval { mode, upstream_position_quirk } => {
@@ -117,9 +136,11 @@ fn policy(recipe: &Recipe, device: &Device) -> Result<(Nano, String)> {
     let place = weights.map_or_else(|| "the embedded weights".to_owned(), |p| format!("weights {}", p.display()));
     let base = layout.with_values_of(&bytes).with_context(|| format!("cannot use {place}"))?;
     made_for(&bytes, schedule).with_context(|| format!("cannot use {place}"))?;
-    let text = Box::new(WordCodes { device: device.clone() });
-    let network = MmditPolicy::new(config, base, tuning, text, recipe.method.seed, device);
-    let policy = Predicting { network, prediction: Prediction::customary(schedule), schedule };
+    let policy = nano(base, tuning, recipe.method.seed, schedule, device);
+    let problems = policy.network.problems();
+    if !problems.is_empty() {
+        return Err(Hint::error(problems.join("\n"), "the model's section of the recipe must fit the network"));
+    }
     Ok((policy, machine::sha256(&bytes)))
 }
 

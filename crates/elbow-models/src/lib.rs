@@ -4,7 +4,11 @@
 //! are shared. Architecture and weights stay apart, so one set of frozen weights serves the reference, the behavior and
 //! the trained policy.
 
+pub mod config_json;
+pub mod flux;
+pub mod layout;
 pub mod linear;
 pub mod lora;
 pub mod mmdit;
 pub mod policy;
+pub mod recompute;

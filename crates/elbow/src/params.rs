@@ -227,6 +227,75 @@ impl Tensors {
         Self { named }
     }
 
+    /// Those whose name begins with `prefix`.
+    #[must_use]
+    pub fn under(&self, prefix: &str) -> Self {
+        let from = self.named.range(prefix.to_owned()..).take_while(|(name, _)| name.starts_with(prefix));
+        Self { named: from.map(|(n, t)| (n.clone(), t.clone())).collect() }
+    }
+
+    /// Whether any of them collects gradients.
+    pub fn collects_gradients(&self) -> bool {
+        self.named.values().any(|t| t.flat.is_require_grad())
+    }
+
+    /// Those that collect gradients, and the others.
+    pub fn by_gradient(&self) -> (Self, Self) {
+        let (leaves, others) = self.named.clone().into_iter().partition(|(_, t)| t.flat.is_require_grad());
+        (Self { named: leaves }, Self { named: others })
+    }
+
+    /// All values in one vector through which gradients flow back, if there are any, and where each tensor lies in it.
+    pub fn joined(&self) -> (Option<Tensor<1>>, Vec<Entry>) {
+        let mut end = 0;
+        let entry = |(name, tensor): (&String, &Named)| {
+            let start = end;
+            end += tensor.flat.dims()[0];
+            Entry { name: name.clone(), shape: tensor.shape.clone(), range: start..end }
+        };
+        let entries = self.named.iter().map(entry).collect();
+        let flat: Vec<_> = self.named.values().map(|t| t.flat.clone()).collect();
+        ((!flat.is_empty()).then(|| Tensor::cat(flat, 0)), entries)
+    }
+
+    /// The tensors that lie in a vector as [`joined`](Self::joined) made it.
+    pub fn cut(vector: &Tensor<1>, entries: &[Entry]) -> Self {
+        let tensor = |e: &Entry| {
+            let flat = vector.clone().narrow(0, e.range.start, e.range.len());
+            (e.name.clone(), Named { shape: e.shape.clone(), flat })
+        };
+        Self { named: entries.iter().map(tensor).collect() }
+    }
+
+    /// The same values as leaves that collect gradients.
+    #[must_use]
+    pub fn leaves(&self) -> Self {
+        let leaf = |t: &Named| Named { shape: t.shape.clone(), flat: t.flat.clone().autodiff().require_grad() };
+        Self { named: self.named.iter().map(|(name, t)| (name.clone(), leaf(t))).collect() }
+    }
+
+    /// The gradients of all these leaves end to end, as [`joined`](Self::joined) lays them out; zero for one that the loss
+    /// does not depend on. None if there are no leaves.
+    pub fn gradients(&self, gradients: &mut Gradients) -> Option<Tensor<1>> {
+        let gradient = |t: &Named| {
+            let zero = || t.flat.clone().without_autodiff().zeros_like();
+            t.flat.grad_remove(gradients).unwrap_or_else(zero)
+        };
+        let all: Vec<_> = self.named.values().map(gradient).collect();
+        (!all.is_empty()).then(|| Tensor::cat(all, 0))
+    }
+
+    /// The values of the tensors with the given names and shapes, copied.
+    ///
+    /// # Panics
+    /// If one is missing.
+    pub fn params<'a>(&self, layout: impl IntoIterator<Item = (&'a str, &'a [usize])>) -> Params {
+        Params::new(layout.into_iter().map(|(name, shape)| {
+            let values = self.tensor::<1>(name).into_data().try_into_vec().expect("invariant: parameters are f32");
+            (name.to_owned(), shape.to_vec(), values)
+        }))
+    }
+
     /// Whether there is a tensor called `name`.
     pub fn contains(&self, name: &str) -> bool {
         self.named.contains_key(name)

@@ -1,21 +1,21 @@
 //! `elbow pretrain`: a base model from nothing.
 
-use crate::{failure::Hint, machine, output, session::Nano};
+use crate::{
+    failure::Hint,
+    machine, output,
+    session::{Nano, nano},
+};
 use anyhow::{Context, Result};
 use burn::tensor::Device;
 use elbow::{
     noise::{Key, Purpose},
     params::Params,
-    prediction::{Predicting, Prediction},
     pretrain::{PretrainConfig, Pretraining},
     schedule::Schedule,
 };
-use elbow_models::{
-    mmdit::MmditConfig,
-    policy::{MmditPolicy, Tuning},
-};
+use elbow_models::{mmdit::MmditConfig, policy::Tuning};
 use elbow_runlog::{checkpoint, write_atomic};
-use elbow_world::{data::SceneData, encoder::WordCodes};
+use elbow_world::data::SceneData;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use std::{
@@ -101,17 +101,14 @@ pub fn run(args: &Args) -> Result<()> {
     }
     ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::SeqCst)).context("cannot listen for Ctrl-C")?;
     let device = Device::flex();
-    let network = MmditConfig::default();
-    let mut base = network.initial(Key::new(args.seed, Purpose::Initialization, 0));
+    let mut base = MmditConfig::default().initial(Key::new(args.seed, Purpose::Initialization, 0));
     let mut from = None;
     if let Some(path) = &args.from {
         let bytes = std::fs::read(path).with_context(|| format!("cannot read weights {}", path.display()))?;
         base = base.with_values_of(&bytes).with_context(|| format!("cannot use weights {}", path.display()))?;
         from = Some(machine::sha256(&bytes));
     }
-    let text = Box::new(WordCodes { device: device.clone() });
-    let network = MmditPolicy::new(network, base, Tuning::Full, text, args.seed, &device);
-    let policy = Predicting { network, prediction: Prediction::customary(schedule), schedule };
+    let policy = nano(base, Tuning::Full, args.seed, schedule, &device);
     let progress = args.out.with_extension("progress");
     let identity = json!({"config": config, "caption_noise": args.caption_noise, "noisy_from": args.noisy_from,
         "from_sha256": from, "seed": args.seed});

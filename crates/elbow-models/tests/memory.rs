@@ -1,0 +1,101 @@
+//! Peak memory of a training step at depth 24, with the values inside blocks kept and recomputed. The only test of this
+//! program, since it counts every allocation.
+
+use burn::tensor::{Device, Tensor};
+use elbow::{
+    noise::{self, Key, Purpose},
+    params::{Params, Tensors},
+    policy::Conditioning,
+};
+use elbow_models::{linear::Weights, lora::LoraConfig, mmdit::MmditConfig, policy::Network, recompute::Checkpointing};
+use std::{
+    alloc::{GlobalAlloc, Layout, System},
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+};
+
+/// The system's allocator, counting bytes.
+struct Counting;
+
+static LIVE: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+#[expect(unsafe_code, reason = "an allocator cannot be written otherwise")]
+// SAFETY: every call goes to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        PEAK.fetch_max(LIVE.fetch_add(layout.size(), Relaxed) + layout.size(), Relaxed);
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        LIVE.fetch_sub(layout.size(), Relaxed);
+        // SAFETY: the caller's promise.
+        unsafe { System.dealloc(at, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fn random(values: usize, stream: u64) -> Vec<f32> {
+    let mut made = Vec::new();
+    Key::new(0, Purpose::Initialization, 0).sample(stream).extend_normals(values, &mut made);
+    made
+}
+
+/// The same layout, every value Gaussian.
+fn randomized(params: &Params, deviation: f32, stream: u64) -> Params {
+    let mut made = params.clone();
+    for (value, normal) in made.values_mut().iter_mut().zip(random(params.values().len(), stream)) {
+        *value = deviation * normal;
+    }
+    made
+}
+
+/// Gradients of a step, and the most bytes it held beyond those held before.
+fn step(network: &Network, base: &Tensors, lora: (&Params, f64), checkpointing: Checkpointing) -> (Params, usize) {
+    let device = Device::flex();
+    let keys = |purpose| (0..4).map(move |sample| Key::new(1, purpose, 0).sample(sample));
+    let x = noise::normal(keys(Purpose::Start), [4, 16, 16], &device);
+    let cond = Conditioning {
+        tokens: noise::normal(keys(Purpose::Draw), [1, 16, 32], &device).reshape([4, 16, 32]),
+        pooled: noise::normal(keys(Purpose::Draw), [1, 1, 32], &device).reshape([4, 32]),
+    };
+    let t = Tensor::<1>::from_data([0.2, 0.4, 0.6, 0.8], &device);
+    let leaves = lora.0.tensors(&device.clone().autodiff());
+    let before = LIVE.load(Relaxed);
+    PEAK.store(before, Relaxed);
+    let weights = Weights { base, adapter: Some((&leaves, lora.1)) };
+    let loss = network.bind(weights, checkpointing).velocity(x, t, &cond).square().mean();
+    let mut gradients = loss.backward();
+    let peak = PEAK.load(Relaxed) - before;
+    let mut sum = lora.0.zeros_like();
+    sum.add_gradients(&leaves, &mut gradients);
+    (sum, peak)
+}
+
+#[test]
+fn recomputed_blocks_need_a_fraction_of_the_memory_at_depth_24() {
+    let config = MmditConfig {
+        sample_size: 16,
+        patch_size: 2,
+        in_channels: 4,
+        num_layers: 24,
+        attention_head_dim: 16,
+        joint_attention_dim: 32,
+        pooled_projection_dim: 32,
+        ..MmditConfig::default()
+    };
+    let lora = LoraConfig { rank: 4, alpha: 8.0, ..LoraConfig::default() };
+    let factors = lora.initial(config.layout().shapes(), Key::new(0, Purpose::Initialization, 1));
+    let factors = randomized(&factors, 0.2, 1);
+    let base = randomized(&config.initial(Key::new(0, Purpose::Initialization, 0)), 0.1, 2).tensors(&Device::flex());
+    let network = Network::Mmdit(config);
+    let run = |checkpointing| step(&network, &base, (&factors, lora.scale()), checkpointing);
+    run(Checkpointing::None); // what is allocated once
+    let [(kept, most), (recomputed, least)] = [Checkpointing::None, Checkpointing::Block].map(run);
+    let bits = |params: &Params| params.values().iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+    assert!(kept.norm() > 0.0 && bits(&kept) == bits(&recomputed), "the same gradients");
+    assert!(5 * least < most, "kept: {most} bytes; recomputed: {least}");
+}
