@@ -1,6 +1,6 @@
 //! What a network predicts, turned into velocity, so that nothing else asks.
 
-use crate::schedule::Schedule;
+use crate::schedule::{Level, Schedule, per_row};
 use burn::tensor::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -16,19 +16,27 @@ pub enum Prediction {
     Noise,
     /// x₀, the clean sample.
     Clean,
+    /// α ε − σ x₀, which `diffusers` calls `v_prediction` (SD2.1; arXiv 2202.00512, section 4).
+    Angular,
 }
 
 impl Prediction {
     /// The velocity at `x [N, C, H, W]` that the network's `output` (same shape) amounts to, one time a row.
     ///
-    /// With Δ = α σ′ − α′ σ: v = (Δ ε + α′ x) / α from noise and v = (σ′ x − Δ x₀) / σ from the clean sample.
+    /// With Δ = α σ′ − α′ σ: v = (Δ ε + α′ x) / α from noise, v = (σ′ x − Δ x₀) / σ from the clean sample, and
+    /// v = (Δ u + (α α′ + σ σ′) x) / (α² + σ²) from u = α ε − σ x₀.
     pub fn velocity(self, schedule: Schedule, x: Tensor<4>, output: Tensor<4>, t: &[f64]) -> Tensor<4> {
         let device = x.device();
-        let row = |f: fn(crate::schedule::Level) -> f64| crate::schedule::per_row(t, &device, |t| f(schedule.level(t)));
+        let row = |f: &dyn Fn(Level) -> f64| per_row(t, &device, |t| f(schedule.level(t)));
         match self {
             Self::Velocity => output,
-            Self::Noise => output * row(|l| l.determinant() / l.alpha) + x * row(|l| l.d_alpha / l.alpha),
-            Self::Clean => x * row(|l| l.d_sigma / l.sigma) - output * row(|l| l.determinant() / l.sigma),
+            Self::Noise => output * row(&|l| l.determinant() / l.alpha) + x * row(&|l| l.d_alpha / l.alpha),
+            Self::Angular => {
+                let size = |l: Level| l.alpha * l.alpha + l.sigma * l.sigma;
+                let along = |l: Level| l.alpha * l.d_alpha + l.sigma * l.d_sigma;
+                output * row(&|l| l.determinant() / size(l)) + x * row(&|l| along(l) / size(l))
+            }
+            Self::Clean => x * row(&|l| l.d_sigma / l.sigma) - output * row(&|l| l.determinant() / l.sigma),
         }
     }
 }
@@ -40,12 +48,26 @@ mod tests {
 
     proptest! {
         #[test]
-        fn each_prediction_gives_the_velocity_of_the_path(t in 0.1f64..0.9, x0 in -2f32..2.0, e in -2f32..2.0, vp: bool) {
-            let schedule = if vp { Schedule::VariancePreserving { beta_min: 0.1, beta_max: 20.0 } } else { Schedule::RectifiedFlow };
+        fn each_prediction_gives_the_velocity_of_the_path(
+            t in 0.1f64..0.9, x0 in -2f32..2.0, e in -2f32..2.0, path in 0usize..3,
+        ) {
+            let schedule = [
+                Schedule::RectifiedFlow,
+                Schedule::VariancePreserving { beta_min: 0.1, beta_max: 20.0 },
+                Schedule::ScaledLinear { beta_start: 0.00085, beta_end: 0.012 },
+            ][path];
             let device = burn::tensor::Device::flex();
             let one = |v: f32| Tensor::<4>::full([1, 1, 1, 1], v, &device);
             let (x, v) = (schedule.mix(one(x0), one(e), &[t]), schedule.target(one(x0), one(e), &[t]).into_scalar::<f32>());
-            for (kind, output) in [(Prediction::Velocity, v), (Prediction::Noise, e), (Prediction::Clean, x0)] {
+            let level = schedule.level(t);
+            let angular = level.alpha as f32 * e - level.sigma as f32 * x0;
+            let outputs = [
+                (Prediction::Velocity, v),
+                (Prediction::Noise, e),
+                (Prediction::Clean, x0),
+                (Prediction::Angular, angular),
+            ];
+            for (kind, output) in outputs {
                 let got = kind.velocity(schedule, x.clone(), one(output), &[t]).into_scalar::<f32>();
                 prop_assert!((got - v).abs() < 1e-4 * (1.0 + v.abs() + got.abs()), "{kind:?}: {got} {v}");
             }
