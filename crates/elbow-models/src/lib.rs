@@ -4,7 +4,13 @@
 //! are shared. Architecture and weights stay apart, so one set of frozen weights serves the reference, the behavior and
 //! the trained policy.
 
+pub mod config_json;
+pub mod layout;
 pub mod linear;
 pub mod lora;
 pub mod mmdit;
 pub mod policy;
+mod resnet;
+pub mod scheduler;
+pub mod unet;
+pub mod vae;
