@@ -52,8 +52,8 @@ def network(file, trained):
     """The model with the file's weights, and its trained parameters by the file's names. `trained` is current or behavior."""
     n = dict(file.facts["network"])
     width = n["attention_head_dim"] * n["num_attention_heads"]
-    qk_norm = "rms_norm" if n.pop("qk_norm") else None
-    model = SD3Transformer2DModel(**n, caption_projection_dim=width, out_channels=n["in_channels"], qk_norm=qk_norm)
+    n |= dict(caption_projection_dim=width, out_channels=n["in_channels"])
+    model = SD3Transformer2DModel(**n)
     model.load_state_dict(file.tensors("base"))
     values, lora = file.tensors(trained), file.facts["lora"]
     if lora is not None:

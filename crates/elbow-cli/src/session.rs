@@ -16,7 +16,10 @@ use elbow::{
     prompts::{self, PromptSource},
     train::Observer,
 };
-use elbow_models::{mmdit::MmditConfig, policy::MmditPolicy};
+use elbow_models::{
+    mmdit::MmditConfig,
+    policy::{Network, NetworkPolicy},
+};
 use elbow_rewards::geneval::{GenEval, Mode};
 use elbow_world::{SceneDetector, SceneJudge, encoder::WordCodes, prompts::TrainPrompts};
 use std::path::Path;
@@ -27,7 +30,7 @@ const NANO: &[u8] = include_bytes!("../../../assets/nano.safetensors");
 /// What a command works with.
 pub struct Session {
     /// The policy under training or test.
-    pub policy: MmditPolicy,
+    pub policy: NetworkPolicy,
     /// Prompts to train on.
     pub train: Box<dyn PromptSource>,
     /// Prompts to evaluate on.
@@ -74,7 +77,7 @@ impl Session {
     }
 }
 
-fn policy(recipe: &Recipe, device: &Device) -> Result<(MmditPolicy, String)> {
+fn policy(recipe: &Recipe, device: &Device) -> Result<(NetworkPolicy, String)> {
     let (weights, tuning) = match &recipe.setting.model {
         Model::Nano { weights, tuning } => (weights.as_deref(), tuning.clone()),
         Model::Diffusers { path, .. } => {
@@ -93,13 +96,24 @@ fn policy(recipe: &Recipe, device: &Device) -> Result<(MmditPolicy, String)> {
     let place = weights.map_or_else(|| "the embedded weights".to_owned(), |p| format!("weights {}", p.display()));
     let base = layout.with_values_of(&bytes).with_context(|| format!("cannot use {place}"))?;
     let text = Box::new(WordCodes { device: device.clone() });
-    let policy = MmditPolicy::new(config, base, tuning, text, recipe.method.seed, device);
+    let policy = NetworkPolicy {
+        latent: config.latent(),
+        network: Network::Mmdit(config),
+        base: base.tensors(&device.clone().without_autodiff()),
+        tuning,
+        text,
+        seed: recipe.method.seed,
+    };
+    let problems = policy.problems();
+    if !problems.is_empty() {
+        return Err(Hint::error(problems.join("\n"), "the model's section of the recipe must fit the network"));
+    }
     Ok((policy, machine::sha256(&bytes)))
 }
 
 /// Prompts to train on, prompts to test on, and the text of both for the hash. Prompts of files are known to suit the reward
 /// and the policy; those of the scenes do.
-fn prompt_lists(recipe: &Recipe, policy: &MmditPolicy) -> Result<(Box<dyn PromptSource>, Vec<Prompt>, String)> {
+fn prompt_lists(recipe: &Recipe, policy: &NetworkPolicy) -> Result<(Box<dyn PromptSource>, Vec<Prompt>, String)> {
     let listing = |train: &[Prompt], test: &[Prompt]| serde_json::to_string(&(train, test));
     match &recipe.setting.prompts {
         PromptsConfig::Scenes { weights } => {
@@ -116,7 +130,7 @@ fn prompt_lists(recipe: &Recipe, policy: &MmditPolicy) -> Result<(Box<dyn Prompt
     }
 }
 
-fn prompt_file(path: &Path, policy: &MmditPolicy) -> Result<Vec<Prompt>> {
+fn prompt_file(path: &Path, policy: &NetworkPolicy) -> Result<Vec<Prompt>> {
     let place = || format!("cannot use prompt file {}", path.display());
     let prompts = prompts::read(path)?;
     for prompt in &prompts {

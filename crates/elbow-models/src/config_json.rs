@@ -40,9 +40,12 @@ pub enum ConfigError {
 }
 
 /// Reads the fields of `C`; names that start with `_` are notes of the program that wrote the file.
-///
-/// `only` is a JSON object of fields that `C` does not have because one value of them is implemented: that one.
-pub(crate) fn read<C: DeserializeOwned + Serialize>(
+pub(crate) fn read<C: DeserializeOwned + Serialize>(json: &str, class: &'static str) -> Result<C, ConfigError> {
+    read_only(json, class, "{}")
+}
+
+/// The same, with `only`: a JSON object of fields that `C` does not have because one value of them is implemented, that one.
+pub(crate) fn read_only<C: DeserializeOwned + Serialize>(
     json: &str,
     class: &'static str,
     only: &str,

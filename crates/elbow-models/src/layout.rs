@@ -3,6 +3,7 @@
 //! A layout follows from the sizes of a network alone and holds no values, so that of a model of many billion parameters
 //! costs as little as that of the nano model.
 
+use crate::mmdit::sinusoids_2d;
 use elbow::{noise::Key, params::Params};
 
 /// One tensor of a network.
@@ -22,6 +23,10 @@ pub(crate) enum Start {
     Ones,
     /// Gaussian with this deviation.
     Normal(f64),
+    /// Sinusoids of a square grid, in units of a grid of `base` cells a side.
+    Positions {
+        base: usize,
+    },
 }
 
 /// The tensors of a network, in the order in which its parameters are laid out.
@@ -61,6 +66,7 @@ impl Layout {
                     }
                     values
                 }
+                Start::Positions { base } => sinusoids_2d(slot.shape[2], slot.shape[1].isqrt(), base),
             };
             (slot.name.clone(), slot.shape.clone(), values)
         };
@@ -76,5 +82,17 @@ impl Layout {
         let out = shape[0];
         self.push(format!("{path}.weight"), shape, Start::Normal(deviation));
         self.push(format!("{path}.bias"), vec![out], Start::Zeros);
+    }
+
+    /// Xavier: deviation √(2 / (in + out)).
+    pub(crate) fn xavier(&mut self, path: &str, input: usize, out: usize) {
+        self.linear(path, vec![out, input], (2.0 / (input + out) as f64).sqrt());
+    }
+
+    /// Weights of RMS norms over heads of width `width`.
+    pub(crate) fn norms(&mut self, path: &str, names: &[&str], width: usize) {
+        for name in names {
+            self.push(format!("{path}.{name}.weight"), vec![width], Start::Ones);
+        }
     }
 }

@@ -5,6 +5,7 @@
 //! the trained policy.
 
 pub mod config_json;
+pub mod flux;
 pub mod layout;
 pub mod linear;
 pub mod lora;

@@ -38,18 +38,13 @@ impl LoraConfig {
         self.alpha / self.rank as f64
     }
 
-    /// Fresh factors for every targeted weight of `base`: A Gaussian with deviation 1 / rank (PEFT's `"gaussian"`),
-    /// B zero, so that the adapted network starts equal to the base.
-    pub fn initial(&self, base: &Params, key: Key) -> Params {
-        let targeted = |layer: &str| {
-            self.target_modules
-                .iter()
-                .any(|t| layer.strip_suffix(t.as_str()).is_some_and(|p| p.is_empty() || p.ends_with('.')))
-        };
+    /// Fresh factors for every targeted one of the tensors with the given names and shapes: A Gaussian with deviation
+    /// 1 / rank (PEFT's `"gaussian"`), B zero, so that the adapted network starts equal to the base.
+    pub fn initial<'a>(&self, tensors: impl IntoIterator<Item = (&'a str, &'a [usize])>, key: Key) -> Params {
         let mut factors = Vec::new();
-        for entry in base.entries() {
-            let (Some(layer), &[out, input]) = (entry.name.strip_suffix(".weight"), &entry.shape[..]) else { continue };
-            if !targeted(layer) {
+        for (name, shape) in tensors {
+            let (Some(layer), &[out, input]) = (name.strip_suffix(".weight"), shape) else { continue };
+            if !self.target_modules.iter().any(|target| names(target, layer)) {
                 continue;
             }
             let mut a = Vec::new();
@@ -62,6 +57,28 @@ impl LoraConfig {
         }
         Params::new(factors)
     }
+
+    /// What makes this unusable for a network with tensors of the given names and shapes, a line each.
+    pub fn problems<'a>(&self, tensors: impl IntoIterator<Item = (&'a str, &'a [usize])>) -> Vec<String> {
+        let matrices = tensors.into_iter().filter(|(_, shape)| shape.len() == 2);
+        let layers: Vec<&str> = matrices.filter_map(|(name, _)| name.strip_suffix(".weight")).collect();
+        let unmatched = |target: &&String| !layers.iter().any(|layer| names(target, layer));
+        let mut problems: Vec<String> = self
+            .target_modules
+            .iter()
+            .filter(unmatched)
+            .map(|target| format!("target_modules has {target:?}: no dense layer of this network ends so"))
+            .collect();
+        if self.rank == 0 || self.target_modules.is_empty() {
+            problems.push("rank and target_modules: without either nothing is trained".to_owned());
+        }
+        problems
+    }
+}
+
+/// Whether `target` is the layer's name or the end of it, from a dot on.
+fn names(target: &str, layer: &str) -> bool {
+    layer.strip_suffix(target).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
 #[cfg(test)]
@@ -71,14 +88,19 @@ mod tests {
 
     #[test]
     fn only_targets_get_factors_and_b_starts_at_zero() {
-        let weight = |n: &str| (format!("{n}.weight"), vec![2, 3], vec![0.0; 6]);
-        let base = Params::new([weight("blocks.0.attn.to_q"), weight("blocks.0.attn.to_qx"), weight("ff.net.2")]);
+        let base = ["blocks.0.attn.to_q.weight", "blocks.0.attn.to_qx.weight", "attn2.to_q.weight", "ff.net.2.weight"];
         let lora = LoraConfig { rank: 4, ..LoraConfig::default() };
-        let factors = lora.initial(&base, Key::new(0, Purpose::Initialization, 0));
+        let factors = lora.initial(base.map(|n| (n, &[2, 3][..])), Key::new(0, Purpose::Initialization, 0));
         let names: Vec<_> = factors.entries().iter().map(|e| (e.name.as_str(), e.shape.clone())).collect();
         let expected =
             [("blocks.0.attn.to_q.lora_A.weight", vec![4, 3]), ("blocks.0.attn.to_q.lora_B.weight", vec![2, 4])];
         assert_eq!(names, expected);
         assert!(factors.values()[..12].iter().all(|&v| v != 0.0) && factors.values()[12..].iter().all(|&v| v == 0.0));
+    }
+    #[test]
+    fn targets_that_match_nothing_are_named() {
+        let lora = LoraConfig { target_modules: vec!["to_q".into(), "to_qq".into()], ..LoraConfig::default() };
+        let problems = lora.problems([("attn.to_q.weight", &[2, 3][..]), ("to_qq.weight", &[2, 3, 1, 1][..])]);
+        assert!(problems.len() == 1 && problems[0].contains("\"to_qq\""), "{problems:?}");
     }
 }

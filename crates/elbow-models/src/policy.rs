@@ -1,11 +1,13 @@
-//! The MMDiT as a policy: full fine-tuning or LoRA over one shared base.
+//! A network as a policy: full fine-tuning or LoRA over one shared base.
 
 use crate::{
+    flux::{Flux, FluxConfig},
+    layout::Layout,
     linear::Weights,
     lora::LoraConfig,
     mmdit::{Mmdit, MmditConfig},
 };
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 use elbow::{
     Prompt, RgbImage,
     noise::{Key, Purpose},
@@ -31,36 +33,79 @@ impl Default for Tuning {
     }
 }
 
+/// Which network, and its sizes.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Network {
+    /// Stable Diffusion 3 and 3.5, and the nano model.
+    Mmdit(MmditConfig),
+    /// FLUX.1, told to guide itself as strongly as `guidance` says if it can.
+    Flux {
+        /// Its sizes.
+        config: FluxConfig,
+        /// Ignored by models without `guidance_embeds`.
+        guidance: f64,
+    },
+}
+
+impl Network {
+    /// Every tensor of the network.
+    pub fn layout(&self) -> Layout {
+        match self {
+            Self::Mmdit(config) => config.layout(),
+            Self::Flux { config, .. } => config.layout(),
+        }
+    }
+
+    /// The network under the given weights.
+    pub fn bind(&self, weights: Weights<'_>) -> Box<dyn VelocityField> {
+        match self {
+            Self::Mmdit(config) => Box::new(Mmdit::new(config, weights)),
+            Self::Flux { config, guidance } => Box::new(Flux::new(config, *guidance, weights)),
+        }
+    }
+
+    /// Why latents `[channels, height, width]` do not fit, if they do not.
+    pub fn latent_problem(&self, latent: [usize; 3]) -> Option<String> {
+        match self {
+            Self::Mmdit(config) => config.latent_problem(latent),
+            Self::Flux { config, .. } => config.latent_problem(latent),
+        }
+    }
+}
+
 /// Fixed positions, not trained even by full fine-tuning.
 const BUFFER: &str = "pos_embed.pos_embed";
 
-/// A pixel-space MMDiT that predicts velocity, its frozen text encoder and what of it is trained.
-pub struct MmditPolicy {
-    config: MmditConfig,
-    base: Params,
-    tensors: Tensors,
-    tuning: Tuning,
-    seed: u64,
-    text: Box<dyn TextEncoder>,
+/// A network that predicts velocity, its frozen text encoder and what of it is trained.
+pub struct NetworkPolicy {
+    /// The network.
+    pub network: Network,
+    /// `[C, H, W]` of one latent.
+    pub latent: [usize; 3],
+    /// Its weights before training, laid out as [`Network::layout`] says, on a device without gradients. They are held here
+    /// alone and shared by everything that is bound.
+    pub base: Tensors,
+    /// What is trained.
+    pub tuning: Tuning,
+    /// Prompts to embeddings.
+    pub text: Box<dyn TextEncoder>,
+    /// Decides fresh LoRA factors.
+    pub seed: u64,
 }
 
-impl MmditPolicy {
-    /// `base` is laid out as [`MmditConfig::initial`]; it goes to `device` once. `seed` decides fresh LoRA factors.
-    pub fn new(
-        config: MmditConfig,
-        base: Params,
-        tuning: Tuning,
-        text: Box<dyn TextEncoder>,
-        seed: u64,
-        device: &Device,
-    ) -> Self {
-        let tensors = base.tensors(&device.clone().without_autodiff());
-        Self { config, base, tensors, tuning, seed, text }
+impl NetworkPolicy {
+    /// What does not fit together, a line each.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems: Vec<String> = self.network.latent_problem(self.latent).into_iter().collect();
+        if let Tuning::Lora(lora) = &self.tuning {
+            problems.extend(lora.problems(self.network.layout().shapes()));
+        }
+        problems
     }
 
-    /// The base weights.
-    pub fn base(&self) -> &Params {
-        &self.base
+    /// A copy of the base weights.
+    pub fn base(&self) -> Params {
+        self.base.params(self.network.layout().shapes())
     }
 
     /// The base with `trained` in place of what it trained: what `elbow pretrain` writes.
@@ -69,35 +114,32 @@ impl MmditPolicy {
     /// For LoRA, whose factors are no part of the base's layout.
     pub fn merged(&self, trained: &Params) -> Params {
         assert_eq!(self.tuning, Tuning::Full, "invariant: only full fine-tuning replaces base weights");
-        let mut merged = self.base.clone();
+        let mut merged = self.base();
         merged.assign(trained);
         merged
     }
 }
 
-impl Policy for MmditPolicy {
+impl Policy for NetworkPolicy {
     fn latent_shape(&self) -> [usize; 3] {
-        [self.config.in_channels, self.config.sample_size, self.config.sample_size]
+        self.latent
     }
 
     fn initial(&self) -> Params {
+        let layout = self.network.layout();
         match &self.tuning {
-            Tuning::Full => self.base.filtered(|name| name != BUFFER),
-            Tuning::Lora(lora) => lora.initial(&self.base, Key::new(self.seed, Purpose::Initialization, 1)),
+            Tuning::Full => self.base.params(layout.shapes().filter(|(name, _)| *name != BUFFER)),
+            Tuning::Lora(lora) => lora.initial(layout.shapes(), Key::new(self.seed, Purpose::Initialization, 1)),
         }
     }
 
     fn bind(&self, trained: Option<&Tensors>) -> Box<dyn VelocityField> {
-        let network = match (&self.tuning, trained) {
-            (_, None) => Mmdit::new(&self.config, Weights { base: &self.tensors, adapter: None }),
-            (Tuning::Full, Some(t)) => {
-                Mmdit::new(&self.config, Weights { base: &self.tensors.overlaid(t), adapter: None })
-            }
-            (Tuning::Lora(lora), Some(t)) => {
-                Mmdit::new(&self.config, Weights { base: &self.tensors, adapter: Some((t, lora.scale())) })
-            }
-        };
-        Box::new(network)
+        let base = &self.base;
+        match (&self.tuning, trained) {
+            (_, None) => self.network.bind(Weights { base, adapter: None }),
+            (Tuning::Full, Some(t)) => self.network.bind(Weights { base: &base.overlaid(t), adapter: None }),
+            (Tuning::Lora(lora), Some(t)) => self.network.bind(Weights { base, adapter: Some((t, lora.scale())) }),
+        }
     }
 
     fn encode(&self, prompts: &[Prompt]) -> Result<Conditioning, EncodeError> {
@@ -106,12 +148,6 @@ impl Policy for MmditPolicy {
 
     fn decode(&self, latents: Tensor<4>) -> Vec<RgbImage> {
         decode_pixels(latents)
-    }
-}
-
-impl VelocityField for Mmdit {
-    fn velocity(&self, x: Tensor<4>, t: Tensor<1>, cond: &Conditioning) -> Tensor<4> {
-        self.forward(x, t, cond)
     }
 }
 

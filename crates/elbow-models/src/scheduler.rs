@@ -157,7 +157,7 @@ impl Scheduler {
         }
         let Class { name } = serde_json::from_str(json)?;
         match CLASSES.into_iter().find(|class| *class == name) {
-            Some(class) if class == CLASSES[0] => Self::flow_match(config_json::read(json, class, FLOW_ONLY)?),
+            Some(class) if class == CLASSES[0] => Self::flow_match(config_json::read_only(json, class, FLOW_ONLY)?),
             Some(class) => Self::variance_preserving(json, class),
             None => {
                 let problem = format!("_class_name = \"{name}\": only {} are implemented here", CLASSES.join(", "));
@@ -193,7 +193,7 @@ impl Scheduler {
         let clips = class == "DDIMScheduler" || class == "DDPMScheduler";
         fields.entry("clip_sample").or_insert(clips.into());
         let config: VariancePreserving =
-            config_json::read(&Value::Object(fields).to_string(), class, VARIANCE_PRESERVING_ONLY)?;
+            config_json::read_only(&Value::Object(fields).to_string(), class, VARIANCE_PRESERVING_ONLY)?;
         let (beta_start, beta_end) = (config.beta_start, config.beta_end);
         let good = 0.0 < beta_start && beta_start <= beta_end && beta_end < 1.0;
         let problem = format!("beta_start = {beta_start}, beta_end = {beta_end}: must grow and lie between 0 and 1");

@@ -227,6 +227,17 @@ impl Tensors {
         Self { named }
     }
 
+    /// The values of the tensors with the given names and shapes, copied.
+    ///
+    /// # Panics
+    /// If one is missing.
+    pub fn params<'a>(&self, layout: impl IntoIterator<Item = (&'a str, &'a [usize])>) -> Params {
+        Params::new(layout.into_iter().map(|(name, shape)| {
+            let values = self.tensor::<1>(name).into_data().try_into_vec().expect("invariant: parameters are f32");
+            (name.to_owned(), shape.to_vec(), values)
+        }))
+    }
+
     /// Whether there is a tensor called `name`.
     pub fn contains(&self, name: &str) -> bool {
         self.named.contains_key(name)

@@ -11,7 +11,7 @@ use elbow::{
 };
 use elbow_models::{
     mmdit::MmditConfig,
-    policy::{MmditPolicy, Tuning},
+    policy::{Network, NetworkPolicy, Tuning},
 };
 use elbow_runlog::{checkpoint, write_atomic};
 use elbow_world::{data::SceneData, encoder::WordCodes};
@@ -86,7 +86,14 @@ pub fn run(args: &Args) -> Result<()> {
         from = Some(machine::sha256(&bytes));
     }
     let text = Box::new(WordCodes { device: device.clone() });
-    let policy = MmditPolicy::new(network, base, Tuning::Full, text, args.seed, &device);
+    let policy = NetworkPolicy {
+        latent: network.latent(),
+        network: Network::Mmdit(network),
+        base: base.tensors(&device),
+        tuning: Tuning::Full,
+        text,
+        seed: args.seed,
+    };
     let progress = args.out.with_extension("progress");
     let identity = json!({"config": config, "caption_noise": args.caption_noise, "noisy_from": args.noisy_from,
         "from_sha256": from, "seed": args.seed});
@@ -120,7 +127,7 @@ pub fn run(args: &Args) -> Result<()> {
 /// Takes steps until step `until` or an interrupt. The last state is saved in either case.
 fn steps(
     training: &mut Pretraining,
-    policy: &MmditPolicy,
+    policy: &NetworkPolicy,
     config: &PretrainConfig,
     data: &SceneData,
     seed: u64,

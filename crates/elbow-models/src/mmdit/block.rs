@@ -1,32 +1,40 @@
-//! One joint block: two streams, one attention.
+//! One joint block: two streams, one attention. FLUX begins with the same blocks, whose attention knows positions.
 
-use super::MmditConfig;
-use crate::linear::{Linear, Weights};
+use crate::{
+    flux::Rope,
+    linear::{Linear, Weights},
+};
 use burn::tensor::{Tensor, activation};
 use elbow::params::Tensors;
 
 /// Of every normalization in the network.
-pub(super) const EPSILON: f64 = 1e-6;
+pub(crate) const EPSILON: f64 = 1e-6;
 
-pub(super) fn silu(x: Tensor<2>) -> Tensor<2> {
+pub(crate) fn silu(x: Tensor<2>) -> Tensor<2> {
     activation::silu(x)
 }
 
-/// `JointTransformerBlock`: both streams attend to both, then each has its own feed-forward.
+/// `JointTransformerBlock` and `FluxTransformerBlock`: both streams attend to both, then each has its own feed-forward.
 #[derive(Clone, Debug)]
-pub(super) struct Block {
+pub(crate) struct Block {
     image: Stream,
     text: Stream,
+    dual: Option<SelfAttention>,
     heads: usize,
+}
+
+/// The second attention of SD3.5 medium (`attn2`): image tokens among themselves.
+#[derive(Clone, Debug)]
+struct SelfAttention {
+    qkv: Qkv,
+    out: Linear,
 }
 
 /// The weights of one stream (image or text).
 #[derive(Clone, Debug)]
 struct Stream {
     modulation: Linear,
-    q: Projection,
-    k: Projection,
-    v: Linear,
+    qkv: Qkv,
     rest: Option<Rest>,
 }
 
@@ -36,6 +44,28 @@ struct Rest {
     out: Linear,
     up: Linear,
     down: Linear,
+}
+
+/// The projections before an attention.
+#[derive(Clone, Debug)]
+pub(crate) struct Qkv {
+    q: Projection,
+    k: Projection,
+    v: Linear,
+}
+
+impl Qkv {
+    /// The layers and norms of these names under `path`; norms only if the weights have them.
+    pub(crate) fn new(weights: Weights<'_>, path: &str, [q, k, v]: [&str; 3], [norm_q, norm_k]: [&str; 2]) -> Self {
+        let projection =
+            |linear: &str, norm: &str| Projection::new(weights, &format!("{path}.{linear}"), &format!("{path}.{norm}"));
+        Self { q: projection(q, norm_q), k: projection(k, norm_k), v: Linear::new(weights, &format!("{path}.{v}")) }
+    }
+
+    /// Queries, keys and values of `x [N, L, H]`.
+    pub(crate) fn forward(&self, x: Tensor<3>, heads: usize) -> [Tensor<3>; 3] {
+        [self.q.forward(x.clone(), heads), self.k.forward(x.clone(), heads), self.v.forward(x)]
+    }
 }
 
 /// A query or key projection with its optional RMS norm per head.
@@ -70,77 +100,125 @@ fn optional(tensors: &Tensors, name: &str) -> Option<Tensor<1>> {
 }
 
 /// `part`-th of the vectors of width `h` that a modulation `[N, parts·h]` holds.
-fn part(modulation: &Tensor<2>, part: usize, h: usize) -> Tensor<2> {
+pub(crate) fn part(modulation: &Tensor<2>, part: usize, h: usize) -> Tensor<2> {
     modulation.clone().narrow(1, part * h, h)
 }
 
 impl Block {
-    pub(super) fn new(config: &MmditConfig, weights: Weights<'_>, index: usize, last: bool) -> Self {
-        let path = format!("transformer_blocks.{index}");
+    /// The block at `path`; the text ends in the `last`.
+    pub(crate) fn new(weights: Weights<'_>, path: &str, heads: usize, last: bool) -> Self {
         let linear = |name: &str| Linear::new(weights, &format!("{path}.{name}"));
-        let projection = |linear: &str, norm: &str| {
-            Projection::new(weights, &format!("{path}.attn.{linear}"), &format!("{path}.attn.{norm}"))
-        };
         let rest = |out: &str, ff: &str| Rest {
             out: linear(&format!("attn.{out}")),
             up: linear(&format!("{ff}.net.0.proj")),
             down: linear(&format!("{ff}.net.2")),
         };
+        let (attention, own) = (format!("{path}.attn"), ["to_q", "to_k", "to_v"]);
+        let added = ["add_q_proj", "add_k_proj", "add_v_proj"];
+        let dual = weights.base.contains(&format!("{path}.attn2.to_q.weight")).then(|| SelfAttention {
+            qkv: Qkv::new(weights, &format!("{path}.attn2"), own, ["norm_q", "norm_k"]),
+            out: linear("attn2.to_out.0"),
+        });
         Self {
             image: Stream {
                 modulation: linear("norm1.linear"),
-                q: projection("to_q", "norm_q"),
-                k: projection("to_k", "norm_k"),
-                v: linear("attn.to_v"),
+                qkv: Qkv::new(weights, &attention, own, ["norm_q", "norm_k"]),
                 rest: Some(rest("to_out.0", "ff")),
             },
             text: Stream {
                 modulation: linear("norm1_context.linear"),
-                q: projection("add_q_proj", "norm_added_q"),
-                k: projection("add_k_proj", "norm_added_k"),
-                v: linear("attn.add_v_proj"),
+                qkv: Qkv::new(weights, &attention, added, ["norm_added_q", "norm_added_k"]),
                 rest: (!last).then(|| rest("to_add_out", "ff_context")),
             },
-            heads: config.num_attention_heads,
+            dual,
+            heads,
         }
     }
 
     /// `image [N, I, H]`, `text [N, L, H]`, `c [N, H]` after its activation → the same, text absent after the last block.
-    pub(super) fn forward(&self, image: Tensor<3>, text: Tensor<3>, c: &Tensor<2>) -> (Tensor<3>, Option<Tensor<3>>) {
-        let [_, patches, _] = image.dims();
-        let [_, tokens, _] = text.dims();
+    /// With `rope`, queries and keys are rotated by the positions of image and text.
+    pub(crate) fn forward(
+        &self,
+        image: Tensor<3>,
+        text: Tensor<3>,
+        c: &Tensor<2>,
+        rope: Option<&Rope>,
+    ) -> (Tensor<3>, Option<Tensor<3>>) {
+        let ([_, patches, h], [_, tokens, _]) = (image.dims(), text.dims());
         let (image_mod, [iq, ik, iv]) = self.image.qkv(&image, c, self.heads);
         let (text_mod, [tq, tk, tv]) = self.text.qkv(&text, c, self.heads);
         let join = |a, b| Tensor::cat(vec![a, b], 1);
-        let attended = elbow_kernels::attention(join(iq, tq), join(ik, tk), join(iv, tv), self.heads);
+        let rotated = |x: Tensor<3>| match rope {
+            None => x,
+            Some(rope) => rope.rotate(x, self.heads),
+        };
+        let (q, k, v) = (rotated(join(iq, tq)), rotated(join(ik, tk)), join(iv, tv));
+        let attended = elbow_kernels::attention(q, k, v, self.heads);
+        let dual = self.dual.as_ref().map(|dual| {
+            let (shift, scale) = (part(&image_mod, 6, h), part(&image_mod, 7, h));
+            let x = elbow_kernels::layer_norm_modulate(image.clone(), shift, scale, EPSILON);
+            let [q, k, v] = dual.qkv.forward(x, self.heads);
+            dual.out.forward(elbow_kernels::attention(q, k, v, self.heads))
+        });
         let image_out = attended.clone().narrow(1, 0, patches);
-        let image = self.image.finish(image, image_out, &image_mod).expect("invariant: the image stream goes on");
-        let text = self.text.finish(text, attended.narrow(1, patches, tokens), &text_mod);
+        let image = self.image.finish(image, image_out, &image_mod, dual).expect("invariant: the image stream goes on");
+        let text = self.text.finish(text, attended.narrow(1, patches, tokens), &text_mod, None);
         (image, text)
     }
 }
 
 impl Stream {
     /// Queries, keys and values of the normalized, modulated stream, and the modulation `[N, 6H]` (`[N, 2H]` where
-    /// nothing follows attention).
+    /// nothing follows attention, `[N, 9H]` with a second attention).
     fn qkv(&self, x: &Tensor<3>, c: &Tensor<2>, heads: usize) -> (Tensor<2>, [Tensor<3>; 3]) {
         let h = x.dims()[2];
         let modulation = self.modulation.forward(c.clone());
-        // AdaLayerNormZero holds shift, scale, gate twice; AdaLayerNormContinuous holds scale, shift.
+        // AdaLayerNormZero holds shift, scale, gate twice (thrice with a second attention); AdaLayerNormContinuous
+        // holds scale, shift.
         let (shift, scale) = if self.rest.is_some() { (0, 1) } else { (1, 0) };
         let (shift, scale) = (part(&modulation, shift, h), part(&modulation, scale, h));
         let x = elbow_kernels::layer_norm_modulate(x.clone(), shift, scale, EPSILON);
-        let qkv = [self.q.forward(x.clone(), heads), self.k.forward(x.clone(), heads), self.v.forward(x)];
-        (modulation, qkv)
+        (modulation, self.qkv.forward(x, heads))
     }
 
-    fn finish(&self, x: Tensor<3>, attended: Tensor<3>, modulation: &Tensor<2>) -> Option<Tensor<3>> {
+    fn finish(
+        &self,
+        x: Tensor<3>,
+        attended: Tensor<3>,
+        modulation: &Tensor<2>,
+        dual: Option<Tensor<3>>,
+    ) -> Option<Tensor<3>> {
         let rest = self.rest.as_ref()?;
         let h = x.dims()[2];
-        let x = elbow_kernels::gated_residual(x, part(modulation, 2, h), rest.out.forward(attended));
+        let mut x = elbow_kernels::gated_residual(x, part(modulation, 2, h), rest.out.forward(attended));
+        if let Some(dual) = dual {
+            x = elbow_kernels::gated_residual(x, part(modulation, 8, h), dual);
+        }
         let (shift, scale) = (part(modulation, 3, h), part(modulation, 4, h));
         let y = elbow_kernels::layer_norm_modulate(x.clone(), shift, scale, EPSILON);
         let y = rest.down.forward(elbow_kernels::gelu_tanh(rest.up.forward(y)));
         Some(elbow_kernels::gated_residual(x, part(modulation, 5, h), y))
+    }
+}
+
+/// What ends a network: a norm modulated by c, and the projection of tokens to patches.
+#[derive(Clone, Debug)]
+pub(crate) struct Head {
+    norm: Linear,
+    projection: Linear,
+}
+
+impl Head {
+    pub(crate) fn new(weights: Weights<'_>) -> Self {
+        Self { norm: Linear::new(weights, "norm_out.linear"), projection: Linear::new(weights, "proj_out") }
+    }
+
+    /// `[N, L, H]`, `c [N, H]` after its activation → `[N, L, out]`
+    pub(crate) fn forward(&self, x: Tensor<3>, c: Tensor<2>) -> Tensor<3> {
+        // AdaLayerNormContinuous: scale first, then shift.
+        let h = x.dims()[2];
+        let modulation = self.norm.forward(c);
+        let (scale, shift) = (part(&modulation, 0, h), part(&modulation, 1, h));
+        self.projection.forward(elbow_kernels::layer_norm_modulate(x, shift, scale, EPSILON))
     }
 }

@@ -5,7 +5,7 @@ use crate::linear::{Linear, Weights};
 use burn::tensor::{Tensor, TensorData};
 
 /// Width of the sinusoidal time features.
-pub(super) const TIME_CHANNELS: usize = 256;
+pub(crate) const TIME_CHANNELS: usize = 256;
 
 /// Patches to tokens: a convolution whose stride is its size, written as a product, plus fixed 2-D sinusoids.
 #[derive(Clone, Debug)]
@@ -32,11 +32,9 @@ impl PatchEmbed {
 
     /// `[N, C, H, W] → [N, (H/p)·(W/p), width]`
     pub(super) fn forward(&self, x: Tensor<4>) -> Tensor<3> {
-        let [n, c, height, width] = x.dims();
-        let (p, rows, columns) = (self.patch, height / self.patch, width / self.patch);
-        let x: Tensor<6> = x.reshape([n, c, rows, p, columns, p]);
-        let x: Tensor<3> = x.permute([0, 2, 4, 1, 3, 5]).reshape([n, rows * columns, c * p * p]);
-        elbow_kernels::linear(x, self.weight.clone(), Some(self.bias.clone())) + self.crop(rows, columns)
+        let [_, _, height, width] = x.dims();
+        let positions = self.crop(height / self.patch, width / self.patch);
+        elbow_kernels::linear(patches(x, self.patch), self.weight.clone(), Some(self.bias.clone())) + positions
     }
 
     /// The middle `rows × columns` of the grid of position embeddings.
@@ -48,9 +46,17 @@ impl PatchEmbed {
     }
 }
 
+/// `[N, C, H, W] → [N, (H/p)·(W/p), C·p·p]`: patches row by row, channels outermost in each.
+pub(crate) fn patches(x: Tensor<4>, p: usize) -> Tensor<3> {
+    let [n, c, height, width] = x.dims();
+    let (rows, columns) = (height / p, width / p);
+    let x: Tensor<6> = x.reshape([n, c, rows, p, columns, p]);
+    x.permute([0, 2, 4, 1, 3, 5]).reshape([n, rows * columns, c * p * p])
+}
+
 /// Position embeddings `[1, m·m, width]` as the reference makes them: columns in the first half of the channels, rows in
 /// the second, positions in units of the model's own grid (`base` patches a side).
-pub(super) fn sinusoids_2d(width: usize, max_size: usize, base: usize) -> Vec<f32> {
+pub(crate) fn sinusoids_2d(width: usize, max_size: usize, base: usize) -> Vec<f32> {
     let half = width / 2;
     let encode = |position: f64| {
         let angles = (0..half / 2).map(move |i| position / 10_000f64.powf(i as f64 / (half / 2) as f64));
@@ -61,23 +67,34 @@ pub(super) fn sinusoids_2d(width: usize, max_size: usize, base: usize) -> Vec<f3
     cells.flat_map(|(row, column)| encode(column as f64 * scale).chain(encode(row as f64 * scale))).collect()
 }
 
-/// Time and pooled text to one vector: `CombinedTimestepTextProjEmbeddings`.
+/// Time, guidance if the model knows it, and pooled text to one vector: `CombinedTimestepTextProjEmbeddings` and
+/// `CombinedTimestepGuidanceTextProjEmbeddings`.
 #[derive(Clone, Debug)]
-pub(super) struct TimeText {
+pub(crate) struct TimeText {
     time: [Linear; 2],
+    guidance: Option<[Linear; 2]>,
     text: [Linear; 2],
 }
 
 impl TimeText {
-    pub(super) fn new(weights: Weights<'_>) -> Self {
+    pub(crate) fn new(weights: Weights<'_>) -> Self {
         let pair = |name: &str| [1, 2].map(|i| Linear::new(weights, &format!("time_text_embed.{name}.linear_{i}")));
-        Self { time: pair("timestep_embedder"), text: pair("text_embedder") }
+        let guided = weights.base.contains("time_text_embed.guidance_embedder.linear_1.weight");
+        Self {
+            time: pair("timestep_embedder"),
+            guidance: guided.then(|| pair("guidance_embedder")),
+            text: pair("text_embedder"),
+        }
     }
 
-    /// `time [N]` in 0..1000, `pooled [N, P]` → `[N, width]`
-    pub(super) fn forward(&self, time: Tensor<1>, pooled: Tensor<2>) -> Tensor<2> {
+    /// `time [N]` in 0..1000, `pooled [N, P]` → `[N, width]`. A model that knows guidance is told 1000 `guidance`.
+    pub(crate) fn forward(&self, time: Tensor<1>, guidance: f64, pooled: Tensor<2>) -> Tensor<2> {
         let mlp = |[first, second]: &[Linear; 2], x| second.forward(silu(first.forward(x)));
-        mlp(&self.time, time_features(time)) + mlp(&self.text, pooled)
+        let mut sum = mlp(&self.time, time_features(time.clone()));
+        if let Some(embedder) = &self.guidance {
+            sum = sum + mlp(embedder, time_features(time.full_like(1000.0 * guidance)));
+        }
+        sum + mlp(&self.text, pooled)
     }
 }
 

@@ -116,7 +116,7 @@ impl Default for UnetConfig {
 impl UnetConfig {
     /// Reads `unet/config.json` of a `UNet2DConditionModel`.
     pub fn from_json(json: &str) -> Result<Self, ConfigError> {
-        let config: Self = config_json::read(json, "UNet2DConditionModel", ONLY)?;
+        let config: Self = config_json::read_only(json, "UNet2DConditionModel", ONLY)?;
         let problems = config.problems();
         config_json::checked(config, problems)
     }

@@ -85,7 +85,7 @@ impl Default for VaeConfig {
 impl VaeConfig {
     /// Reads `vae/config.json` of an `AutoencoderKL`.
     pub fn from_json(json: &str) -> Result<Self, ConfigError> {
-        let config: Self = config_json::read(json, "AutoencoderKL", ONLY)?;
+        let config: Self = config_json::read_only(json, "AutoencoderKL", ONLY)?;
         let problems = config.problems();
         config_json::checked(config, problems)
     }

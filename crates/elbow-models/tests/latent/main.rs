@@ -1,7 +1,6 @@
 //! The UNet, the autoencoder and the schedulers against those of diffusers with adapters of PEFT (`fixtures/README.md` says
 //! how the references were made).
 
-mod inventory;
 mod scheduler;
 mod unet;
 mod vae;

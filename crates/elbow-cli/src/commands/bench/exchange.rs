@@ -8,7 +8,7 @@ use elbow::{
     params::Params,
     policy::Policy,
 };
-use elbow_models::{lora::LoraConfig, policy::MmditPolicy};
+use elbow_models::{lora::LoraConfig, policy::NetworkPolicy};
 use elbow_runlog::write_atomic;
 use serde_json::json;
 use std::{collections::HashMap, path::Path};
@@ -18,8 +18,8 @@ type Entry = (String, Vec<usize>, Vec<f32>);
 
 /// Writes weights (`base.`, `current.`, `behavior.`), what went in (`input.`) and what came out (`output.`,
 /// `gradient.`).
-pub fn write(path: &Path, args: &Args, policy: &MmditPolicy, workload: &mut Workload<'_>) -> Result<()> {
-    let mut entries = named("base", policy.base());
+pub fn write(path: &Path, args: &Args, policy: &NetworkPolicy, workload: &mut Workload<'_>) -> Result<()> {
+    let mut entries = named("base", &policy.base());
     entries.extend(named("current", &workload.trainer.state.current));
     entries.extend(named("behavior", &workload.trainer.state.behavior));
     entries.extend(rollout(policy, workload)?);
@@ -38,7 +38,7 @@ pub fn write(path: &Path, args: &Args, policy: &MmditPolicy, workload: &mut Work
     Ok(())
 }
 
-fn rollout(policy: &MmditPolicy, workload: &Workload<'_>) -> Result<Vec<Entry>> {
+fn rollout(policy: &NetworkPolicy, workload: &Workload<'_>) -> Result<Vec<Entry>> {
     let drawn = workload.rollout()?.rollout;
     let starts = drawn.keys.iter().map(|&k| Key { purpose: Purpose::Start, ..k });
     let start = noise::normal(starts, policy.latent_shape(), &drawn.images().device());

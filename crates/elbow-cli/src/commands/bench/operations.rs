@@ -6,7 +6,7 @@
 use super::workload::STEPS;
 use burn::tensor::{Device, Tensor};
 use elbow::{params::Params, policy::Policy};
-use elbow_models::{mmdit::MmditConfig, policy::MmditPolicy};
+use elbow_models::{mmdit::MmditConfig, policy::NetworkPolicy};
 use std::time::{Duration, Instant};
 
 /// The two hot loops of training.
@@ -27,7 +27,7 @@ pub struct Operations {
 
 impl Operations {
     /// Of the network with its text of `text_tokens` tokens.
-    pub fn of(network: &MmditConfig, policy: &MmditPolicy, text_tokens: usize) -> Self {
+    pub fn of(network: &MmditConfig, policy: &NetworkPolicy, text_tokens: usize) -> Self {
         let image_tokens = (network.sample_size / network.patch_size).pow(2);
         let tokens = |name: &str| match name {
             _ if name.starts_with("time_text_embed") || name.contains("norm") => 1,
@@ -42,7 +42,7 @@ impl Operations {
         let attention = 4.0 * all * all * network.width() as f64 * network.num_layers as f64;
         let trained = policy.initial();
         let adapters = trained.filtered(|name| name.contains(".lora_"));
-        Self { weights: products(policy.base()), adapters: products(&adapters), attention }
+        Self { weights: products(&policy.base()), adapters: products(&adapters), attention }
     }
 
     /// What one sample of a loop needs.

@@ -20,7 +20,7 @@ use elbow::{
 use elbow_models::{
     lora::LoraConfig,
     mmdit::MmditConfig,
-    policy::{MmditPolicy, Tuning},
+    policy::{Network, NetworkPolicy, Tuning},
 };
 use elbow_world::encoder::WordCodes;
 use std::sync::LazyLock;
@@ -59,7 +59,7 @@ pub fn network(args: &Args) -> MmditConfig {
 }
 
 /// The network and what of it is trained.
-pub fn policy(args: &Args, device: &Device) -> Result<MmditPolicy> {
+pub fn policy(args: &Args, device: &Device) -> Result<NetworkPolicy> {
     let network = network(args);
     let mut base = network.initial(Key::new(0, Purpose::Initialization, 0));
     if let Some(path) = &args.weights {
@@ -73,7 +73,14 @@ pub fn policy(args: &Args, device: &Device) -> Result<MmditPolicy> {
         TuningName::Full => Tuning::Full,
         TuningName::Lora => Tuning::Lora(LoraConfig::default()),
     };
-    Ok(MmditPolicy::new(network, base, tuning, Box::new(WordCodes { device: device.clone() }), 0, device))
+    Ok(NetworkPolicy {
+        latent: network.latent(),
+        network: Network::Mmdit(network),
+        base: base.tensors(&device.clone().without_autodiff()),
+        tuning,
+        text: Box::new(WordCodes { device: device.clone() }),
+        seed: 0,
+    })
 }
 
 /// The parameters, each matrix moved by Gaussian noise of deviation `size / √inputs` and each vector by a fifth of `size`.
@@ -105,7 +112,7 @@ pub struct Workload<'a> {
 impl<'a> Workload<'a> {
     /// Behavior weights near the current ones but not equal, as in training off the policy: equal ones would save a forward
     /// pass.
-    pub fn new(args: &Args, policy: &'a MmditPolicy, device: &Device) -> Result<Self> {
+    pub fn new(args: &Args, policy: &'a NetworkPolicy, device: &Device) -> Result<Self> {
         let config = Config {
             batch: Batch { groups: args.batch / GROUP, group_size: GROUP, updates: 1, rows: args.rows },
             sampler: Sampling { steps: STEPS, ..Sampling::default() },
