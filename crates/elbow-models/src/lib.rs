@@ -12,3 +12,7 @@ pub mod lora;
 pub mod mmdit;
 pub mod policy;
 pub mod recompute;
+mod resnet;
+pub mod scheduler;
+pub mod unet;
+pub mod vae;

@@ -43,6 +43,15 @@ impl Linear {
         }
     }
 
+    /// A convolution of one pixel, `<path>.weight` `[out, in, 1, 1]`, as the dense layer over channels that it is. Adapters
+    /// pass it by.
+    pub fn pointwise(weights: Weights<'_>, path: &str) -> Self {
+        let weight: Tensor<4> = weights.base.tensor(&format!("{path}.weight"));
+        let [out, input, _, _] = weight.dims();
+        let bias = Some(weights.base.tensor(&format!("{path}.bias")));
+        Self { weight: weight.reshape([out, input]), bias, adapter: None }
+    }
+
     /// `[.., in] → [.., out]`
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         let y = elbow_kernels::linear(x.clone(), self.weight.clone(), self.bias.clone());

@@ -161,7 +161,7 @@ impl Policy for NetworkPolicy {
 }
 
 /// Pixels in [−1, 1] `[N, 3, H, W]` to 8-bit pictures, rounded to nearest, clamped.
-fn decode_pixels(latents: Tensor<4>) -> Vec<RgbImage> {
+pub(crate) fn decode_pixels(latents: Tensor<4>) -> Vec<RgbImage> {
     let [n, _, height, width] = latents.dims();
     let pixels = latents.permute([0, 2, 3, 1]).reshape([n, height * width * 3]).into_data();
     let pixels = pixels.as_slice::<f32>().expect("invariant: latents are f32");

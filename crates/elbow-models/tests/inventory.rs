@@ -3,7 +3,7 @@
 
 mod common;
 
-use elbow_models::{flux::FluxConfig, layout::Layout, mmdit::MmditConfig};
+use elbow_models::{flux::FluxConfig, layout::Layout, mmdit::MmditConfig, unet::UnetConfig, vae::VaeConfig};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -50,6 +50,14 @@ fn flux(json: &str) -> Layout {
     FluxConfig::from_json(json).expect("a published configuration").layout()
 }
 
+fn unet(json: &str) -> Layout {
+    UnetConfig::from_json(json).expect("a published configuration").layout()
+}
+
+fn vae(json: &str) -> Layout {
+    VaeConfig::from_json(json).expect("a published configuration").layout()
+}
+
 #[test]
 fn stable_diffusion_3_medium() {
     check("sd3-medium", mmdit);
@@ -73,4 +81,29 @@ fn flux_1_dev() {
 #[test]
 fn flux_1_schnell() {
     check("flux.1-schnell", flux);
+}
+
+#[test]
+fn unet_of_stable_diffusion_1_5() {
+    check("sd1.5-unet", unet);
+}
+
+#[test]
+fn unet_of_stable_diffusion_2_1() {
+    check("sd2.1-unet", unet);
+}
+
+#[test]
+fn autoencoder_of_stable_diffusion_1_5() {
+    check("sd1.5-vae", vae);
+}
+
+#[test]
+fn autoencoder_of_stable_diffusion_3() {
+    check("sd3-vae", vae);
+}
+
+#[test]
+fn autoencoder_of_flux() {
+    check("flux-vae", vae);
 }

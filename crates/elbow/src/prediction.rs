@@ -22,19 +22,27 @@ pub enum Prediction {
     Noise,
     /// x₀, the clean sample.
     Clean,
+    /// α ε − σ x₀, which `diffusers` calls `v_prediction` (SD2.1; arXiv 2202.00512, section 4).
+    Angular,
 }
 
 impl Prediction {
     /// The velocity at `x [N, C, H, W]` that the network's `output` (same shape) amounts to, one time a row.
     ///
-    /// With Δ = α σ′ − α′ σ: v = (Δ ε + α′ x) / α from noise and v = (σ′ x − Δ x₀) / σ from the clean sample.
+    /// With Δ = α σ′ − α′ σ: v = (Δ ε + α′ x) / α from noise, v = (σ′ x − Δ x₀) / σ from the clean sample, and
+    /// v = (Δ u + (α α′ + σ σ′) x) / (α² + σ²) from u = α ε − σ x₀.
     pub fn velocity(self, schedule: Schedule, x: Tensor<4>, output: Tensor<4>, t: &[f64]) -> Tensor<4> {
         let device = x.device();
-        let row = |f: fn(Level) -> f64| per_row(t, &device, |t| f(schedule.level(t)));
+        let row = |f: &dyn Fn(Level) -> f64| per_row(t, &device, |t| f(schedule.level(t)));
         match self {
             Self::Velocity => output,
-            Self::Noise => output * row(|l| l.determinant() / l.alpha) + x * row(|l| l.d_alpha / l.alpha),
-            Self::Clean => x * row(|l| l.d_sigma / l.sigma) - output * row(|l| l.determinant() / l.sigma),
+            Self::Noise => output * row(&|l| l.determinant() / l.alpha) + x * row(&|l| l.d_alpha / l.alpha),
+            Self::Angular => {
+                let size = |l: Level| l.alpha * l.alpha + l.sigma * l.sigma;
+                let along = |l: Level| l.alpha * l.d_alpha + l.sigma * l.d_sigma;
+                output * row(&|l| l.determinant() / size(l)) + x * row(&|l| along(l) / size(l))
+            }
+            Self::Clean => x * row(&|l| l.d_sigma / l.sigma) - output * row(&|l| l.determinant() / l.sigma),
         }
     }
 
@@ -43,7 +51,7 @@ impl Prediction {
     pub fn customary(schedule: Schedule) -> Self {
         match schedule {
             Schedule::RectifiedFlow => Self::Velocity,
-            Schedule::VariancePreserving { .. } => Self::Noise,
+            Schedule::VariancePreserving { .. } | Schedule::ScaledLinear { .. } => Self::Noise,
         }
     }
 
@@ -53,6 +61,7 @@ impl Prediction {
             Self::Velocity => 1.0,
             Self::Noise => level.noise_gain(),
             Self::Clean => level.clean_gain(),
+            Self::Angular => (level.alpha * level.alpha + level.sigma * level.sigma) / level.determinant(),
         }
     }
 }
@@ -114,20 +123,32 @@ mod tests {
 
     proptest! {
         #[test]
-        fn each_prediction_gives_the_velocity_of_the_path(t in 0.1f64..0.9, x0 in -2f32..2.0, e in -2f32..2.0, vp: bool) {
-            let schedule = if vp { Schedule::VariancePreserving { beta_min: 0.1, beta_max: 20.0 } } else { Schedule::RectifiedFlow };
+        fn each_prediction_gives_the_velocity_of_the_path(
+            t in 0.1f64..0.9, x0 in -2f32..2.0, e in -2f32..2.0, path in 0usize..3,
+        ) {
+            let schedule = [
+                Schedule::RectifiedFlow,
+                Schedule::VariancePreserving { beta_min: 0.1, beta_max: 20.0 },
+                Schedule::ScaledLinear { beta_start: 0.00085, beta_end: 0.012 },
+            ][path];
             let device = burn::tensor::Device::flex();
             let one = |v: f32| Tensor::<4>::full([1, 1, 1, 1], v, &device);
             let (x, v) = (schedule.mix(one(x0), one(e), &[t]), schedule.target(one(x0), one(e), &[t]).into_scalar::<f32>());
+            let level = schedule.level(t);
+            let angular = level.alpha as f32 * e - level.sigma as f32 * x0;
             // An error of 1 in the velocity is an error of `gain` in each output.
             let off = one(v + 1.0);
-            let level = schedule.level(t);
-            let noise = schedule.noise(x.clone(), off.clone(), t).into_scalar::<f32>() - e;
-            let clean = schedule.clean(x.clone(), off, t).into_scalar::<f32>() - x0;
-            for (kind, moved) in [(Prediction::Velocity, 1.0), (Prediction::Noise, noise), (Prediction::Clean, -clean)] {
-                prop_assert!((kind.gain(level) - f64::from(moved)).abs() < 2e-4 * (1.0 + 1.0 / level.alpha), "{kind:?}: {moved}");
-            }
-            for (kind, output) in [(Prediction::Velocity, v), (Prediction::Noise, e), (Prediction::Clean, x0)] {
+            let noise = schedule.noise(x.clone(), off.clone(), t).into_scalar::<f32>();
+            let clean = schedule.clean(x.clone(), off, t).into_scalar::<f32>();
+            let outputs = [
+                (Prediction::Velocity, v, 1.0),
+                (Prediction::Noise, e, noise - e),
+                (Prediction::Clean, x0, x0 - clean),
+                (Prediction::Angular, angular, level.alpha as f32 * noise - level.sigma as f32 * clean - angular),
+            ];
+            for (kind, output, moved) in outputs {
+                let off = (kind.gain(level) - f64::from(moved)).abs();
+                prop_assert!(off < 2e-4 * (1.0 + 1.0 / level.alpha), "{kind:?}: {moved} {}", kind.gain(level));
                 let got = kind.velocity(schedule, x.clone(), one(output), &[t]).into_scalar::<f32>();
                 prop_assert!((got - v).abs() < 1e-4 * (1.0 + v.abs() + got.abs()), "{kind:?}: {got} {v}");
             }

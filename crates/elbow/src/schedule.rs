@@ -26,6 +26,28 @@ pub enum Schedule {
         #[serde(default = "beta_max")]
         beta_max: f64,
     },
+    /// DDPM in [`SCALED_LINEAR_STEPS`] steps of growing noise, √β linear: Stable Diffusion 1 and 2 (arXiv 2112.10752).
+    /// Step k is the time t = (k + 1)/1000, where α² is exactly Π (1 − β_i) over i ≤ k; between steps ln α is a cubic, and
+    /// t = 0 is clean.
+    ScaledLinear {
+        /// β of the first step.
+        #[serde(default = "beta_start")]
+        beta_start: f64,
+        /// β of the last step.
+        #[serde(default = "beta_end")]
+        beta_end: f64,
+    },
+}
+
+/// Steps that models on [`Schedule::ScaledLinear`] are trained on.
+pub const SCALED_LINEAR_STEPS: usize = 1000;
+
+fn beta_start() -> f64 {
+    0.00085
+}
+
+fn beta_end() -> f64 {
+    0.012
 }
 
 fn beta_min() -> f64 {
@@ -80,11 +102,12 @@ impl Schedule {
         match self {
             Self::RectifiedFlow => Level { alpha: 1.0 - t, sigma: t, d_alpha: -1.0, d_sigma: 1.0 },
             Self::VariancePreserving { beta_min, beta_max } => {
-                let alpha = (-t * t * (beta_max - beta_min) / 4.0 - t * beta_min / 2.0).exp();
-                // 1 − α² without cancellation near t = 0, where σ′ diverges: t is kept off 0 by the last grid level.
-                let sigma = (-(2.0 * alpha.ln()).exp_m1()).sqrt().max(1e-8);
-                let d_alpha = -alpha * (t * (beta_max - beta_min) + beta_min) / 2.0;
-                Level { alpha, sigma, d_alpha, d_sigma: -alpha * d_alpha / sigma }
+                let log_alpha = -t * t * (beta_max - beta_min) / 4.0 - t * beta_min / 2.0;
+                variance_preserving(log_alpha, -(t * (beta_max - beta_min) + beta_min) / 2.0)
+            }
+            Self::ScaledLinear { beta_start, beta_end } => {
+                let [log_alpha, rate] = scaled_linear(beta_start, beta_end, t);
+                variance_preserving(log_alpha, rate)
             }
         }
     }
@@ -112,6 +135,30 @@ impl Schedule {
         let level = self.level(t);
         (velocity * level.alpha - x * level.d_alpha) / level.determinant()
     }
+}
+
+/// The level with the given ln α and its derivative, and α² + σ² = 1.
+fn variance_preserving(log_alpha: f64, rate: f64) -> Level {
+    let alpha = log_alpha.exp();
+    // 1 − α² without cancellation near t = 0, where σ′ diverges: t is kept off 0 by the last grid level.
+    let sigma = (-(2.0 * log_alpha).exp_m1()).sqrt().max(1e-8);
+    let d_alpha = alpha * rate;
+    Level { alpha, sigma, d_alpha, d_sigma: -alpha * d_alpha / sigma }
+}
+
+/// ln α and its derivative. Step i takes `log(i)` from ln α; between steps, ln α is the cubic whose slope at a step is the
+/// mean of what the steps before and after it take, so that the derivative has no jumps.
+fn scaled_linear(beta_start: f64, beta_end: f64, t: f64) -> [f64; 2] {
+    let (steps, rise) = (SCALED_LINEAR_STEPS as f64, beta_end.sqrt() - beta_start.sqrt());
+    let log = |i: f64| (-(beta_start.sqrt() + rise * i / (steps - 1.0)).powi(2)).ln_1p() / 2.0;
+    let at = (t * steps).clamp(0.0, steps);
+    let whole = at.floor().min(steps - 1.0);
+    let before: f64 = (0..whole as usize).map(|i| log(i as f64)).sum();
+    let (f, step) = (at - whole, log(whole));
+    let (from, to) = ((log(whole - 1.0) + step) / 2.0, (step + log(whole + 1.0)) / 2.0);
+    let (square, cube) = (3.0 * step - 2.0 * from - to, from + to - 2.0 * step);
+    let slope = from + f * (2.0 * square + f * 3.0 * cube);
+    [before + f * (from + f * (square + f * cube)), slope * steps]
 }
 
 /// One number a row, shaped `[N, 1, 1, 1]` to multiply images with.
@@ -145,10 +192,42 @@ mod tests {
         assert!(grid.iter().zip(expected).all(|(a, b)| (a - b).abs() < 6e-5), "{grid:?}");
     }
 
+    const STABLE_DIFFUSION: Schedule = Schedule::ScaledLinear { beta_start: 0.00085, beta_end: 0.012 };
+
+    /// Each schedule.
+    fn any() -> impl Strategy<Value = Schedule> {
+        let vp = Schedule::VariancePreserving { beta_min: 0.1, beta_max: 20.0 };
+        proptest::sample::select(vec![Schedule::RectifiedFlow, vp, STABLE_DIFFUSION])
+    }
+
+    /// ᾱ is a product of 1 − β, and the ends are clean data and nearly pure noise.
+    #[test]
+    fn discrete_steps_are_exact() {
+        let mut product = 1.0;
+        for k in 0..SCALED_LINEAR_STEPS {
+            let root = 0.00085f64.sqrt() + k as f64 / 999.0 * (0.012f64.sqrt() - 0.00085f64.sqrt());
+            product *= 1.0 - root.powi(2);
+            let level = STABLE_DIFFUSION.level((k + 1) as f64 / 1000.0);
+            assert!((level.alpha.powi(2) / product - 1.0).abs() < 1e-10, "step {k}");
+        }
+        assert!((product - 0.00466).abs() < 1e-5, "{product}");
+        let clean = STABLE_DIFFUSION.level(0.0);
+        assert!((clean.alpha - 1.0).abs() < 1e-15 && clean.sigma < 1e-7, "{clean:?}");
+    }
+
+    #[test]
+    fn slopes_do_not_jump_at_steps() {
+        for k in 1..SCALED_LINEAR_STEPS {
+            let t = k as f64 / 1000.0;
+            let [below, above] = [t - 1e-9, t + 1e-9].map(|t| STABLE_DIFFUSION.level(t).d_sigma);
+            assert!((below / above - 1.0).abs() < 1e-5 && below > 0.0, "step {k}: {below} {above}");
+        }
+    }
+
     proptest! {
         #[test]
-        fn derivatives_match_finite_differences(t in 0.05f64..0.95, vp: bool) {
-            let schedule = if vp { Schedule::VariancePreserving { beta_min: 0.1, beta_max: 20.0 } } else { Schedule::RectifiedFlow };
+        fn derivatives_match_finite_differences(t in 0.05f64..0.95, schedule in any()) {
+            let vp = schedule != Schedule::RectifiedFlow;
             let (a, b, l, h) = (schedule.level(t - 1e-6), schedule.level(t + 1e-6), schedule.level(t), 2e-6);
             prop_assert!(((b.alpha - a.alpha) / h - l.d_alpha).abs() < 1e-6 * (1.0 + l.d_alpha.abs()));
             prop_assert!(((b.sigma - a.sigma) / h - l.d_sigma).abs() < 1e-6 * (1.0 + l.d_sigma.abs()));
@@ -156,8 +235,7 @@ mod tests {
         }
 
         #[test]
-        fn clean_and_noise_come_back(t in 0.1f64..0.9, x0 in -2f32..2.0, e in -2f32..2.0, vp: bool) {
-            let schedule = if vp { Schedule::VariancePreserving { beta_min: 0.1, beta_max: 20.0 } } else { Schedule::RectifiedFlow };
+        fn clean_and_noise_come_back(t in 0.1f64..0.9, x0 in -2f32..2.0, e in -2f32..2.0, schedule in any()) {
             let device = burn::tensor::Device::flex();
             let one = |v: f32| Tensor::<4>::full([1, 1, 1, 1], v, &device);
             let (x, v) = (schedule.mix(one(x0), one(e), &[t]), schedule.target(one(x0), one(e), &[t]));

@@ -53,6 +53,7 @@ pub(super) fn level(schedule: Schedule, t: f64) -> [f64; 4] {
             let d_alpha = alpha * (-0.5 * t * (beta_max - beta_min) - 0.5 * beta_min);
             [alpha, sigma, d_alpha, -alpha * d_alpha / sigma]
         }
+        Schedule::ScaledLinear { .. } => unreachable!("the axes are tested on the other two"),
     }
 }
 
