@@ -26,7 +26,7 @@ pub enum Schedule {
         #[serde(default = "beta_max")]
         beta_max: f64,
     },
-    /// DDPM in [`SCALED_LINEAR_STEPS`] steps of growing noise, √β linear: Stable Diffusion 1 and 2 (arXiv 2112.10752).
+    /// DDPM in a thousand steps of growing noise, √β linear: Stable Diffusion 1 and 2 (arXiv 2112.10752).
     /// Step k is the time t = (k + 1)/1000, where α² is exactly Π (1 − β_i) over i ≤ k; between steps ln α is a cubic, and
     /// t = 0 is clean.
     ScaledLinear {
