@@ -142,7 +142,7 @@ fn scaled_linear(beta_start: f64, beta_end: f64, t: f64) -> [f64; 2] {
     let whole = at.floor().min(steps - 1.0);
     let before: f64 = (0..whole as usize).map(|i| log(i as f64)).sum();
     let (f, step) = (at - whole, log(whole));
-    let (from, to) = ((log(whole - 1.0) + step) / 2.0, (step + log(whole + 1.0)) / 2.0);
+    let (from, to) = (f64::midpoint(log(whole - 1.0), step), f64::midpoint(step, log(whole + 1.0)));
     let (square, cube) = (3.0 * step - 2.0 * from - to, from + to - 2.0 * step);
     let slope = from + f * (2.0 * square + f * 3.0 * cube);
     [before + f * (from + f * (square + f * cube)), slope * steps]
