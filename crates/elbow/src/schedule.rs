@@ -26,7 +26,7 @@ pub enum Schedule {
         #[serde(default = "beta_max")]
         beta_max: f64,
     },
-    /// DDPM in [`SCALED_LINEAR_STEPS`] steps of growing noise, √β linear: Stable Diffusion 1 and 2 (arXiv 2112.10752).
+    /// DDPM in a thousand steps of growing noise, √β linear: Stable Diffusion 1 and 2 (arXiv 2112.10752).
     /// Step k is the time t = (k + 1)/1000, where α² is exactly Π (1 − β_i) over i ≤ k; between steps ln α is a cubic, and
     /// t = 0 is clean.
     ScaledLinear {
@@ -155,7 +155,7 @@ fn scaled_linear(beta_start: f64, beta_end: f64, t: f64) -> [f64; 2] {
     let whole = at.floor().min(steps - 1.0);
     let before: f64 = (0..whole as usize).map(|i| log(i as f64)).sum();
     let (f, step) = (at - whole, log(whole));
-    let (from, to) = ((log(whole - 1.0) + step) / 2.0, (step + log(whole + 1.0)) / 2.0);
+    let (from, to) = (f64::midpoint(log(whole - 1.0), step), f64::midpoint(step, log(whole + 1.0)));
     let (square, cube) = (3.0 * step - 2.0 * from - to, from + to - 2.0 * step);
     let slope = from + f * (2.0 * square + f * 3.0 * cube);
     [before + f * (from + f * (square + f * cube)), slope * steps]
