@@ -215,6 +215,7 @@ impl Elbo {
             gain,
             target: Some(target),
             transitions: None,
+            weight: None,
             merge: Merge::Single,
         }
     }
