@@ -22,6 +22,8 @@ pub const ALL: &[(&str, &str)] = recipes![
     "nano-flow-cps",
     "nano-dance-grpo",
     "nano-mix-grpo",
+    "nano-tempflow-grpo",
+    "nano-sol-rl",
     "nano-ddpo-sf",
     "nano-ddpo-is",
     "nano-ddpo-compressibility",

@@ -44,6 +44,9 @@ fn a_plan_says_passes_seconds_and_memory() {
     assert!(plain.contains("2 forward passes to draw it; 1 × 1 forward and 1 × 1 backward to train on it"), "{plain}");
     let guided = plan(&["sampler.guidance=2", "kl.weight=1", "batch.updates=2"]);
     assert!(guided.contains("4 forward passes to draw it; 1 × 6 forward and 1 × 2 backward"), "{guided}");
+    assert!(!plain.contains("drafts"), "{plain}");
+    let drafted = plan(&["drafts.count=9", "drafts.steps=1"]);
+    assert!(drafted.contains("drafts          9 a prompt, 1 forward passes and a reward each"), "{drafted}");
     for line in ["time an epoch", "time in all", "10 epochs, and 2 evaluations", "MiB at the peak"] {
         assert!(plain.contains(line), "{line}: {plain}");
     }

@@ -3,11 +3,12 @@
 use crate::{
     advantage::AdvantageKind,
     behavior::{BehaviorLag, Ema},
+    drafts::Drafts,
     kl::{Kl, Proximal},
     likelihood::LikelihoodKind,
     objective::{ObjectiveKind, Setting},
     optimizer::OptimizerConfig,
-    sampler::Sampling,
+    sampler::{Branch, SamplerKind, Sampling},
     schedule::Schedule,
 };
 use schemars::JsonSchema;
@@ -23,10 +24,14 @@ pub struct Config {
     pub epochs: u64,
     /// The path from data to noise that the model was trained on.
     pub schedule: Schedule,
+    /// Which images start from the same noise.
+    pub start_noise: StartNoise,
     /// How many images an epoch draws, and how they are split.
     pub batch: Batch,
     /// How rollouts are drawn.
     pub sampler: Sampling,
+    /// Cheap images by which those to draw are chosen.
+    pub drafts: Drafts,
     /// How a log-probability is read off the network.
     pub likelihood: LikelihoodKind,
     /// How advantages and log-probabilities become a loss.
@@ -53,8 +58,10 @@ impl Default for Config {
             seed: 0,
             epochs: 100,
             schedule: Schedule::default(),
+            start_noise: StartNoise::default(),
             batch: Batch::default(),
             sampler: Sampling::default(),
+            drafts: Drafts::default(),
             likelihood: LikelihoodKind::default(),
             objective: ObjectiveKind::default(),
             kl: Kl::default(),
@@ -66,6 +73,17 @@ impl Default for Config {
             max_missing: 0.2,
         }
     }
+}
+
+/// Which images of an epoch start from the same noise.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum StartNoise {
+    /// None.
+    #[default]
+    PerSample,
+    /// Those of one prompt (DanceGRPO, arXiv 2505.07818): they differ by the noise of their steps alone.
+    PerGroup,
 }
 
 /// Images of an epoch: `groups × group_size`, in `updates` optimizer steps, `rows` at a time through the network.
@@ -102,6 +120,7 @@ impl Config {
         let mut problems = Vec::new();
         self.validate_batch(&mut problems);
         self.validate_ranges(&mut problems);
+        self.validate_starts(&mut problems);
         let likelihood = self.likelihood.get().refuses(&self.sampler, self.schedule);
         problems.extend(likelihood.into_iter().chain(self.sampler.refuses(self.schedule)));
         let setting = Setting { likelihood: self.likelihood, advantage: self.advantage, rows: self.batch.rows };
@@ -117,6 +136,9 @@ impl Config {
                 "batch.group_size = {group_size}: an advantage compares at least 2 images of one prompt"
             ));
         }
+        if group_size == 0 {
+            problems.push("batch.group_size = 0: at least one image a prompt".into());
+        }
         if updates == 0 || groups == 0 || groups % updates != 0 {
             problems.push(format!(
                 "batch.groups = {groups} cannot be split evenly into batch.updates = {updates} optimizer steps \
@@ -127,6 +149,45 @@ impl Config {
         if rows == 0 {
             problems.push("batch.rows = 0: at least one image goes through the network at a time".into());
         }
+    }
+
+    fn validate_starts(&self, problems: &mut Vec<String>) {
+        let (size, shared) = (self.batch.group_size, self.start_noise == StartNoise::PerGroup);
+        if shared && self.sampler.stochastic_steps(self.schedule).is_empty() {
+            problems.push(
+                "start_noise = \"per-group\" and a sampler without noise: all images of a prompt would be the same. Use a \
+                 stochastic sampler, or \"per-sample\""
+                    .into(),
+            );
+        }
+        if let SamplerKind::Branch(Branch { points, explorations, .. }) = self.sampler.rule {
+            if !shared {
+                problems.push(
+                    "sampler `branch` compares images that are one up to a step: set start_noise = \"per-group\""
+                        .into(),
+                );
+            }
+            if points * explorations != size {
+                problems.push(format!(
+                    "sampler `branch`: points = {points} × explorations = {explorations} make {} images of a prompt, and \
+                     batch.group_size = {size}: make them equal",
+                    points * explorations
+                ));
+            }
+        }
+        if shared && self.drafts.count > 0 {
+            problems.push(
+                "drafts choose among start noises, of which start_noise = \"per-group\" has one: use \"per-sample\", or \
+                 drafts.count = 0"
+                    .into(),
+            );
+        }
+        problems.extend(self.drafts.problems(size, self.sampler, self.schedule));
+    }
+
+    /// Images that an advantage compares: those of a prompt, or those of it that branch at the same step.
+    pub fn compared(&self) -> usize {
+        self.sampler.explorations().unwrap_or(self.batch.group_size)
     }
 
     fn validate_ranges(&self, problems: &mut Vec<String>) {
@@ -169,7 +230,7 @@ mod tests {
     use super::*;
     use crate::{
         likelihood::{LikelihoodKind, Trajectory},
-        sampler::{FlowSde, SamplerKind},
+        sampler::FlowSde,
     };
 
     #[test]
@@ -186,6 +247,32 @@ mod tests {
         assert_eq!(problems.len(), 4, "{problems:?}");
         assert!(problems[1].contains("batch.groups = 5") && problems[1].contains("batch.updates = 2"));
         assert!(problems[3].contains("flow-sde"));
+    }
+
+    #[test]
+    fn what_a_group_shares_fits_the_sampler() {
+        let (sde, branch) = (SamplerKind::FlowSde(FlowSde::default()), SamplerKind::Branch(Branch::default()));
+        let with = |rule, start_noise, count| Config {
+            sampler: Sampling { rule, ..Sampling::default() },
+            start_noise,
+            drafts: Drafts { count, ..Drafts::default() },
+            ..Config::default()
+        };
+        let (ode, own, shared) = (SamplerKind::default(), StartNoise::PerSample, StartNoise::PerGroup);
+        for fine in [with(sde, shared, 0), with(branch, shared, 0), with(ode, own, 24), with(sde, own, 24)] {
+            assert_eq!(fine.validate(), Ok(()));
+        }
+        let split = Branch { points: 3, ..Branch::default() };
+        for (wrong, words) in [
+            (with(ode, shared, 0), ["per-group", "would be the same"]),
+            (with(branch, own, 0), ["branch", "per-group"]),
+            (with(SamplerKind::Branch(split), shared, 0), ["make 18 images", "group_size = 24"]),
+            (with(sde, shared, 24), ["drafts", "per-sample"]),
+            (with(ode, own, 23), ["drafts.count = 23", "group_size = 24"]),
+        ] {
+            let problems = wrong.validate().expect_err("does not fit").problems;
+            assert!(problems.len() == 1 && words.iter().all(|word| problems[0].contains(word)), "{problems:?}");
+        }
     }
 
     #[test]

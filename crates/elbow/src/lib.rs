@@ -40,6 +40,7 @@
 pub mod advantage;
 pub mod behavior;
 pub mod config;
+pub mod drafts;
 pub mod eval;
 pub mod evaluation;
 pub mod gaussian;

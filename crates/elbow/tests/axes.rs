@@ -6,12 +6,14 @@ mod common;
 use common::{Case, current, formula::Formula};
 use elbow::{
     kl::{Kl, KlKind},
-    likelihood::{Density, Draws, Elbo, LikelihoodKind, Points, Ratio, Timesteps, Trajectory, Weighting},
+    likelihood::{Density, Draws, Elbo, LikelihoodKind, Points, Ratio, StepWeights, Timesteps, Trajectory, Weighting},
     objective::{
         Cispo, Divergence, Dpo, Dpok, Epg, FlowDppo, Gmpo, Grpo, GrpoGuard, NegativeAware, ObjectiveKind, Par, Pepg,
         Ram, Residual, Rpg, Sapo, TrajectoryBalance,
     },
-    sampler::{Cps, Dance, Ddim, Dpm2, Euler, FlowSde, SamplerKind, Sampling, Sde, Strategy, Window},
+    sampler::{
+        Branch, Cps, Dance, Ddim, Dpm2, Euler, FlowSde, SaSolver, SamplerKind, Sampling, Sde, Strategy, Unipc, Window,
+    },
     schedule::Schedule,
 };
 
@@ -109,6 +111,7 @@ const SDE: SamplerKind = SamplerKind::FlowSde(FlowSde { noise_level: 0.7 });
 const SILENT: SamplerKind = SamplerKind::FlowSde(FlowSde { noise_level: 0.0 });
 const EULER: SamplerKind = SamplerKind::Euler(Euler {});
 const DPM2: SamplerKind = SamplerKind::Dpm2(Dpm2 {});
+const SA_SOLVER: SamplerKind = SamplerKind::SaSolver(SaSolver { tau: 0.4, order: 2 });
 const GIRSANOV: Kl = Kl { kind: KlKind::Girsanov, weight: 0.1, importance: false };
 const VARIANCE_PRESERVING: Schedule = Schedule::VariancePreserving { beta_min: 0.1, beta_max: 20.0 };
 
@@ -191,11 +194,13 @@ fn more_likelihoods() -> Vec<LikelihoodKind> {
         all.push(LikelihoodKind::Trajectory(Trajectory { density, ratio, ..Trajectory::default() }));
         all.push(LikelihoodKind::Trajectory(Trajectory { fraction: 1.0, ratio, ..Trajectory::default() }));
     }
+    let weights = StepWeights::Noise;
+    all.push(LikelihoodKind::Trajectory(Trajectory { fraction: 1.0, weights, ..Trajectory::default() }));
     all
 }
 
-/// The stochastic samplers, each alone and in a window in some epoch.
-fn stochastic() -> Vec<SamplerKind> {
+/// The stochastic samplers, each alone and in a window in some epoch, and those that look back.
+fn further() -> Vec<SamplerKind> {
     let (flow, dance) = (FlowSde { noise_level: 0.7 }, Dance { eta: 0.5 });
     let (ddim, cps) = (Ddim { eta: 0.9 }, Cps { eta: 0.8 });
     let window = |sde, strategy| {
@@ -211,13 +216,19 @@ fn stochastic() -> Vec<SamplerKind> {
         window(Sde::Dance(dance), Strategy::Random),
         window(Sde::Ddim(ddim), Strategy::Decay),
         window(Sde::Cps(cps), Strategy::Progressive),
+        SamplerKind::SaSolver(SaSolver { tau: 0.8, order: 1 }),
+        // The two images of each prompt branch at the same step, those of the other prompt at another.
+        SamplerKind::Branch(Branch { sde: Sde::FlowSde(flow), points: 2, explorations: 2 }),
+        SamplerKind::Unipc(Unipc {}),
+        SA_SOLVER,
     ]
 }
 
 /// The further samplers and likelihoods, with an objective of each kind rather than all.
 #[test]
 fn further_samplers_and_likelihoods_have_the_gradient_of_their_formulas() {
-    for (schedule, expected) in [(Schedule::RectifiedFlow, [624, 0]), (VARIANCE_PRESERVING, [216, 408])] {
+    // 3 objectives × (27 likelihoods × 10 samplers + 22 ELBOs × 2), and on the other path 19 × 5 + 14 × 2.
+    for (schedule, expected) in [(Schedule::RectifiedFlow, [942, 30]), (VARIANCE_PRESERVING, [369, 603])] {
         let (mut worst, mut refused) = (Worst::default(), 0);
         // Without an edge, which a finite difference might step over.
         let objectives = [
@@ -228,7 +239,7 @@ fn further_samplers_and_likelihoods_have_the_gradient_of_their_formulas() {
         for (objective, likelihood) in
             objectives.into_iter().flat_map(|o| more_likelihoods().into_iter().map(move |l| (o, l)))
         {
-            for rule in stochastic() {
+            for rule in further() {
                 let case = Case { objective, likelihood, sampling: sampling(rule, 1.5), schedule, kl: GIRSANOV };
                 if case.refusal().is_some() {
                     refused += 1;
@@ -272,6 +283,8 @@ fn illegal_combinations_say_what_to_change() {
         SamplerKind::Window(Window { sde: Sde::FlowSde(FlowSde { noise_level: 0.0 }), size: 2, ..Window::default() });
     let timesteps = Timesteps::LogitNormal { count: 1, mean: 0.0, std: 1.0 };
     let off_grid = LikelihoodKind::Elbo(Elbo { points: Points::Sampler, timesteps, ..Elbo::default() });
+    let (weights, ratio) = (StepWeights::Noise, Ratio::PerSample);
+    let merged = LikelihoodKind::Trajectory(Trajectory { weights, ratio, ..Trajectory::default() });
     let illegal = [
         (trajectory, EULER, flow, ["trajectory", "flow-sde", "elbo"]),
         (trajectory, DPM2, flow, ["trajectory", "flow-sde", "elbo"]),
@@ -292,6 +305,9 @@ fn illegal_combinations_say_what_to_change() {
         (elbo(Weighting::Huber), DPM2, VARIANCE_PRESERVING, ["huber", "simple", "adaptive"]),
         (elbo(Weighting::Ghuber), DPM2, VARIANCE_PRESERVING, ["ghuber", "simple", "adaptive"]),
         (off_grid, SDE, flow, ["sampler", "grid", "renoised"]),
+        (trajectory, SamplerKind::Unipc(Unipc {}), flow, ["trajectory", "flow-sde", "elbo"]),
+        (trajectory, SA_SOLVER, flow, ["one velocity a step", "order = 1", "elbo"]),
+        (merged, SDE, flow, ["weights", "per-sample", "per-draw"]),
     ];
     let objective = ObjectiveKind::default();
     for (likelihood, rule, schedule, words) in illegal {

@@ -7,7 +7,7 @@ use elbow::{
     optimizer::{Optimizer, OptimizerConfig},
     params::Params,
     prediction::Prediction,
-    sampler::{Ddim, Dpm2, FlowSde, Sampler, Step},
+    sampler::{Ddim, Dpm2, FlowSde, SaSolver, Sampler, Step, Unipc},
     schedule::{Schedule, grid},
 };
 use serde::{Deserialize, de::DeserializeOwned};
@@ -70,6 +70,68 @@ fn dpm2_follows_the_multistep_scheduler() {
     }
 }
 
+const VARIANCE_PRESERVING: Schedule = Schedule::VariancePreserving { beta_min: 0.1, beta_max: 20.0 };
+
+/// The time of [`VARIANCE_PRESERVING`] with a given ᾱ = α²: ½ ln ᾱ = −t²(β₁ − β₀)/4 − t β₀/2.
+fn time(alpha_bar: f64) -> f64 {
+    let (a, b) = ((20.0 - 0.1) / 4.0, 0.1 / 2.0);
+    ((b * b - 2.0 * a * alpha_bar.ln()).sqrt() - b) / (2.0 * a)
+}
+
+/// A run of a multistep reference, on a flow or on a variance-preserving path, perhaps without its last steps.
+#[derive(Deserialize)]
+struct Multistep {
+    #[serde(default)]
+    times: Vec<f64>,
+    #[serde(default)]
+    alphas_bar: Vec<f64>,
+    #[serde(default)]
+    tau: f64,
+    #[serde(default)]
+    noises: Vec<Vec<f64>>,
+    a: Vec<f64>,
+    b: Vec<f64>,
+    points: Vec<Vec<f64>>,
+}
+
+impl Multistep {
+    /// Takes the reference's steps with its noise and compares every point.
+    fn compare(&self, name: &str, rule: &dyn Sampler, tolerance: f64) {
+        let flow = self.alphas_bar.is_empty();
+        let schedule = if flow { Schedule::RectifiedFlow } else { VARIANCE_PRESERVING };
+        let mut times = if flow { self.times.clone() } else { self.alphas_bar.iter().map(|&v| time(v)).collect() };
+        *times.last_mut().expect("levels") = 0.0;
+        let (a, b, mut x) = (tensor(&self.a), tensor(&self.b), tensor(&self.points[0]));
+        let mut steps = Vec::new();
+        for (k, expected) in self.points[1..].iter().enumerate() {
+            let network = (x.clone() * a.clone()).tanh() + b.clone() * schedule.level(times[k]).sigma;
+            let prediction = if flow { Prediction::Velocity } else { Prediction::Noise };
+            let velocity = prediction.velocity(schedule, x.clone(), network, &[times[k]]);
+            steps.insert(0, Step { x, velocity });
+            let next = rule.transition(schedule, &times, k, &steps[..steps.len().min(3)]);
+            let noise = self.noises.get(k).map_or_else(|| tensor(&[0.0; 12]), |z| tensor(z));
+            x = next.sample(noise);
+            close(&format!("{name} on {schedule:?}, point {}", k + 1), &values(x.clone()), expected, tolerance);
+        }
+    }
+}
+
+/// On the reference's own grid, on one that starts almost at noise, and on Stable Diffusion's schedule.
+#[test]
+fn unipc_follows_the_multistep_scheduler() {
+    let runs = read::<Vec<Multistep>>("unipc.json");
+    assert!(runs.len() == 3 && runs.iter().all(|run| run.points.len() == 9));
+    runs.iter().for_each(|run| run.compare("unipc", &Unipc {}, 1e-5));
+}
+
+/// The same with the reference's noise.
+#[test]
+fn sa_solver_follows_the_stochastic_adams_scheduler() {
+    let runs = read::<Vec<Multistep>>("sa_solver.json");
+    assert!(runs.len() == 3 && runs.iter().all(|run| run.tau > 0.0 && run.noises.len() == 7));
+    runs.iter().for_each(|run| run.compare("sa-solver", &SaSolver { tau: run.tau, order: 2 }, 1e-5));
+}
+
 /// The reference's levels are discrete; each is a time of the continuous schedule.
 #[test]
 fn ddim_steps_have_the_mean_and_deviation_of_the_ddim_scheduler() {
@@ -82,13 +144,7 @@ fn ddim_steps_have_the_mean_and_deviation_of_the_ddim_scheduler() {
         mean: Vec<f64>,
         std: f64,
     }
-    let (beta_min, beta_max) = (0.1, 20.0);
-    let schedule = Schedule::VariancePreserving { beta_min, beta_max };
-    // ½ ln ᾱ = −t²(β₁ − β₀)/4 − t β₀/2
-    let time = |alpha_bar: f64| {
-        let (a, b) = ((beta_max - beta_min) / 4.0, beta_min / 2.0);
-        ((b * b - 2.0 * a * alpha_bar.ln()).sqrt() - b) / (2.0 * a)
-    };
+    let schedule = VARIANCE_PRESERVING;
     for s in read::<Vec<Transition>>("ddim.json") {
         let what = format!("η = {}, ᾱ = {:?}", s.eta, s.alphas_bar);
         let [t, next] = s.alphas_bar.map(time);

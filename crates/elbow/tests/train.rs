@@ -5,16 +5,20 @@ use elbow::{
     Prompt, Reward, RewardError, RgbImage,
     advantage::{AdvantageKind, BestWorst, LeaveOneOut, Nft, PerPrompt, Softmax, Standard, Top},
     behavior::BehaviorLag,
-    config::{Batch, Config},
-    likelihood::{Density, Elbo, LikelihoodKind, Points, Timesteps, Trajectory, Weighting},
+    config::{Batch, Config, StartNoise},
+    drafts::Drafts,
+    likelihood::{Density, Elbo, LikelihoodKind, Points, StepWeights, Timesteps, Trajectory, Weighting},
     objective::{
         Dpo, Epg, FlowDppo, Gmpo, Grpo, GrpoGuard, NegativeAware, ObjectiveKind, Par, Pepg, Ram, Rpg, TrajectoryBalance,
     },
     optimizer::OptimizerConfig,
-    sampler::{Cps, Dance, Ddim, Euler, FlowSde, SamplerKind, Sampling, Sde, Strategy, Window},
+    sampler::{
+        Branch, Cps, Dance, Ddim, Euler, FlowSde, SaSolver, SamplerKind, Sampling, Sde, Strategy, Unipc, Window,
+    },
     toy::{Toy, point},
-    train::{TrainError, Trainer},
+    train::{Drawn, TrainError, Trainer},
 };
+use std::collections::BTreeSet;
 
 /// −‖p − (1, 0)‖², or whatever `spoil` makes of the i-th image of a call.
 struct Near {
@@ -48,6 +52,20 @@ fn config() -> Config {
 
 fn sampler(rule: SamplerKind) -> Sampling {
     Sampling { rule, ..Sampling::default() }
+}
+
+fn sa_solver(tau: f64, order: usize) -> SamplerKind {
+    SamplerKind::SaSolver(SaSolver { tau, order })
+}
+
+/// Groups that share their start and branch at four steps of ten, eight images each.
+fn branching() -> Config {
+    Config {
+        sampler: sampler(SamplerKind::Branch(Branch { points: 4, explorations: 8, ..Branch::default() })),
+        likelihood: LikelihoodKind::Trajectory(Trajectory { weights: StepWeights::Noise, ..Trajectory::default() }),
+        start_noise: StartNoise::PerGroup,
+        ..config()
+    }
 }
 
 /// Four stochastic steps of ten, at another place every other epoch.
@@ -84,11 +102,31 @@ fn every_objective_and_likelihood_learns() {
         (pepg, LikelihoodKind::Trajectory(Trajectory::default()), window(Strategy::Progressive)),
         (pepg, LikelihoodKind::Elbo(awm), Sampling::default()),
         (pepg, LikelihoodKind::Elbo(Elbo { points: Points::Sampler, ..Elbo::default() }), Sampling::default()),
+        (pepg, elbo(Weighting::Adaptive), sampler(SamplerKind::Unipc(Unipc {}))),
+        (pepg, elbo(Weighting::Adaptive), sampler(sa_solver(0.4, 2))),
+        (pepg, LikelihoodKind::Trajectory(Trajectory::default()), sampler(sa_solver(0.8, 1))),
     ] {
         let rewards = rewards(Config { objective, likelihood, sampler, ..config() }, 40);
         let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
         let (first, last) = (mean(&rewards[..2]), mean(&rewards[36..]));
         assert!(last > first + 0.5, "{objective:?} × {likelihood:?}: {first:.2} to {last:.2}");
+    }
+}
+
+#[test]
+fn groups_that_share_a_start_and_groups_that_are_chosen_learn() {
+    let trajectory = LikelihoodKind::Trajectory(Trajectory::default());
+    let dance = sampler(SamplerKind::Dance(Dance { eta: 0.7 }));
+    let drafts = Drafts { count: 96, steps: 3, ..Drafts::default() };
+    for config in [
+        Config { sampler: dance, likelihood: trajectory, start_noise: StartNoise::PerGroup, ..config() },
+        branching(),
+        Config { drafts, ..config() },
+    ] {
+        let rewards = rewards(config.clone(), 60);
+        let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
+        let (first, last) = (mean(&rewards[..2]), mean(&rewards[56..]));
+        assert!(last > first + 0.3, "{config:?}: {first:.2} to {last:.2}");
     }
 }
 
@@ -136,9 +174,12 @@ fn a_saved_state_continues_bit_for_bit() {
     for strategy in [Strategy::Progressive, Strategy::Random, Strategy::Decay] {
         let (sampler, likelihood) = (window(strategy), LikelihoodKind::Trajectory(Trajectory::default()));
         let places = (0..6).map(|epoch| sampler.at(0, epoch).stochastic_steps(config.schedule));
-        assert!(places.collect::<std::collections::BTreeSet<_>>().len() > 1, "{strategy:?} moves");
+        assert!(places.collect::<BTreeSet<_>>().len() > 1, "{strategy:?} moves");
         continues(&Config { sampler, likelihood, ..config.clone() });
     }
+    let batch = Batch { groups: 2, ..branching().batch };
+    continues(&Config { batch, ..branching() });
+    continues(&Config { drafts: Drafts { count: 11, ..Drafts::default() }, ..config });
 }
 
 /// Six epochs are three epochs, saved and loaded, and three more.
@@ -197,4 +238,88 @@ fn groups_that_agree_are_reported_and_train_nothing() {
     let record = trainer.epoch(&()).expect("an epoch").record;
     assert_eq!((&record["zero_std_ratio"], &record["trained_samples"]), (&1.0.into(), &0.into()));
     assert_eq!(trainer.state.current, before);
+}
+
+/// One epoch's images of a configuration.
+fn drawn(config: Config, reward: &Near) -> Drawn {
+    let (policy, prompts) = (Toy::default(), vec![Prompt::from("a"), Prompt::from("b")]);
+    Trainer::new(config, &policy, &prompts, reward, Device::flex()).expect("valid").draw(&()).expect("an epoch")
+}
+
+/// The bits of point `k` of every image.
+fn points(drawn: &Drawn, k: usize) -> Vec<[u32; 2]> {
+    let values: Vec<f32> = drawn.rollout.points[k].clone().into_data().iter::<f32>().collect();
+    values.chunks(2).map(|p| [p[0].to_bits(), p[1].to_bits()]).collect()
+}
+
+#[test]
+fn images_of_a_group_can_share_their_start() {
+    let likelihood = LikelihoodKind::Trajectory(Trajectory::default());
+    let dance = Config { sampler: sampler(SamplerKind::Dance(Dance::default())), likelihood, ..config() };
+    let distinct = |drawn: &Drawn, k| points(drawn, k).into_iter().collect::<BTreeSet<_>>().len();
+    let own = drawn(dance.clone(), &HONEST);
+    assert_eq!([distinct(&own, 0), distinct(&own, 1)], [64, 64]);
+    let shared = drawn(Config { start_noise: StartNoise::PerGroup, ..dance }, &HONEST);
+    assert_eq!([distinct(&shared, 0), distinct(&shared, 1)], [2, 64]);
+    assert_eq!(points(&shared, 0)[..32], vec![points(&own, 0)[0]; 32]);
+}
+
+#[test]
+fn images_that_branch_together_are_compared_with_each_other() {
+    let drawn = drawn(branching(), &HONEST);
+    assert_eq!(drawn.rewards.groups, (0..64).map(|i| i / 8).collect::<Vec<_>>());
+    for group in 0..8 {
+        let distinct = |k: usize| points(&drawn, k)[8 * group..8 * group + 8].iter().collect::<BTreeSet<_>>().len();
+        let split = (0..=10).position(|k| distinct(k) > 1).expect("they branch");
+        assert!((1..=9).contains(&split) && (split..=10).all(|k| distinct(k) == 8), "group {group}: {split}");
+        // The shared path is that of the whole prompt.
+        assert_eq!(points(&drawn, split - 1)[8 * group], points(&drawn, split - 1)[8 * group / 32 * 32 + 31]);
+    }
+}
+
+/// Drafts in as many steps as the images are the images.
+#[test]
+fn the_best_and_worst_drafts_are_drawn_in_full() {
+    let drafts = Drafts { count: 50, steps: 10, ..Drafts::default() };
+    let batch = Batch { group_size: 8, ..config().batch };
+    let config = Config { drafts, batch, ..config() };
+    let drawn = drawn(config.clone(), &HONEST);
+    assert_eq!((drawn.drafts.len(), drawn.images.len()), (100, 16));
+    for (drafts, images) in drawn.drafts.chunks(50).zip(drawn.rewards.rewards.chunks(8)) {
+        let sorted = |rewards: &[Option<f64>]| {
+            let mut rewards: Vec<f64> = rewards.iter().map(|r| r.expect("a reward")).collect();
+            rewards.sort_by(f64::total_cmp);
+            rewards
+        };
+        let (drafts, images) = (sorted(drafts), sorted(images));
+        let (worst, best) = (&drafts[..4], &drafts[46..]);
+        assert_eq!(images, [worst, best].concat());
+    }
+    let (policy, prompts) = (Toy::default(), vec![Prompt::from("a")]);
+    let mut trainer = Trainer::new(config, &policy, &prompts, &HONEST, Device::flex()).expect("valid");
+    let record = trainer.epoch(&()).expect("an epoch").record;
+    assert_eq!((&record["drafts"], &record["draft_reward_missing"]), (&100.into(), &0.into()));
+    let spread = |key: &str| record[key].as_f64().expect("a number");
+    assert!(spread("reward_near_std") > 1.3 * spread("draft_reward_near_std"), "{record:?}");
+}
+
+#[test]
+fn a_draft_without_a_reward_is_counted_and_never_zero() {
+    // Zero would be the best reward there is.
+    let spoil = |i| (i % 8 == 3).then(|| Err(RewardError::Failed("server is gone".into())));
+    let drafts = Drafts { count: 40, steps: 10, ..Drafts::default() };
+    let batch = Batch { group_size: 8, ..config().batch };
+    let config = Config { drafts, batch, max_missing: 0.2, ..config() };
+    let missing = drawn(config.clone(), &Near { spoil });
+    assert_eq!(missing.drafts.iter().filter(|r| r.is_none()).count(), 10);
+    let best = missing.drafts.iter().flatten().copied().fold(f64::NEG_INFINITY, f64::max);
+    assert!(missing.rewards.rewards.iter().flatten().all(|&r| r <= best));
+    let (policy, prompts, reward) = (Toy::default(), vec![Prompt::from("a")], Near { spoil });
+    let run = |max_missing| {
+        let config = Config { max_missing, ..config.clone() };
+        Trainer::new(config, &policy, &prompts, &reward, Device::flex()).expect("valid").epoch(&())
+    };
+    assert_eq!(run(0.2).expect("an epoch").record["draft_reward_missing"], 10);
+    let error = run(0.1).expect_err("an eighth of the drafts is missing");
+    assert!(matches!(error, TrainError::Missing { missing: 10, total: 80, .. }), "{error}");
 }

@@ -10,6 +10,7 @@ use anyhow::Result;
 use elbow::{
     advantage::{AdvantageKind, Grouped},
     config::{Batch, Config},
+    drafts::Drafts,
     sampler::Sampling,
     train::Trainer,
 };
@@ -60,12 +61,15 @@ struct Measured {
     train: f64,
 }
 
-/// Draws one batch as large as the cores take at once and takes optimizer steps on it, with rewards that do not agree.
+/// Draws whole groups, at least as many images as the cores take at once, and takes optimizer steps on them, with rewards that do
+/// not agree. Drafts are counted apart.
 fn calibrate(recipe: &Recipe, session: &Session) -> Result<Measured> {
-    let images = recipe.method.batch.rows * rayon::current_num_threads();
+    let Batch { group_size, rows, .. } = recipe.method.batch;
+    let groups = (rows * rayon::current_num_threads()).div_ceil(group_size);
     let mut trainer = Trainer::new(
         Config {
-            batch: Batch { groups: 1, group_size: images.max(2), updates: 1, rows: recipe.method.batch.rows },
+            batch: Batch { groups, updates: 1, ..recipe.method.batch },
+            drafts: Drafts::default(),
             ..recipe.method.clone()
         },
         &session.policy,
@@ -126,13 +130,15 @@ impl Plan {
     fn new(recipe: &Recipe, session: &Session, per_image: Measured) -> Self {
         let (method, eval) = (&recipe.method, &recipe.setting.eval.measure);
         let images = method.batch.groups * method.batch.group_size;
-        let trained =
-            if matches!(method.advantage, AdvantageKind::BestWorst(_)) { 2 * method.batch.groups } else { images };
+        let pairs = matches!(method.advantage, AdvantageKind::BestWorst(_));
+        let trained = if pairs { 2 * images / method.compared() } else { images };
         let passes = |sampling: &Sampling| (sampling.steps * branches(sampling)) as f64;
         let longer = passes(&eval.sampler) / passes(&method.sampler);
+        let drafts =
+            (method.batch.groups * method.drafts.count * method.drafts.steps) as f64 / method.sampler.steps as f64;
         let between = method.epochs.checked_div(eval.every).unwrap_or(0);
         Self {
-            draw: per_image.draw * images as f64,
+            draw: per_image.draw * (images as f64 + drafts),
             train: per_image.train * trained as f64,
             eval: per_image.draw * longer * (session.test.len() * eval.images_per_prompt) as f64,
             evals: between + 2,
@@ -150,6 +156,11 @@ impl Plan {
         let epoch = self.draw + self.train;
         let total = epoch * method.epochs as f64 + self.eval * self.evals as f64;
         let _ = writeln!(out, "an epoch        {groups} prompts × {group_size} images, {updates} update(s)");
+        if method.drafts.count > 0 {
+            let Drafts { count, steps, .. } = method.drafts;
+            let _ =
+                writeln!(out, "drafts          {count} a prompt, {} forward passes and a reward each", steps * guided);
+        }
         let _ = writeln!(
             out,
             "an image        {} forward passes to draw it; {points} × {} forward and {points} × {guided} backward to train on it",

@@ -218,6 +218,7 @@ impl Elbo {
             gain,
             target: Some(target),
             transitions: None,
+            weight: None,
             merge: Merge::Single,
         }
     }

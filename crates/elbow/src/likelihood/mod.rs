@@ -10,7 +10,7 @@ mod trajectory;
 
 pub use elbo::{Draws, Elbo, Points, Weighting};
 pub use timesteps::Timesteps;
-pub use trajectory::{Density, Trajectory};
+pub use trajectory::{Density, StepWeights, Trajectory};
 
 use crate::{
     gaussian::wide,
@@ -107,6 +107,8 @@ pub struct Query {
     pub target: Option<Tensor<4>>,
     /// The steps that are scored, if steps are.
     pub transitions: Option<Transitions>,
+    /// How much the objective's loss counts `[B]`; `None` is evenly.
+    pub weight: Option<Tensor<1>>,
     score: Score,
     merge: Merge,
 }
@@ -169,15 +171,42 @@ impl Query {
         sum.reshape([samples]) * scale
     }
 
+    /// The objective's loss `[B]` by the weight of each sample.
+    pub fn weighted(&self, loss: Tensor<1>) -> Tensor<1> {
+        match &self.weight {
+            None => loss,
+            Some(weight) => loss * weight.clone(),
+        }
+    }
+
     /// All draws of each sample in one query.
     fn merged(queries: Vec<Self>, merge: fn(usize) -> Merge) -> Self {
-        let rows = queries.first().map_or(0, |q| q.t.dims()[0]);
+        let merge = merge(queries.len());
+        Self { weight: None, ..Self::cat(queries, merge) }
+    }
+
+    /// Queries of different samples as queries of all of them: the first of each, the second of each, …
+    fn beside(mut parts: Vec<Vec<Self>>) -> Vec<Self> {
+        if parts.len() == 1 {
+            return parts.remove(0);
+        }
+        let mut parts: Vec<_> = parts.into_iter().map(Vec::into_iter).collect();
+        std::iter::from_fn(|| {
+            let queries: Option<Vec<Self>> = parts.iter_mut().map(Iterator::next).collect();
+            queries.filter(|q| !q.is_empty()).map(|queries| Self::cat(queries, Merge::Single))
+        })
+        .collect()
+    }
+
+    /// The rows of all queries, one after the other.
+    fn cat(queries: Vec<Self>, merge: Merge) -> Self {
         let cat = |f: &dyn Fn(&Self) -> Tensor<4>| Tensor::cat(queries.iter().map(f).collect(), 0);
         let x = cat(&|q| q.x.clone());
         let numbers = |f: &dyn Fn(&Self) -> Tensor<1>| Tensor::cat(queries.iter().map(f).collect(), 0);
         let (t, gain) = (numbers(&|q| q.t.clone()), numbers(&|q| q.gain.clone()));
         let all = |f: &dyn Fn(&Self) -> Option<Tensor<4>>| queries.iter().map(f).collect::<Option<Vec<_>>>();
         let target = all(&|q| q.target.clone()).map(|targets| Tensor::cat(targets, 0));
+        let weights: Option<Vec<Tensor<1>>> = queries.iter().map(|q| q.weight.clone()).collect();
         let steps: Option<Vec<&Transitions>> = queries.iter().map(|q| q.transitions.as_ref()).collect();
         let transitions = steps.map(|steps| {
             let numbers = |f: &dyn Fn(&Transitions) -> Tensor<1>| Tensor::cat(steps.iter().map(|s| f(s)).collect(), 0);
@@ -188,13 +217,17 @@ impl Query {
             }
         });
         let cond = Conditioning::cat(&queries.iter().map(|q| &q.cond).collect::<Vec<_>>());
-        let merge = merge(queries.len());
-        let scores: Vec<Score> = queries.into_iter().map(|q| q.score).collect();
+        let scores: Vec<(usize, Score)> = queries.into_iter().map(|q| (q.t.dims()[0], q.score)).collect();
         let score = move |velocity: Tensor<4>| {
-            let part = |(i, score): (usize, &Score)| score(velocity.clone().narrow(0, i * rows, rows));
-            Tensor::cat(scores.iter().enumerate().map(part).collect(), 0)
+            let mut start = 0;
+            let part = |(rows, score): &(usize, Score)| {
+                start += rows;
+                score(velocity.clone().narrow(0, start - rows, *rows))
+            };
+            Tensor::cat(scores.iter().map(part).collect(), 0)
         };
-        Self { x, t, cond, gain, target, transitions, score: Box::new(score), merge }
+        let weight = weights.map(|weights| Tensor::cat(weights, 0));
+        Self { x, t, cond, gain, target, transitions, weight, score: Box::new(score), merge }
     }
 }
 

@@ -108,7 +108,7 @@ fn likelihoods(timesteps: Timesteps) -> Vec<LikelihoodKind> {
             }),
         );
         for density in [Density::Gaussian, Density::SquaredError] {
-            all.push(LikelihoodKind::Trajectory(Trajectory { fraction: 0.99, density, ratio, reduction }));
+            all.push(LikelihoodKind::Trajectory(Trajectory { density, ratio, reduction, ..Trajectory::default() }));
         }
     }
     all

@@ -9,6 +9,8 @@
 //! |---|---|
 //! | gaussian | −(x_{k+1} − μ)²/(2s²) − ln s − ½ ln 2π |
 //! | squared-error | −(x_{k+1} − μ)², as with coefficients-preserving sampling (arXiv 2509.05952) |
+//!
+//! With `weights = "noise"` the objective's loss of step k counts s_k over the mean of s.
 
 use super::{Likelihood, Merge, Query, Ratio, Rollout, Transitions, rows, times};
 use crate::{
@@ -19,6 +21,7 @@ use crate::{
 use burn::tensor::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 
 /// What a step's log-probability is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -29,6 +32,18 @@ pub enum Density {
     Gaussian,
     /// The squared distance from the step's mean alone: every step weighs the same.
     SquaredError,
+}
+
+/// How much the objective's loss counts at a step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum StepWeights {
+    /// The same everywhere.
+    #[default]
+    Even,
+    /// By the deviation s_k of the step, over its mean over all steps but the last (TempFlow-GRPO, arXiv 2508.04324): a step
+    /// counts by how much its noise can change. The authors' factor, 2.25 s_k, is this one on their grid of 10 steps.
+    Noise,
 }
 
 /// Transition densities along the rollout.
@@ -44,11 +59,19 @@ pub struct Trajectory {
     pub ratio: Ratio,
     /// Mean or sum over latent dimensions.
     pub reduction: Reduction,
+    /// How much the objective's loss counts at a step.
+    pub weights: StepWeights,
 }
 
 impl Default for Trajectory {
     fn default() -> Self {
-        Self { fraction: 0.99, density: Density::Gaussian, ratio: Ratio::PerDraw, reduction: Reduction::Mean }
+        Self {
+            fraction: 0.99,
+            density: Density::Gaussian,
+            ratio: Ratio::PerDraw,
+            reduction: Reduction::Mean,
+            weights: StepWeights::Even,
+        }
     }
 }
 
@@ -58,8 +81,11 @@ impl Likelihood for Trajectory {
     }
 
     fn queries(&self, rollout: &Rollout) -> Vec<Query> {
-        let scored = self.scored(&rollout.sampling, rollout.schedule);
-        let queries: Vec<Query> = scored.into_iter().map(|k| self.step(rollout, k)).collect();
+        let of = |(rows, sampling): (Range<usize>, Sampling)| -> Vec<Query> {
+            let part = Rollout { sampling, ..rollout.narrow(rows.start, rows.len()) };
+            self.scored(&sampling, rollout.schedule).into_iter().map(|k| self.step(&part, k)).collect()
+        };
+        let queries = Query::beside(rollout.sampling.runs(&rollout.keys).into_iter().map(of).collect());
         match self.ratio {
             Ratio::PerDraw => queries,
             Ratio::PerSample => vec![Query::merged(queries, Merge::Sum)],
@@ -67,10 +93,23 @@ impl Likelihood for Trajectory {
     }
 
     fn refuses(&self, sampling: &Sampling, schedule: Schedule) -> Option<String> {
-        sampling.stochastic_steps(schedule).is_empty().then(|| {
-            "likelihood `trajectory` needs a stochastic sampler: an ODE step has no density. Use sampler `flow-sde` with \
-             noise_level > 0, or `dance`, `ddim` or `cps` with eta > 0 and at least 2 steps, or likelihood `elbo`"
-                .into()
+        if sampling.stochastic_steps(schedule).is_empty() {
+            return Some(
+                "likelihood `trajectory` needs a stochastic sampler: an ODE step has no density. Use sampler `flow-sde` with \
+                 noise_level > 0, or `dance`, `ddim` or `cps` with eta > 0 and at least 2 steps, or likelihood `elbo`"
+                    .into(),
+            );
+        }
+        if sampling.rule.get().remembers() {
+            return Some(
+                "likelihood `trajectory` looks at one velocity a step, and the steps of this sampler depend on earlier ones too: \
+                 use order = 1, or likelihood `elbo`"
+                    .into(),
+            );
+        }
+        let merged = self.weights == StepWeights::Noise && self.ratio == Ratio::PerSample;
+        merged.then(|| {
+            "likelihood.weights = \"noise\" weighs single steps, and ratio = \"per-sample\" adds them up: use \"per-draw\"".into()
         })
     }
 }
@@ -106,6 +145,8 @@ impl Trajectory {
         };
         let (count, device) = (rollout.keys.len(), x.device());
         let number = |value: f64| rows(&vec![value; count], &device);
+        let noise = (self.weights == StepWeights::Noise).then(|| sampling.noise(schedule));
+        let weight = noise.map(|all| number(std * all.len() as f64 / all.iter().sum::<f64>()));
         Query {
             x,
             t,
@@ -113,6 +154,7 @@ impl Trajectory {
             gain: number(schedule.level(time).clean_gain()),
             target: None,
             transitions: Some(Transitions { slope: number(slope), std: number(std), dt: number(dt) }),
+            weight,
             score: Box::new(score),
             merge: Merge::Single,
         }

@@ -8,11 +8,8 @@
 //! The first and the last step are first order (no m₋; h is infinite at t = 0). Departure from the reference: at t = 1
 //! λ = −∞, so the second step would divide by r = ∞ and silently become first order; here that is explicit.
 
-use super::{Sampler, Step};
-use crate::{
-    gaussian::Gaussian,
-    schedule::{Level, Schedule},
-};
+use super::{Sampler, Step, span};
+use crate::{gaussian::Gaussian, schedule::Schedule};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -21,24 +18,16 @@ use serde::{Deserialize, Serialize};
 #[serde(deny_unknown_fields)]
 pub struct Dpm2 {}
 
-/// ln(α/σ), infinite at the ends of a rectified flow.
-fn lambda(level: Level) -> f64 {
-    (level.alpha / level.sigma).ln()
-}
-
 impl Sampler for Dpm2 {
     fn transition(&self, schedule: Schedule, times: &[f64], k: usize, steps: &[Step]) -> Gaussian {
         let (t, next) = (times[k], times[k + 1]);
         let (from, to) = (schedule.level(t), schedule.level(next));
         let Step { x, velocity } = &steps[0];
         let clean = schedule.clean(x.clone(), velocity.clone(), t);
-        // e^{−h} = (α σ') / (σ α'), finite at t = 1 where h is not.
-        let shrink = (from.alpha * to.sigma) / (from.sigma * to.alpha);
-        let h = lambda(to) - lambda(from);
+        let (h, shrink) = span(schedule, times, k);
         let last = k + 2 == times.len();
         let previous = steps.get(1).filter(|_| !last).map(|step| {
-            let before = schedule.level(times[k - 1]);
-            let r = (lambda(from) - lambda(before)) / h;
+            let r = span(schedule, times, k - 1).0 / h;
             (schedule.clean(step.x.clone(), step.velocity.clone(), times[k - 1]), r)
         });
         let target = match previous {

@@ -4,31 +4,38 @@
 //! therefore serves rollouts ([`Gaussian::sample`]) and re-scoring ([`Gaussian::log_prob`]), and with equal weights the
 //! ratio of the two is exactly 1.
 
+mod branch;
 mod cps;
 mod dance;
 mod ddim;
 mod dpm2;
 mod euler;
 mod flow_sde;
+mod sa_solver;
+mod unipc;
 mod window;
 
+pub use branch::Branch;
 pub use cps::Cps;
 pub use dance::Dance;
 pub use ddim::Ddim;
 pub use dpm2::Dpm2;
 pub use euler::Euler;
 pub use flow_sde::FlowSde;
+pub use sa_solver::SaSolver;
+pub use unipc::Unipc;
 pub use window::{Sde, Strategy, Window};
 
 use crate::{
     gaussian::Gaussian,
     noise::{self, Key},
     policy::{Conditioning, VelocityField},
-    schedule::{Schedule, grid},
+    schedule::{Level, Schedule, grid},
 };
 use burn::tensor::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 
 /// One rule for stepping from `times[k]` to `times[k + 1]`.
 pub trait Sampler: Send + Sync {
@@ -46,6 +53,11 @@ pub trait Sampler: Send + Sync {
     /// | `x` | `[N, C, H, W]` | the point at `times[k]` |
     /// | `steps` | newest first | points and velocities at `times[k]`, `times[k − 1]`, … as far as they are kept |
     fn transition(&self, schedule: Schedule, times: &[f64], k: usize, steps: &[Step]) -> Gaussian;
+
+    /// Whether a step with a density depends on velocities at earlier points too, which a likelihood of single steps cannot see.
+    fn remembers(&self) -> bool {
+        false
+    }
 
     /// Why this sampler cannot take `steps` steps on `schedule`, if so.
     fn refuses(&self, schedule: Schedule, steps: usize) -> Option<String> {
@@ -71,6 +83,8 @@ pub enum SamplerKind {
     Euler(Euler),
     /// DPM-Solver++, second-order multistep ODE.
     Dpm2(Dpm2),
+    /// UniPC: the same with a corrector (arXiv 2302.04867).
+    Unipc(Unipc),
     /// Flow-GRPO's SDE.
     FlowSde(FlowSde),
     /// DanceGRPO's SDE.
@@ -79,8 +93,12 @@ pub enum SamplerKind {
     Ddim(Ddim),
     /// Coefficients-preserving sampling.
     Cps(Cps),
+    /// SA-Solver: stochastic Adams of first or second order (arXiv 2309.05019); AWM's.
+    SaSolver(SaSolver),
     /// MixGRPO's: stochastic inside a sliding window of steps, Euler outside.
     Window(Window),
+    /// TempFlow-GRPO's: images that share a path up to one stochastic step (arXiv 2508.04324).
+    Branch(Branch),
 }
 
 impl Default for SamplerKind {
@@ -95,11 +113,14 @@ impl SamplerKind {
         match self {
             Self::Euler(s) => s,
             Self::Dpm2(s) => s,
+            Self::Unipc(s) => s,
             Self::FlowSde(s) => s,
             Self::Dance(s) => s,
             Self::Ddim(s) => s,
             Self::Cps(s) => s,
+            Self::SaSolver(s) => s,
             Self::Window(s) => s,
+            Self::Branch(s) => s,
         }
     }
 }
@@ -141,6 +162,33 @@ impl Sampling {
         }
     }
 
+    /// Rows that are drawn alike, one run after the other: all of them, unless they branch at steps of their own.
+    pub fn runs(&self, keys: &[Key]) -> Vec<(Range<usize>, Self)> {
+        let SamplerKind::Branch(branch) = self.rule else { return vec![(0..keys.len(), *self)] };
+        let mut end = 0;
+        let run = |run: &[Key]| {
+            end += run.len();
+            let rule = SamplerKind::Window(branch.window(self.steps, run[0]));
+            (end - run.len()..end, Self { rule, ..*self })
+        };
+        keys.chunk_by(|&a, &b| branch.point(a) == branch.point(b)).map(run).collect()
+    }
+
+    /// Images of a prompt that differ by the same steps; `None` if all do.
+    pub fn explorations(&self) -> Option<usize> {
+        if let SamplerKind::Branch(Branch { explorations, .. }) = self.rule { Some(explorations) } else { None }
+    }
+
+    /// The deviation of every step but the last, were the whole path stochastic.
+    pub fn noise(&self, schedule: Schedule) -> Vec<f64> {
+        let rule = match &self.rule {
+            SamplerKind::Window(Window { sde, .. }) | SamplerKind::Branch(Branch { sde, .. }) => sde.get(),
+            rule => rule.get(),
+        };
+        let times = self.times();
+        (0..self.steps.saturating_sub(1).max(1)).map(|k| rule.std(schedule, &times, k)).collect()
+    }
+
     /// The steps that have a density.
     pub fn stochastic_steps(&self, schedule: Schedule) -> Vec<usize> {
         let (times, rule) = (self.times(), self.rule.get());
@@ -168,14 +216,41 @@ fn share(sampler: &str, name: &str, value: f64) -> Option<String> {
     (!(0.0..=1.0).contains(&value)).then(|| format!("sampler `{sampler}`: {name} = {value}: must lie between 0 and 1"))
 }
 
-/// Points kept while sampling: enough for a second-order rule.
-const HISTORY: usize = 2;
+/// Step `k` in λ = ln(α/σ): its length h, infinite from pure noise and to data, and e^{−h}, which is finite everywhere.
+fn span(schedule: Schedule, times: &[f64], k: usize) -> (f64, f64) {
+    let (from, to) = (schedule.level(times[k]), schedule.level(times[k + 1]));
+    let lambda = |level: Level| (level.alpha / level.sigma).ln();
+    (lambda(to) - lambda(from), (from.alpha * to.sigma) / (from.sigma * to.alpha))
+}
+
+/// Points kept while sampling: enough to correct a second-order step.
+const HISTORY: usize = 3;
 
 /// Draws one image per row of `cond`.
 ///
 /// `start` `[N, C, H, W]` is the point at t = 1; `keys` (one a row) give the noise of stochastic steps. Returns the points at
 /// all `times`, the final image last; only that one if `trajectory` is not asked for.
 pub fn sample(
+    field: &dyn VelocityField,
+    sampling: &Sampling,
+    schedule: Schedule,
+    start: Tensor<4>,
+    cond: &Conditioning,
+    keys: &[Key],
+    trajectory: bool,
+) -> Vec<Tensor<4>> {
+    let parts = sampling.runs(keys).into_iter().map(|(rows, sampling)| {
+        let (start, cond) = (start.clone().narrow(0, rows.start, rows.len()), cond.narrow(rows.start, rows.len()));
+        walk(field, &sampling, schedule, start, &cond, &keys[rows], trajectory)
+    });
+    let beside = |all: Vec<Tensor<4>>, part: Vec<Tensor<4>>| {
+        all.into_iter().zip(part).map(|(rows, more)| Tensor::cat(vec![rows, more], 0)).collect()
+    };
+    parts.reduce(beside).unwrap_or_default()
+}
+
+/// The same where all rows are drawn alike.
+fn walk(
     field: &dyn VelocityField,
     sampling: &Sampling,
     schedule: Schedule,

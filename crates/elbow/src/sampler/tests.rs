@@ -4,6 +4,8 @@ use super::*;
 use crate::{noise::Purpose, schedule::Level};
 use burn::tensor::Device;
 
+mod branch;
+mod multistep;
 mod window;
 
 const VP: Schedule = Schedule::VariancePreserving { beta_min: 0.1, beta_max: 20.0 };
@@ -24,6 +26,12 @@ fn ddim(eta: f64) -> SamplerKind {
 fn cps(eta: f64) -> SamplerKind {
     SamplerKind::Cps(Cps { eta })
 }
+
+fn sa_solver(tau: f64, order: usize) -> SamplerKind {
+    SamplerKind::SaSolver(SaSolver { tau, order })
+}
+
+const UNIPC: SamplerKind = SamplerKind::Unipc(Unipc {});
 
 /// The exact velocity of data ~ N(μ, s² I): `v = α′ E[x₀ | x_t] + σ′ E[ε | x_t]`, linear in x.
 struct GaussianData {
@@ -81,9 +89,16 @@ fn error(rule: SamplerKind, steps: usize) -> f64 {
     f64::from(end(rule, steps, 1.0, start).into_scalar::<f32>() - (0.5 + 0.5 * 1.5)).abs()
 }
 
+/// Steps with a corrector are of third order, but the first and the last are not.
 #[test]
 fn solvers_converge_at_their_order() {
-    for (rule, order) in [(SamplerKind::Euler(Euler {}), 1.0), (SamplerKind::Dpm2(Dpm2 {}), 2.0)] {
+    for (rule, order) in [
+        (SamplerKind::Euler(Euler {}), 1.0),
+        (SamplerKind::Dpm2(Dpm2 {}), 2.0),
+        (UNIPC, 2.5),
+        (sa_solver(0.0, 1), 1.0),
+        (sa_solver(0.0, 2), 2.5),
+    ] {
         let (coarse, fine) = (error(rule, 16), error(rule, 64));
         let measured = (coarse / fine).log2() / 2.0;
         assert!((measured - order).abs() < 0.35, "{rule:?}: order {measured}, errors {coarse} {fine}");
@@ -104,9 +119,9 @@ fn samplers_without_noise_are_first_order_solvers() {
     let (times, dpm) = (grid(10, 3.0), SamplerKind::Dpm2(Dpm2 {}));
     let euler = SamplerKind::Euler(Euler {});
     for k in 0..10 {
-        for (schedule, rules) in
-            [(FLOW, &[euler, flow_sde(0.0), dance(0.0), ddim(0.0), cps(0.0)][..]), (VP, &[ddim(0.0), cps(0.0)])]
-        {
+        let both = [ddim(0.0), cps(0.0), sa_solver(0.0, 1), sa_solver(0.0, 2)];
+        let flow = [&both[..], &[euler, flow_sde(0.0), dance(0.0)]].concat();
+        for (schedule, rules) in [(FLOW, &flow[..]), (VP, &both)] {
             let (expected, _) = step(dpm, schedule, &times, k);
             for &rule in rules {
                 let (mean, std) = step(rule, schedule, &times, k);
@@ -129,17 +144,43 @@ fn the_deviation_of_ddim_is_the_papers_on_a_variance_preserving_path() {
     }
 }
 
+/// With all noise, the step of flow-DDIM is the posterior of the point given the one before and the clean sample, where noise is
+/// added by x_t = a x_t' + b z; with the share η, its variance is η² of that.
+#[test]
+fn ddim_on_a_rectified_flow_is_the_posterior_of_its_path() {
+    let times = grid(10, 3.0);
+    for (k, eta) in (0..9).flat_map(|k| [0.4, 1.0].map(|eta| (k, eta))) {
+        let (t, next, x, v) = (times[k], times[k + 1], 0.7, -1.3);
+        let a = (1.0 - t) / (1.0 - next);
+        let variance = next * next * (t * t - a * a * next * next) / (t * t);
+        let (clean, noise) = (x - t * v, x + (1.0 - t) * v);
+        let (mean, std) = step(ddim(eta), FLOW, &times, k);
+        assert!((std * std - eta * eta * variance).abs() < 1e-12, "step {k}, η = {eta}: {std}");
+        let kept = (next * next - eta * eta * variance).sqrt();
+        assert!((mean - ((1.0 - next) * clean + kept * noise)).abs() < 1e-9, "step {k}, η = {eta}: {mean}");
+        let posterior = (1.0 - next) * clean + a * next * next / (t * t) * (x - (1.0 - t) * clean);
+        assert!((mean - posterior).abs() < 1e-9 || eta < 1.0, "step {k}: {mean} {posterior}");
+    }
+}
+
 #[test]
 fn steps_with_noise_have_a_density_and_the_last_of_most_has_none() {
     let steps = |rule, schedule| Sampling { rule, ..Sampling::default() }.stochastic_steps(schedule);
     let none = Vec::<usize>::new();
     assert_eq!(steps(flow_sde(0.7), FLOW), (0..10).collect::<Vec<_>>());
-    for (rule, schedule) in [(dance(0.3), FLOW), (ddim(1.0), FLOW), (ddim(0.2), VP), (cps(0.8), FLOW), (cps(1.0), VP)] {
+    for (rule, schedule) in [
+        (dance(0.3), FLOW),
+        (ddim(1.0), FLOW),
+        (ddim(0.2), VP),
+        (cps(0.8), FLOW),
+        (cps(1.0), VP),
+        (sa_solver(0.4, 1), FLOW),
+        (sa_solver(1.0, 2), VP),
+    ] {
         assert_eq!(steps(rule, schedule), (0..9).collect::<Vec<_>>(), "{rule:?}");
     }
-    for rule in
-        [SamplerKind::Euler(Euler {}), SamplerKind::Dpm2(Dpm2 {}), flow_sde(0.0), dance(0.0), ddim(0.0), cps(0.0)]
-    {
+    let solvers = [SamplerKind::Euler(Euler {}), SamplerKind::Dpm2(Dpm2 {}), UNIPC];
+    for rule in [&solvers[..], &[flow_sde(0.0), dance(0.0), ddim(0.0), cps(0.0), sa_solver(0.0, 2)]].concat() {
         assert_eq!(steps(rule, FLOW), none, "{rule:?}");
     }
 }
@@ -154,6 +195,9 @@ fn sdes_keep_the_moments_of_the_data() {
         (ddim(0.5), FLOW),
         (ddim(1.0), FLOW),
         (ddim(1.0), VP),
+        (sa_solver(0.5, 1), FLOW),
+        (sa_solver(0.4, 2), FLOW),
+        (sa_solver(1.0, 2), VP),
     ] {
         let field = GaussianData { mean: 0.5, std: 0.5, schedule };
         let [mean, variance] = moments(path(rule, 400, 1.0, start.clone(), &field).pop().expect("an end"));
@@ -188,9 +232,10 @@ fn coefficients_preserving_sampling_keeps_the_noise_of_each_time() {
 
 #[test]
 fn every_step_is_finite_from_pure_noise() {
-    let deterministic = [SamplerKind::Dpm2(Dpm2 {}), SamplerKind::Euler(Euler {})];
-    let both = [ddim(1.0), ddim(0.0), cps(0.8), cps(1.0)];
-    let flow = [flow_sde(0.7), dance(0.3), SamplerKind::Window(Window { size: 1, ..Window::default() })];
+    let deterministic = [SamplerKind::Dpm2(Dpm2 {}), SamplerKind::Euler(Euler {}), UNIPC, sa_solver(0.0, 2)];
+    let both = [ddim(1.0), ddim(0.0), cps(0.8), cps(1.0), sa_solver(0.4, 1), sa_solver(1.3, 2)];
+    let window = SamplerKind::Window(Window { size: 1, ..Window::default() });
+    let flow = [flow_sde(0.7), dance(0.3), window, SamplerKind::Branch(Branch { points: 1, ..Branch::default() })];
     for steps in [1, 2, 10] {
         let start = || Tensor::<4>::full([1, 1, 1, 1], 1.0, &Device::flex());
         let schedules =
@@ -215,6 +260,8 @@ fn values_out_of_range_are_refused_with_their_range() {
         (dance(-0.3), ["dance", "eta = -0.3", "positive"]),
         (ddim(1.5), ["ddim", "eta = 1.5", "between 0 and 1"]),
         (cps(f64::NAN), ["cps", "eta = NaN", "between 0 and 1"]),
+        (sa_solver(-1.0, 2), ["sa-solver", "tau = -1", "positive"]),
+        (sa_solver(0.4, 3), ["sa-solver", "order = 3", "1 or 2"]),
     ] {
         let message = refusal(rule, FLOW).expect("out of range");
         assert!(words.iter().all(|word| message.contains(word)), "{message}");
@@ -224,7 +271,7 @@ fn values_out_of_range_are_refused_with_their_range() {
         assert!(message.contains("rectified flow") && message.contains("ddim"), "{message}");
         assert_eq!(refusal(rule, FLOW), None);
     }
-    for rule in [ddim(0.0), ddim(1.0), cps(0.8)] {
+    for rule in [ddim(0.0), ddim(1.0), cps(0.8), UNIPC, sa_solver(1.6, 1), sa_solver(0.0, 2)] {
         assert_eq!([refusal(rule, FLOW), refusal(rule, VP)], [None, None]);
     }
 }

@@ -42,7 +42,8 @@ impl Default for Sde {
 }
 
 impl Sde {
-    fn get(&self) -> &dyn Sampler {
+    /// The implementation.
+    pub(super) fn get(&self) -> &dyn Sampler {
         match self {
             Self::FlowSde(s) => s,
             Self::Dance(s) => s,

@@ -69,7 +69,7 @@ pub(super) fn report(trainer: &Trainer<'_>, drawn: &Drawn, outcome: &Outcome, ti
         ("time_update".into(), Value::from(timing.update.as_secs_f64())),
         ("samples_per_second".into(), Value::from(images as f64 / seconds)),
     ];
-    let record = entries.into_iter().chain(per_tag).collect();
+    let record = entries.into_iter().chain(drafts(drawn, reward)).chain(per_tag).collect();
     let first = |g: usize| g * trainer.config.batch.group_size;
     let sample = |(g, prompt): (usize, &Prompt)| Sample {
         image: drawn.images[first(g)].clone(),
@@ -79,13 +79,29 @@ pub(super) fn report(trainer: &Trainer<'_>, drawn: &Drawn, outcome: &Outcome, ti
     EpochReport { record, samples: drawn.prompts.iter().enumerate().map(sample).collect() }
 }
 
+/// What the drafts cost and scored, if there were any.
+fn drafts(drawn: &Drawn, reward: &str) -> Vec<(String, Value)> {
+    if drawn.drafts.is_empty() {
+        return Vec::new();
+    }
+    let scored: Vec<f64> = drawn.drafts.iter().flatten().copied().collect();
+    vec![
+        ("drafts".into(), Value::from(drawn.drafts.len())),
+        ("draft_reward_missing".into(), Value::from(drawn.drafts.len() - scored.len())),
+        (format!("draft_reward_{reward}"), mean(&scored)),
+        (format!("draft_reward_{reward}_std"), Value::from(Moments::of(&scored).std)),
+    ]
+}
+
 /// Rewards by tag of the prompt, in order of the tags' names.
 fn tags(drawn: &Drawn) -> std::collections::BTreeMap<&str, Vec<f64>> {
     let mut tags = std::collections::BTreeMap::<&str, Vec<f64>>::new();
-    for (reward, &group) in drawn.rewards.rewards.iter().zip(&drawn.rewards.groups) {
-        if let (Some(reward), Some(tag)) = (reward, drawn.prompts[group].tag()) {
-            tags.entry(tag).or_default().push(*reward);
+    let size = drawn.images.len() / drawn.prompts.len();
+    for (rewards, prompt) in drawn.rewards.rewards.chunks(size).zip(&drawn.prompts) {
+        if let Some(tag) = prompt.tag() {
+            tags.entry(tag).or_default().extend(rewards.iter().flatten());
         }
     }
+    tags.retain(|_, rewards| !rewards.is_empty());
     tags
 }

@@ -3,12 +3,14 @@
 use super::{Observer, TrainError, Trainer};
 use crate::{
     advantage::Grouped,
-    lanes,
+    config::StartNoise,
+    drafts, lanes,
     likelihood::Rollout,
     noise::{self, Key, Purpose},
+    policy::{Conditioning, VelocityField},
     prompts::Prompt,
     reward::RewardError,
-    sampler,
+    sampler::{self, Sampling},
 };
 use image::RgbImage;
 use std::{
@@ -29,52 +31,105 @@ pub struct Drawn {
     pub images: Vec<RgbImage>,
     /// Rewards and groups.
     pub rewards: Grouped,
+    /// Rewards of the drafts that the images were chosen by, prompt after prompt; none unless the recipe asks for drafts.
+    pub drafts: Vec<Option<f64>>,
     pub(super) reward_time: Duration,
 }
 
 pub(super) fn draw(trainer: &Trainer<'_>, observer: &dyn Observer) -> Result<Drawn, TrainError> {
     let (config, epoch) = (&trainer.config, trainer.state.epoch);
-    let batch = config.batch;
-    let prompts = trainer.prompts.draw(Key::new(config.seed, Purpose::Prompt, epoch), batch.groups);
+    let (groups, size) = (config.batch.groups, config.batch.group_size);
+    let prompts = trainer.prompts.draw(Key::new(config.seed, Purpose::Prompt, epoch), groups);
     let cond = trainer.policy.encode(&prompts)?;
     let field = trainer.field(Some(&trainer.state.behavior));
-    let total = batch.groups * batch.group_size;
-    let sampling = config.sampler.at(config.seed, epoch);
-    let keep = config.likelihood.get().needs_trajectory();
-    let groups: Vec<usize> = (0..total).map(|i| i / batch.group_size).collect();
-
-    let (send, receive) = mpsc::channel::<ToScore>();
-    let done = AtomicUsize::new(0);
-    let draw = |part: usize, send: &mpsc::Sender<ToScore>| {
-        let first = part * batch.rows;
-        let rows = &groups[first..total.min(first + batch.rows)];
-        let sample = |i: usize| Key::new(config.seed, Purpose::Step, epoch).sample((first + i) as u64);
-        let keys: Vec<Key> = (0..rows.len()).map(sample).collect();
-        let starts = keys.iter().map(|&k| Key { purpose: Purpose::Start, ..k });
-        let start = noise::normal(starts, trainer.policy.latent_shape(), &trainer.device);
-        let (cond, schedule) = (cond.select(rows), config.schedule);
-        let points = sampler::sample(&*field, &sampling, schedule, start, &cond, &keys, keep);
-        let group_keys = rows.iter().map(|&g| Key { sample: (g * batch.group_size) as u64, ..keys[0] }).collect();
-        let rollout = Rollout { points, cond, keys, group_keys, sampling, schedule };
-        let images = trainer.policy.decode(rollout.images().clone());
-        let asked = rows.iter().map(|&g| prompts[g].clone()).collect();
-        send.send(ToScore { part, images, prompts: asked }).expect("invariant: the worker outlives the senders");
-        observer.progress("rollout", done.fetch_add(rows.len(), Ordering::Relaxed) + rows.len(), total);
-        rollout
+    let scene = Scene { trainer, prompts: &prompts, cond, field, observer };
+    let total = groups * size;
+    let (drafts, draft_time) = scene.drafts()?;
+    let starts: Vec<usize> = match config.start_noise {
+        _ if config.drafts.count > 0 => {
+            let chosen = |(prompt, rewards): (usize, &[Option<f64>])| {
+                let first = prompt * config.drafts.count;
+                drafts::best_and_worst(rewards, size).into_iter().map(move |i| first + i)
+            };
+            drafts.chunks(config.drafts.count).enumerate().flat_map(chosen).collect()
+        }
+        StartNoise::PerSample => (0..total).collect(),
+        StartNoise::PerGroup => (0..total).map(|i| i / size * size).collect(),
     };
-    let (parts, scored) = std::thread::scope(|scope| {
-        let worker = scope.spawn(|| score(trainer, receive));
-        let parts = lanes::map(total.div_ceil(batch.rows), |part| draw(part, &send));
-        drop(send);
-        (parts, worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-    });
-    let Scored { images, scores, time } = scored;
+    let keep = config.likelihood.get().needs_trajectory();
+    let (parts, Scored { images, scores, time }) =
+        scene.images("rollout", config.sampler.at(config.seed, epoch), &starts, keep);
     let rewards = check(trainer, &scores)?;
     let memory = config.advantage.get().memory();
     let earlier = |p: &Prompt| if memory == 0 { Vec::new() } else { trainer.state.history.of(&p.text) };
-    let earlier = prompts.iter().map(earlier).collect();
-    let rewards = Grouped { rewards, groups, earlier };
-    Ok(Drawn { rollout: Rollout::cat(&parts), prompts, images, rewards, reward_time: time })
+    let compared = config.compared();
+    let earlier = (0..total / compared).map(|g| earlier(&prompts[g * compared / size])).collect();
+    let rewards = Grouped { rewards, groups: (0..total).map(|i| i / compared).collect(), earlier };
+    let (rollout, reward_time) = (Rollout::cat(&parts), draft_time + time);
+    drop(scene);
+    Ok(Drawn { rollout, prompts, images, rewards, drafts, reward_time })
+}
+
+/// What an epoch's images are drawn from.
+struct Scene<'a> {
+    trainer: &'a Trainer<'a>,
+    prompts: &'a [Prompt],
+    /// One row a prompt.
+    cond: Conditioning,
+    field: Box<dyn VelocityField + 'a>,
+    observer: &'a dyn Observer,
+}
+
+impl Scene<'_> {
+    /// Rewards of the epoch's drafts, if the recipe asks for any, and how long scoring took.
+    fn drafts(&self) -> Result<(Vec<Option<f64>>, Duration), TrainError> {
+        let config = &self.trainer.config;
+        let starts: Vec<usize> = (0..self.prompts.len() * config.drafts.count).collect();
+        if starts.is_empty() {
+            return Ok((Vec::new(), Duration::ZERO));
+        }
+        let (_, scored) = self.images("drafts", config.drafts.sampling(config.sampler), &starts, false);
+        Ok((check(self.trainer, &scored.scores)?, scored.time))
+    }
+
+    /// As many images of each prompt as there are starts for; `starts[i]` is the number of the start noise of image i. Returns
+    /// them in parts of `batch.rows`.
+    fn images(
+        &self,
+        phase: &'static str,
+        sampling: Sampling,
+        starts: &[usize],
+        trajectory: bool,
+    ) -> (Vec<Rollout>, Scored) {
+        let (config, epoch, total) = (&self.trainer.config, self.trainer.state.epoch, starts.len());
+        let (rows, size) = (config.batch.rows, total / self.prompts.len());
+        let (send, receive) = mpsc::channel::<ToScore>();
+        let done = AtomicUsize::new(0);
+        let draw = |part: usize, send: &mpsc::Sender<ToScore>| {
+            let samples = part * rows..total.min((part + 1) * rows);
+            let owners: Vec<usize> = samples.clone().map(|i| i / size).collect();
+            let key = |i: usize| Key::new(config.seed, Purpose::Step, epoch).sample(i as u64);
+            let keys: Vec<Key> = samples.clone().map(key).collect();
+            let start = starts[samples].iter().map(|&i| Key { purpose: Purpose::Start, ..key(i) });
+            let start = noise::normal(start, self.trainer.policy.latent_shape(), &self.trainer.device);
+            let (cond, schedule) = (self.cond.select(&owners), config.schedule);
+            let points = sampler::sample(&*self.field, &sampling, schedule, start, &cond, &keys, trajectory);
+            let group_keys = owners.iter().map(|&g| key(g * size)).collect();
+            let rollout = Rollout { points, cond, keys, group_keys, sampling, schedule };
+            let images = self.trainer.policy.decode(rollout.images().clone());
+            let prompts = owners.iter().map(|&g| self.prompts[g].clone()).collect();
+            send.send(ToScore { part, images, prompts }).expect("invariant: the worker outlives the senders");
+            let done = done.fetch_add(owners.len(), Ordering::Relaxed) + owners.len();
+            self.observer.progress(phase, done, total);
+            rollout
+        };
+        std::thread::scope(|scope| {
+            let worker = scope.spawn(|| score(self.trainer, receive));
+            let parts = lanes::map(total.div_ceil(rows), |part| draw(part, &send));
+            drop(send);
+            (parts, worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        })
+    }
 }
 
 /// A batch on its way to the worker.

@@ -124,7 +124,7 @@ fn part(
         let data = TensorData::new(advantages.clone(), [rows.len()]);
         let advantages = Tensor::<1>::from_data(data, (&trainer.device, e.log_prob().dtype()));
         let objective = config.objective.get();
-        let policy = objective.loss(&e, advantages.clone());
+        let policy = query.weighted(objective.loss(&e, advantages.clone()));
         seen.policy_losses.extend(values(policy.clone()));
         let mut loss = policy;
         if let Some(proximity) = config.proximal.value(&e) {

@@ -8,9 +8,11 @@ use super::{ADVANTAGES, B, Case, DIMS, PROMPTS, REFERENCE, SHAPE, UNCONDITIONAL,
 use burn::tensor::{Device, Tensor};
 use elbow::{
     kl::KlKind,
-    likelihood::{Density, Draws, Elbo, LikelihoodKind, Points, Query, Rollout, Timesteps, Weighting},
+    likelihood::{
+        Density, Draws, Elbo, LikelihoodKind, Points, Query, Rollout, StepWeights, Timesteps, Trajectory, Weighting,
+    },
     noise::{self, Key, Purpose},
-    sampler::{Cps, Dance, Ddim, FlowSde, SamplerKind, Sde, Window},
+    sampler::{Branch, Cps, Dance, Ddim, FlowSde, SaSolver, SamplerKind, Sde, Window},
     schedule::Schedule,
 };
 
@@ -227,7 +229,7 @@ impl<'a> Formula<'a> {
             (std::array::from_fn(|i| alpha_next * clean[i] + kept * noise[i]), variance)
         };
         let rule = match self.case.sampling.rule {
-            SamplerKind::Window(Window { sde, .. }) => match sde {
+            SamplerKind::Window(Window { sde, .. }) | SamplerKind::Branch(Branch { sde, .. }) => match sde {
                 Sde::FlowSde(s) => SamplerKind::FlowSde(s),
                 Sde::Dance(s) => SamplerKind::Dance(s),
                 Sde::Cps(s) => SamplerKind::Cps(s),
@@ -245,13 +247,32 @@ impl<'a> Formula<'a> {
                 redrawn((eta * sigma_next / sigma).powi(2) * (sigma * sigma - kept * kept))
             }
             SamplerKind::Cps(Cps { eta }) => redrawn((sigma_next * (eta * std::f64::consts::PI / 2.0).sin()).powi(2)),
-            SamplerKind::Euler(_) | SamplerKind::Dpm2(_) | SamplerKind::Window(_) => unreachable!("no density"),
+            // Of first order: N(α′ x̂₀ + σ′ e^{−τ²h} ε̂, σ′² (1 − e^{−2τ²h}) I).
+            SamplerKind::SaSolver(SaSolver { tau, order: 1 }) => {
+                let h = (alpha_next / sigma_next).ln() - (alpha / sigma).ln();
+                redrawn(sigma_next * sigma_next * (1.0 - (-2.0 * tau * tau * h).exp()))
+            }
+            _ => unreachable!("no density"),
         }
     }
 
     /// The level after that of a draw.
     fn next(&self, draw: &Draw) -> f64 {
         self.grid[1 + self.grid.iter().position(|g| g.to_bits() == draw.time.to_bits()).expect("a level")]
+    }
+
+    /// How much the objective's loss counts.
+    fn weight(&self, draws: &[Draw]) -> f64 {
+        let noise = |time: f64| {
+            let [x, goal, clean] = [[0.0; DIMS]; 3];
+            self.transition(&Draw { x, t: time, time, cond: [0.0; 3], goal, clean }, [0.0; DIMS]).1.sqrt()
+        };
+        match self.case.likelihood {
+            LikelihoodKind::Trajectory(Trajectory { weights: StepWeights::Noise, .. }) => {
+                noise(draws[0].time) / mean(self.grid[..self.grid.len() - 2].iter().map(|&t| noise(t)))
+            }
+            _ => 1.0,
+        }
     }
 
     /// How long the step of a draw is.
@@ -301,7 +322,7 @@ impl<'a> Formula<'a> {
         let samples = |group: &Vec<Vec<Draw>>| {
             let one = |(i, draws): (usize, &Vec<Draw>)| {
                 let policy = self.policy(ADVANTAGES[i], draws, theta, base);
-                policy.unwrap_or_else(|| self.of_batch(i, group, theta, base))
+                self.weight(draws) * policy.unwrap_or_else(|| self.of_batch(i, group, theta, base))
                     + self.case.kl.weight * self.divergence(draws, theta, base)
             };
             mean(group.iter().enumerate().map(one))

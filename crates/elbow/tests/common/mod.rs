@@ -7,7 +7,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use elbow::{
     Prompt, RgbImage,
     advantage::{AdvantageKind, BestWorst, Nft},
-    config::Config,
+    config::{Config, StartNoise},
     evaluation::Evaluation,
     guidance::Guided,
     kl::Kl,
@@ -16,7 +16,7 @@ use elbow::{
     objective::ObjectiveKind,
     params::{Params, Tensors},
     policy::{Conditioning, EncodeError, Policy, VelocityField},
-    sampler::{self, Sampling},
+    sampler::{self, SamplerKind, Sampling},
     schedule::Schedule,
 };
 
@@ -112,7 +112,11 @@ impl Case {
             _ => AdvantageKind::default(),
         };
         let Self { objective, likelihood, sampling: sampler, schedule, kl } = *self;
-        let config = Config { objective, likelihood, sampler, schedule, kl, advantage, ..Config::default() };
+        let mut config = Config { objective, likelihood, sampler, schedule, kl, advantage, ..Config::default() };
+        if let SamplerKind::Branch(branch) = sampler.rule {
+            config.batch.group_size = branch.points * branch.explorations;
+            config.start_noise = StartNoise::PerGroup;
+        }
         config.validate().err().map(|error| error.problems.join("\n"))
     }
 
@@ -149,7 +153,7 @@ impl Case {
             let e = Evaluation::new(query, &field, Some(&behavior), &reference);
             let advantages = TensorData::new(ADVANTAGES.to_vec(), [B]);
             let advantages = Tensor::from_data(advantages, (&Device::flex(), e.log_prob().dtype()));
-            let mut loss = self.objective.get().loss(&e, advantages);
+            let mut loss = query.weighted(self.objective.get().loss(&e, advantages));
             if let Some(kl) = self.kl.value(&e) {
                 loss = loss + kl * self.kl.weight;
             }

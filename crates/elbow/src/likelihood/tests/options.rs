@@ -2,7 +2,7 @@
 //! opposite noise, and the sampler's own points.
 
 use super::*;
-use crate::sampler::{Cps, Ddim, Window};
+use crate::sampler::{Branch, Cps, Ddim, Window};
 
 fn trajectory(fraction: f64) -> Trajectory {
     Trajectory { fraction, ..Trajectory::default() }
@@ -149,5 +149,49 @@ fn awms_powers_meet_its_other_weightings() {
     for power in [0.0, -1.0, f64::NAN] {
         let message = Elbo { power, ..Elbo::default() }.refuses(&rollout.sampling, rollout.schedule).expect("no power");
         assert!(message.contains("power"), "{message}");
+    }
+}
+
+/// TempFlow-GRPO's code weighs a step of its grid of 10 by 2.25 s_k.
+#[test]
+fn steps_can_count_by_their_noise() {
+    let rollout = drawn(SDE, 10, [1, 2, 2]);
+    let grid = rollout.sampling.times();
+    let queries = Trajectory { weights: StepWeights::Noise, ..Trajectory::default() }.queries(&rollout);
+    assert_eq!(queries.len(), 9);
+    let mut total = 0.0;
+    for (k, query) in queries.iter().enumerate() {
+        let std = SDE.get().std(Schedule::RectifiedFlow, &grid, k);
+        let one = numbers(query.weighted(rows(&[1.0; ROWS], &Device::flex())));
+        assert!(one.iter().all(|w| (w / (2.25 * std) - 1.0).abs() < 2e-3), "step {k}: {one:?} {std}");
+        total += one[0];
+    }
+    assert!((total - 9.0).abs() < 1e-12, "{total}");
+    for query in trajectory(0.99).queries(&rollout) {
+        let one = numbers(query.weighted(rows(&[0.3; ROWS], &Device::flex())));
+        assert!(one.iter().all(|w| w.to_bits() == 0.3f64.to_bits()), "evenly: {one:?}");
+    }
+}
+
+/// Samples that branch at different steps are scored at their own, in one query.
+#[test]
+fn each_sample_is_scored_where_it_branches() {
+    let branch = Branch { points: 3, explorations: 1, ..Branch::default() };
+    let rollout = drawn(SamplerKind::Branch(branch), 10, [1, 2, 2]);
+    let runs = rollout.sampling.runs(&rollout.keys);
+    let steps: Vec<usize> = runs.iter().map(|(_, s)| s.stochastic_steps(rollout.schedule)[0]).collect();
+    assert!(steps.windows(2).all(|w| w[0] < w[1]) && steps.len() == ROWS, "{steps:?}");
+    let (grid, field) = (rollout.sampling.times(), Tanh::new([0.8, -0.6, 0.5], &Device::flex()));
+    for likelihood in [trajectory(0.99), Trajectory { ratio: Ratio::PerSample, ..trajectory(0.99) }] {
+        let queries = likelihood.queries(&rollout);
+        assert_eq!(queries.len(), 1);
+        let velocity = queries[0].velocity(&field);
+        let together = numbers(queries[0].log_prob(velocity));
+        for (row, &k) in steps.iter().enumerate() {
+            assert!((numbers(queries[0].t.clone())[row] - grid[k]).abs() < 1e-6, "row {row}");
+            let alone = likelihood.queries(&rollout.narrow(row, 1));
+            let alone = numbers(alone[0].log_prob(alone[0].velocity(&field)));
+            assert_eq!(together[row].to_bits(), alone[0].to_bits(), "row {row}");
+        }
     }
 }

@@ -1,0 +1,79 @@
+//! TempFlow-GRPO's branching (arXiv 2508.04324): the images of a prompt share a deterministic path up to one step, which is
+//! stochastic, and are deterministic again after it, so that their rewards differ by that step alone.
+//!
+//! A group is `points × explorations` images with one start noise. The first `explorations` of them branch at one step, the
+//! next at another, and so on; an advantage compares those that branch together. Of T steps the first T − 1 may branch; they are
+//! split into `points` parts as even as can be, and each epoch draws one step of each. That depends on the seed, the epoch and
+//! the number of the sample alone. With `points` = T − 1 every step has its explorations in every epoch, as in the reference
+//! code; with fewer, every step has its turn.
+
+use super::{Sampler, Sde, Step, Strategy, Window};
+use crate::{
+    gaussian::Gaussian,
+    noise::{Key, Purpose},
+    schedule::Schedule,
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Stochastic at one step, which depends on the sample, and Euler's rule elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Branch {
+    /// The rule of the step that branches.
+    pub sde: Sde,
+    /// Steps of an epoch at which images of a prompt branch.
+    pub points: usize,
+    /// Images of a prompt that branch at the same step.
+    pub explorations: usize,
+}
+
+impl Default for Branch {
+    fn default() -> Self {
+        Self { sde: Sde::default(), points: 4, explorations: 6 }
+    }
+}
+
+impl Branch {
+    /// Which of the branch points a sample has.
+    pub(super) fn point(self, key: Key) -> usize {
+        (key.sample / self.explorations.max(1) as u64) as usize % self.points.max(1)
+    }
+
+    /// The rule of a sample on a grid of `steps`: a window of one step.
+    pub(super) fn window(self, steps: usize, key: Key) -> Window {
+        let (point, points, range) = (self.point(key), self.points.max(1), steps.saturating_sub(1).max(1));
+        let (from, to) = (point * range / points, ((point + 1) * range / points).max(1));
+        let key = Key { purpose: Purpose::Window, sample: 0, ..key }.draw(point as u32);
+        let inside = key.uniforms().next().map_or(0, |u| (u * to.saturating_sub(from) as f64) as usize);
+        Window { sde: self.sde, size: 1, every: 1, stride: 1, strategy: Strategy::Random, first: from + inside }
+    }
+
+    /// A window at the first step, which stands for all where no sample is meant.
+    fn any(self) -> Window {
+        Window { sde: self.sde, size: 1, first: 0, ..Window::default() }
+    }
+}
+
+impl Sampler for Branch {
+    fn std(&self, schedule: Schedule, times: &[f64], k: usize) -> f64 {
+        self.any().std(schedule, times, k)
+    }
+
+    fn transition(&self, schedule: Schedule, times: &[f64], k: usize, steps: &[Step]) -> Gaussian {
+        self.any().transition(schedule, times, k, steps)
+    }
+
+    fn refuses(&self, schedule: Schedule, steps: usize) -> Option<String> {
+        let Self { sde, points, explorations } = *self;
+        if points == 0 || points >= steps {
+            return Some(format!(
+                "sampler `branch`: points = {points} of {steps} steps: at least 1, and fewer than there are steps"
+            ));
+        }
+        if explorations < 2 {
+            return Some(format!("sampler `branch`: explorations = {explorations}: at least 2 are compared"));
+        }
+        sde.get().refuses(schedule, steps)
+    }
+}

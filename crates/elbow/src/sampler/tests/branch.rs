@@ -1,0 +1,76 @@
+//! Where samples branch (arXiv 2508.04324).
+
+use super::*;
+
+const STEPS: usize = 10;
+const BRANCH: Branch = Branch { sde: Sde::FlowSde(FlowSde { noise_level: 0.7 }), points: 3, explorations: 2 };
+
+fn drawn_in(epoch: u64) -> Vec<Key> {
+    (0..12).map(|i| Key::new(7, Purpose::Step, epoch).sample(i)).collect()
+}
+
+fn sampling() -> Sampling {
+    Sampling { rule: SamplerKind::Branch(BRANCH), steps: STEPS, shift: 1.0, guidance: 1.0 }
+}
+
+/// The step at which each of the samples branches.
+fn steps(epoch: u64) -> Vec<usize> {
+    let runs = sampling().runs(&drawn_in(epoch));
+    let one = |(rows, sampling): (Range<usize>, Sampling)| {
+        let stochastic = sampling.stochastic_steps(FLOW);
+        assert_eq!(stochastic.len(), 1, "one step has noise");
+        vec![stochastic[0]; rows.len()]
+    };
+    runs.into_iter().flat_map(one).collect()
+}
+
+#[test]
+fn explorations_branch_together_and_points_apart() {
+    let mut seen = std::collections::BTreeSet::new();
+    for epoch in 0..60 {
+        let steps = steps(epoch);
+        assert!(steps.chunks(2).all(|pair| pair[0] == pair[1]), "{steps:?}");
+        // Two groups of three points; 9 steps in three parts.
+        assert_eq!(steps[..6], steps[6..], "all groups of an epoch branch alike");
+        assert!((0..3).all(|p| steps[2 * p] / 3 == p), "{steps:?}");
+        seen.extend(steps);
+    }
+    assert!(seen.into_iter().eq(0..9), "every step but the last has its turn");
+    assert_ne!((0..9).map(steps).collect::<Vec<_>>(), vec![steps(0); 9]);
+}
+
+#[test]
+fn rows_branch_where_they_should_whatever_is_drawn_with_them() {
+    let field = GaussianData { mean: 0.5, std: 0.5, schedule: FLOW };
+    let (keys, start) = (drawn_in(3), Tensor::<4>::full([12, 1, 1, 1], 0.8, &Device::flex()));
+    let draw = |rows: Range<usize>| {
+        let start = start.clone().narrow(0, rows.start, rows.len());
+        sample(&field, &sampling(), FLOW, start, &nothing(rows.len()), &keys[rows], true)
+    };
+    let all = draw(0..12);
+    for (i, &at) in steps(3).iter().enumerate() {
+        for (k, points) in all.iter().enumerate() {
+            let value = |x: &Tensor<4>, i| x.clone().narrow(0, i, 1).into_scalar::<f32>().to_bits();
+            assert_eq!(value(points, i), value(&draw(i..i + 1)[k], 0), "sample {i}, point {k}");
+            // The two explorations of a point share the path up to their step.
+            assert_eq!(value(points, i) == value(points, i ^ 1), k <= at, "sample {i}, point {k}");
+        }
+    }
+}
+
+#[test]
+fn one_that_does_not_fit_is_refused() {
+    let refusal =
+        |branch, schedule| Sampling { rule: SamplerKind::Branch(branch), ..Sampling::default() }.refuses(schedule);
+    assert_eq!(refusal(BRANCH, FLOW), None);
+    assert_eq!(refusal(Branch { points: 9, ..BRANCH }, FLOW), None);
+    for (branch, schedule, words) in [
+        (Branch { points: 10, ..BRANCH }, FLOW, ["points = 10", "10 steps"]),
+        (Branch { points: 0, ..BRANCH }, FLOW, ["points = 0", "at least 1"]),
+        (Branch { explorations: 1, ..BRANCH }, FLOW, ["explorations = 1", "at least 2"]),
+        (BRANCH, VP, ["flow-sde", "rectified flow"]),
+    ] {
+        let message = refusal(branch, schedule).expect("does not fit");
+        assert!(words.iter().all(|word| message.contains(word)), "{message}");
+    }
+}
