@@ -3,7 +3,8 @@
 use crate::{
     failure::Hint,
     machine,
-    recipe::{Model, PromptsConfig, Recipe, RewardConfig},
+    recipe::{Model, PromptsConfig, Recipe},
+    reward::RewardConfig,
 };
 use anyhow::{Context, Result};
 use burn::tensor::Device;
@@ -19,10 +20,7 @@ use elbow::{
     train::Observer,
 };
 use elbow_models::{mmdit::MmditConfig, policy::MmditPolicy};
-use elbow_rewards::{
-    geneval::{GenEval, Mode},
-    jpeg::Jpeg,
-};
+use elbow_rewards::geneval::{GenEval, Mode};
 use elbow_world::{SceneDetector, SceneJudge, encoder::WordCodes, prompts::TrainPrompts};
 use safetensors::SafeTensors;
 use std::path::Path;
@@ -66,9 +64,9 @@ impl Session {
         dense.name = "geneval_dense".into();
         let mut measures: Vec<Box<dyn Reward>> =
             vec![Box::new(GenEval::new(SceneDetector::new(), Mode::Strict)), Box::new(judge), Box::new(dense)];
-        let reward = reward(recipe);
+        let reward = recipe.setting.reward.build();
         if measures.iter().all(|measure| measure.name() != reward.name()) {
-            measures.push(self::reward(recipe));
+            measures.push(recipe.setting.reward.build());
         }
         let prompts_hash = machine::sha256(listing.as_bytes());
         Ok(Self { policy, train, test, reward, measures, base_hash, prompts_hash, device })
@@ -82,17 +80,6 @@ impl Session {
         let config = &recipe.setting.eval.measure;
         let schedule = recipe.method.schedule;
         Ok(eval::measure(&self.policy, field, &self.test, &rewards, config, schedule, &self.device, observer)?)
-    }
-}
-
-fn reward(recipe: &Recipe) -> Box<dyn Reward> {
-    match recipe.setting.reward {
-        RewardConfig::Geneval { mode, upstream_position_quirk } => {
-            let mut reward = GenEval::new(SceneDetector::new(), mode);
-            reward.rules.upstream_position_quirk = upstream_position_quirk;
-            Box::new(reward)
-        }
-        RewardConfig::Jpeg { aim } => Box::new(Jpeg { aim }),
     }
 }
 
@@ -167,7 +154,7 @@ fn prompt_lists(recipe: &Recipe, policy: &Nano) -> Result<(Box<dyn PromptSource>
 fn prompt_file(path: &Path, policy: &Nano, reward: &RewardConfig) -> Result<Vec<Prompt>> {
     let place = || format!("cannot use prompt file {}", path.display());
     let prompts = prompts::read(path)?;
-    let records = matches!(reward, RewardConfig::Geneval { .. });
+    let records = reward.wants_records();
     for prompt in prompts.iter().filter(|_| records) {
         elbow_world::Record::try_from(prompt).map_err(|error| {
             let hint = "reward `geneval` wants a .jsonl file whose lines have `prompt`, `tag` and `include`, for example \
