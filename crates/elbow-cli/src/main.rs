@@ -10,6 +10,7 @@ mod output;
 mod overlay;
 mod recipe;
 mod reference;
+mod reward;
 mod schema;
 mod session;
 mod table;

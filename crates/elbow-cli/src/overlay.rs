@@ -103,6 +103,7 @@ fn checked(kind: &Type, value: Value) -> Result<Value, String> {
         | (Type::Number, Value::Float(_))
         | (Type::Boolean, Value::Boolean(_))
         | (Type::Text, Value::String(_)) => return Ok(value),
+        (Type::Sections, Value::Array(items)) if items.iter().all(Value::is_table) => return Ok(value),
         (Type::Texts, Value::Array(items)) if items.iter().all(Value::is_str) => return Ok(value),
         (Type::OneOf(names), Value::String(s)) if names.iter().any(|(name, _)| name == s) => return Ok(value),
         (Type::OneOf(names), _) => {
@@ -113,6 +114,7 @@ fn checked(kind: &Type, value: Value) -> Result<Value, String> {
         (Type::Boolean, _) => "true or false".into(),
         (Type::Text, _) => "a text in quotes".into(),
         (Type::Texts, _) => "a list of texts".into(),
+        (Type::Sections, _) => "a list of sections, for example [{ … }, { … }]".into(),
     };
     Err(format!("{value}: expected {expected}"))
 }

@@ -4,6 +4,7 @@ use crate::{
     failure::Hint,
     library,
     overlay::overlay,
+    reward::RewardConfig,
     schema::{self, Field},
 };
 use anyhow::{Context, Result};
@@ -12,7 +13,6 @@ use elbow::{
     eval::EvalConfig,
 };
 use elbow_models::{lora::LoraConfig, policy::Tuning};
-use elbow_rewards::{geneval::Mode, jpeg::Aim};
 use elbow_world::prompts::TaskWeights;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -107,33 +107,6 @@ pub enum PromptsConfig {
 impl Default for PromptsConfig {
     fn default() -> Self {
         Self::Scenes { weights: TaskWeights::default() }
-    }
-}
-
-/// What scores images in training.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
-pub enum RewardConfig {
-    /// GenEval's rules over the embedded detector.
-    Geneval {
-        /// Partial credit, the benchmark's rule, or all exact.
-        #[serde(default)]
-        mode: Mode,
-        /// Give a wrong position half credit, as the upstream reward does by mistake.
-        #[serde(default)]
-        upstream_position_quirk: bool,
-    },
-    /// Size of the JPEG file at quality 95, in kB (arXiv 2305.13301).
-    Jpeg {
-        /// Which size is better.
-        #[serde(default)]
-        aim: Aim,
-    },
-}
-
-impl Default for RewardConfig {
-    fn default() -> Self {
-        Self::Geneval { mode: Mode::Dense, upstream_position_quirk: false }
     }
 }
 
@@ -321,8 +294,8 @@ impl Recipe {
 
     /// What is wrong with the setting, as far as types cannot tell; one sentence each.
     fn problems(&self) -> Vec<String> {
-        let Setting { model, prompts, eval, keep, .. } = &self.setting;
-        let (measure, mut problems) = (&eval.measure, Vec::new());
+        let Setting { model, prompts, reward, eval, keep } = &self.setting;
+        let (measure, mut problems) = (&eval.measure, reward.problems());
         for (key, value) in [
             ("eval.prompts_per_task", eval.prompts_per_task),
             ("eval.measure.images_per_prompt", measure.images_per_prompt),

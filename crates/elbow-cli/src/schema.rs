@@ -57,6 +57,8 @@ pub enum Type {
     Text,
     /// An array of strings.
     Texts,
+    /// An array of sections, which are checked when they are read.
+    Sections,
     /// One of some strings, each with its meaning.
     OneOf(Vec<(String, String)>),
 }
@@ -117,7 +119,7 @@ fn shape(root: &Value, schema: &Value, defaults: &Value) -> Shape {
     if schema["properties"].is_object() {
         return Shape::Section(section(root, schema, defaults));
     }
-    Shape::Value(if variants.is_empty() { plain(schema) } else { one_of(variants) })
+    Shape::Value(if variants.is_empty() { plain(root, schema) } else { one_of(variants) })
 }
 
 fn variant(root: &Value, schema: &Value, defaults: &Value) -> Option<Variant> {
@@ -135,12 +137,13 @@ fn one_of(variants: &[Value]) -> Type {
     Type::OneOf(variants.iter().filter_map(|v| Some((v["const"].as_str()?.to_owned(), sentence(v)))).collect())
 }
 
-fn plain(schema: &Value) -> Type {
+fn plain(root: &Value, schema: &Value) -> Type {
     let name = schema["type"].as_str().or_else(|| schema["type"][0].as_str());
     match name {
         Some("integer") => Type::Integer,
         Some("number") => Type::Number,
         Some("boolean") => Type::Boolean,
+        Some("array") if resolve(root, &schema["items"])["type"] == "object" => Type::Sections,
         Some("array") => Type::Texts,
         _ => Type::Text,
     }

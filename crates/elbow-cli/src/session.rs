@@ -3,7 +3,8 @@
 use crate::{
     failure::Hint,
     machine,
-    recipe::{Model, PromptsConfig, Recipe, RewardConfig},
+    recipe::{Model, PromptsConfig, Recipe},
+    reward::RewardConfig,
 };
 use anyhow::{Context, Result};
 use burn::tensor::Device;
@@ -23,10 +24,7 @@ use elbow_models::{
     policy::{Network, NetworkPolicy, Tuning},
     recompute::Checkpointing,
 };
-use elbow_rewards::{
-    geneval::{GenEval, Mode},
-    jpeg::Jpeg,
-};
+use elbow_rewards::geneval::{GenEval, Mode};
 use elbow_world::{SceneDetector, SceneJudge, encoder::WordCodes, prompts::TrainPrompts};
 use safetensors::SafeTensors;
 use std::path::Path;
@@ -70,9 +68,9 @@ impl Session {
         dense.name = "geneval_dense".into();
         let mut measures: Vec<Box<dyn Reward>> =
             vec![Box::new(GenEval::new(SceneDetector::new(), Mode::Strict)), Box::new(judge), Box::new(dense)];
-        let reward = reward(recipe);
+        let reward = recipe.setting.reward.build();
         if measures.iter().all(|measure| measure.name() != reward.name()) {
-            measures.push(self::reward(recipe));
+            measures.push(recipe.setting.reward.build());
         }
         let prompts_hash = machine::sha256(listing.as_bytes());
         Ok(Self { policy, train, test, reward, measures, base_hash, prompts_hash, device })
@@ -102,17 +100,6 @@ pub fn nano(base: Params, tuning: Tuning, seed: u64, schedule: Schedule, device:
         seed,
     };
     Predicting { network, prediction: Prediction::customary(schedule), schedule }
-}
-
-fn reward(recipe: &Recipe) -> Box<dyn Reward> {
-    match recipe.setting.reward {
-        RewardConfig::Geneval { mode, upstream_position_quirk } => {
-            let mut reward = GenEval::new(SceneDetector::new(), mode);
-            reward.rules.upstream_position_quirk = upstream_position_quirk;
-            Box::new(reward)
-        }
-        RewardConfig::Jpeg { aim } => Box::new(Jpeg { aim }),
-    }
 }
 
 fn policy(recipe: &Recipe, device: &Device) -> Result<(Nano, String)> {
@@ -188,7 +175,7 @@ fn prompt_lists(recipe: &Recipe, policy: &Nano) -> Result<(Box<dyn PromptSource>
 fn prompt_file(path: &Path, policy: &Nano, reward: &RewardConfig) -> Result<Vec<Prompt>> {
     let place = || format!("cannot use prompt file {}", path.display());
     let prompts = prompts::read(path)?;
-    let records = matches!(reward, RewardConfig::Geneval { .. });
+    let records = reward.wants_records();
     for prompt in prompts.iter().filter(|_| records) {
         elbow_world::Record::try_from(prompt).map_err(|error| {
             let hint = "reward `geneval` wants a .jsonl file whose lines have `prompt`, `tag` and `include`, for example \

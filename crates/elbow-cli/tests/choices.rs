@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{elbow, finished, sets, succeed};
+use common::{SMALL, elbow, finished, records, sets, succeed, text};
 
 #[test]
 fn every_choice_is_listed_with_a_line_of_its_own() {
@@ -18,6 +18,48 @@ fn every_choice_is_listed_with_a_line_of_its_own() {
         }
     }
     assert!(listing.contains("\n  nano-diffusion-nft "), "{listing}");
+}
+
+#[test]
+fn every_choice_names_its_paper() {
+    let listing = succeed(&mut elbow(["methods"]));
+    let mut lines = 0;
+    for line in listing.lines().filter(|line| line.starts_with("  ")) {
+        let ids = line.match_indices("arXiv ").filter(|(at, _)| {
+            let id: Vec<char> = line[at + 6..].chars().take(10).collect();
+            id.len() == 10 && id.iter().enumerate().all(|(i, c)| if i == 4 { *c == '.' } else { c.is_ascii_digit() })
+        });
+        assert!(ids.count() >= 1, "{line}");
+        lines += 1;
+    }
+    assert!(lines > 70, "{listing}");
+}
+
+#[test]
+fn a_sum_of_rewards_reports_each_by_its_name() {
+    let root = tempfile::tempdir().expect("a folder");
+    let run = root.path().join("run");
+    let small = [&SMALL[..], &["batch.groups=4", "epochs=2"]].concat();
+    succeed(elbow(["train", "nano-gdpo", "--run"]).arg(&run).args(sets(&small)));
+    for record in &records(&run)[1..] {
+        let number = |key: &str| record[key].as_f64().unwrap_or_else(|| panic!("{key}: {record:?}"));
+        assert!((number("reward_sum") - number("reward_dense") - number("reward_strict")).abs() < 1e-6, "{record:?}");
+    }
+    let refused = |parts: &str, words: &[&str]| {
+        let output = elbow(["config", "nano-gdpo", "--set", &format!("reward.parts={parts}")]).output().expect("runs");
+        let told = text(&output);
+        assert!(!output.status.success() && words.iter().all(|word| told.contains(word)), "{parts}: {told}");
+    };
+    let part = |name: &str, more: &str| format!("{{ name = \"{name}\", reward = {{ kind = \"jpeg\" }}{more} }}");
+    refused("3", &["reward.parts", "list of sections"]);
+    refused("[]", &["at least one reward"]);
+    refused(&format!("[{}, {}]", part("a", ""), part("a", "")), &["reward.parts[1].name", "name of its own"]);
+    refused(&format!("[{}]", part("a b", ", weight = inf")), &["lower-case letters", "weight = inf"]);
+    refused("[{ name = \"a\", reward = { kind = \"jpg\" } }]", &["`reward", "jpg"]);
+    refused(
+        &format!("[{{ name = \"a\", reward = {{ kind = \"sum\", parts = [{}] }} }}]", part("b", "")),
+        &["is a sum"],
+    );
 }
 
 #[test]

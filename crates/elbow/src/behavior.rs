@@ -17,11 +17,14 @@ pub struct BehaviorLag {
     pub rate: f64,
     /// Largest η, in [0, 1).
     pub max: f64,
+    /// Draw rollouts from the current weights all the same; the lagged ones then serve the penalties alone, as AWM's do
+    /// (arXiv 2509.25050). For one update an epoch.
+    pub on_policy: bool,
 }
 
 impl Default for BehaviorLag {
     fn default() -> Self {
-        Self { start: 0, rate: 1e-3, max: 0.5 }
+        Self { start: 0, rate: 1e-3, max: 0.5, on_policy: false }
     }
 }
 
@@ -59,7 +62,7 @@ mod tests {
 
     #[test]
     fn the_reference_codes_schedules() {
-        let lag = |start, rate, max| BehaviorLag { start, rate, max };
+        let lag = |start, rate, max| BehaviorLag { start, rate, max, on_policy: false };
         let close = |lag: BehaviorLag, step, expected: f64| assert!((lag.decay(step) - expected).abs() < 1e-12);
         close(lag(0, 1e-3, 0.0), 1000, 0.0);
         close(BehaviorLag::default(), 100, 0.1);

@@ -10,6 +10,7 @@ use crate::{
     optimizer::OptimizerConfig,
     sampler::{Branch, SamplerKind, Sampling},
     schedule::Schedule,
+    train::TopUp,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -42,6 +43,8 @@ pub struct Config {
     pub proximal: Proximal,
     /// How the images of one prompt are compared.
     pub advantage: AdvantageKind,
+    /// How groups that say nothing are replaced.
+    pub top_up: TopUp,
     /// How far the policy that draws rollouts lags behind.
     pub behavior: BehaviorLag,
     /// The averaged weights that are evaluated.
@@ -67,6 +70,7 @@ impl Default for Config {
             kl: Kl::default(),
             proximal: Proximal::default(),
             advantage: AdvantageKind::default(),
+            top_up: TopUp::default(),
             behavior: BehaviorLag::default(),
             ema: Ema::default(),
             optimizer: OptimizerConfig::default(),
@@ -144,6 +148,25 @@ impl Config {
                 "batch.groups = {groups} cannot be split evenly into batch.updates = {updates} optimizer steps \
                  ({groups} groups × {group_size} images = {} images an epoch): make groups a multiple of updates",
                 groups * group_size
+            ));
+        }
+        if self.top_up.groups > 0 && !self.advantage.get().within_groups() {
+            problems.push(format!(
+                "top_up.groups = {}: this advantage looks beyond the group, so that every group says something; set it to 0",
+                self.top_up.groups
+            ));
+        }
+        if self.top_up.groups > 0 && self.compared() != group_size {
+            problems.push(format!(
+                "top_up.groups = {}: it replaces the images of a prompt, of which this sampler compares {} at a time; set it to 0",
+                self.top_up.groups,
+                self.compared()
+            ));
+        }
+        if self.behavior.on_policy && updates > 1 {
+            problems.push(format!(
+                "behavior.on_policy = true and batch.updates = {updates}: after the first update nothing remembers the weights \
+                 that drew the images; set batch.updates = 1"
             ));
         }
         if rows == 0 {

@@ -8,15 +8,17 @@ use crate::{
 use burn::tensor::Tensor;
 use std::cell::OnceCell;
 
-/// One query under current, behavior and reference weights; each forward pass runs at most once, and only if needed.
+/// One query under current, behavior, lagged and reference weights; each forward pass runs at most once, and only if needed.
 pub struct Evaluation<'a> {
     query: &'a Query,
     velocity: Tensor<4>,
-    log_prob: Tensor<1>,
     behavior: Option<&'a dyn VelocityField>,
+    lagged: Option<&'a dyn VelocityField>,
     reference: &'a dyn VelocityField,
+    log_prob: OnceCell<Tensor<1>>,
     behavior_velocity: OnceCell<Tensor<4>>,
     behavior_log_prob: OnceCell<Tensor<1>>,
+    lagged_velocity: OnceCell<Tensor<4>>,
     reference_velocity: OnceCell<Tensor<4>>,
 }
 
@@ -29,23 +31,29 @@ impl<'a> Evaluation<'a> {
         behavior: Option<&'a dyn VelocityField>,
         reference: &'a dyn VelocityField,
     ) -> Self {
-        let velocity = query.velocity(current);
-        let log_prob = query.log_prob(velocity.clone());
         Self {
             query,
-            velocity,
-            log_prob,
+            velocity: query.velocity(current),
             behavior,
+            lagged: None,
             reference,
+            log_prob: OnceCell::new(),
             behavior_velocity: OnceCell::new(),
             behavior_log_prob: OnceCell::new(),
+            lagged_velocity: OnceCell::new(),
             reference_velocity: OnceCell::new(),
         }
     }
 
+    /// The same with lagged weights of their own; without (`None`) the behavior weights are the lagged ones.
+    #[must_use]
+    pub fn with_lagged(self, lagged: Option<&'a dyn VelocityField>) -> Self {
+        Self { lagged, ..self }
+    }
+
     /// L `[B]`, with gradient.
     pub fn log_prob(&self) -> Tensor<1> {
-        self.log_prob.clone()
+        self.log_prob.get_or_init(|| self.log_prob_of(self.velocity())).clone()
     }
 
     /// v_θ `[N, C, H, W]`, with gradient.
@@ -65,15 +73,21 @@ impl<'a> Evaluation<'a> {
     /// L_b `[B]`, without gradient.
     pub fn behavior_log_prob(&self) -> Tensor<1> {
         let compute = || match self.behavior {
-            None => self.log_prob.clone().detach(),
-            Some(_) => self.query.log_prob(self.behavior_velocity()),
+            None => self.log_prob().detach(),
+            Some(_) => self.log_prob_of(self.behavior_velocity()),
         };
         self.behavior_log_prob.get_or_init(compute).clone()
     }
 
     /// Log-probability `[B]` under another velocity `[N, C, H, W]`.
     pub fn log_prob_of(&self, velocity: Tensor<4>) -> Tensor<1> {
-        self.query.log_prob(velocity)
+        self.merge(self.log_prob_rows(velocity))
+    }
+
+    /// The same of every draw on its own `[N]`.
+    fn log_prob_rows(&self, velocity: Tensor<4>) -> Tensor<1> {
+        let normalizer = self.query.shared.then(|| self.behavior_velocity());
+        self.query.row_log_prob(velocity, normalizer.as_ref())
     }
 
     /// ln ρ = L − L_b `[B]`, with gradient.
@@ -99,7 +113,18 @@ impl<'a> Evaluation<'a> {
 
     /// L_ref `[B]`, without gradient.
     pub fn reference_log_prob(&self) -> Tensor<1> {
-        self.query.log_prob(self.reference_velocity())
+        self.log_prob_of(self.reference_velocity())
+    }
+
+    /// Velocity `[N, C, H, W]` of the lagged weights, without gradient.
+    pub fn lagged_velocity(&self) -> Tensor<4> {
+        let compute = || self.lagged.map_or_else(|| self.behavior_velocity(), |field| self.query.velocity(field));
+        self.lagged_velocity.get_or_init(compute).clone()
+    }
+
+    /// Log-probability `[B]` under the lagged weights, without gradient.
+    pub fn lagged_log_prob(&self) -> Tensor<1> {
+        self.log_prob_of(self.lagged_velocity())
     }
 
     /// Brings one number a row of the query to one a sample, `[N] → [B]`, as log-probabilities are.
@@ -109,7 +134,8 @@ impl<'a> Evaluation<'a> {
 
     /// Mean over the draws of each sample, `[N] → [B]`.
     pub fn mean(&self, rows: Tensor<1>) -> Tensor<1> {
-        let (samples, draws) = (self.log_prob.dims()[0], self.query.draws());
+        let draws = self.query.draws();
+        let samples = rows.dims()[0] / draws;
         let mean: Tensor<2> = rows.reshape([draws, samples]).mean_dim(0);
         mean.reshape([samples])
     }
@@ -121,7 +147,7 @@ impl<'a> Evaluation<'a> {
 
     /// ln ρ of every draw on its own `[N]`, with gradient.
     pub fn log_ratio_rows(&self) -> Tensor<1> {
-        self.query.row_log_prob(self.velocity()) - self.query.row_log_prob(self.behavior_velocity())
+        self.log_prob_rows(self.velocity()) - self.log_prob_rows(self.behavior_velocity())
     }
 
     /// What the likelihood compares the velocity with `[N, C, H, W]`; `None` where that is not a velocity.
@@ -134,17 +160,17 @@ impl<'a> Evaluation<'a> {
     pub fn steps(&self) -> Option<(&Transitions, Tensor<1>)> {
         let steps = self.query.transitions.as_ref()?;
         let scale = steps.slope.clone().square() / (steps.std.clone().square() * 2.0);
-        Some((steps, self.distance() * scale))
+        Some((steps, self.distance(self.behavior_velocity()) * scale))
     }
 
-    /// mean ‖v_θ − v_b‖² and the same of clean samples, `[B]`, with gradient.
+    /// mean ‖v_θ − v‖² to the lagged weights' v, and the same of clean samples, `[B]`, with gradient.
     pub fn proximity(&self, clean: bool) -> Tensor<1> {
-        let rows = self.distance();
+        let rows = self.distance(self.lagged_velocity());
         self.mean(if clean { rows * self.query.gain.clone().square() } else { rows })
     }
 
-    /// mean ‖v_θ − v_b‖² of every draw `[N]`, with gradient.
-    fn distance(&self) -> Tensor<1> {
-        gaussian::mean(wide(self.velocity() - self.behavior_velocity()).square())
+    /// mean ‖v_θ − v‖² of every draw `[N]`, with gradient.
+    fn distance(&self, from: Tensor<4>) -> Tensor<1> {
+        gaussian::mean(wide(self.velocity() - from).square())
     }
 }

@@ -1,7 +1,7 @@
-//! Keeping the policy near the reference, and near the behavior policy (arXiv 2602.04663, §3.4; estimators k1–k3: Schulman, *Approximating KL
+//! Keeping the policy near the reference, and near its own moving average (arXiv 2602.04663, §3.4; estimators k1–k3: Schulman, *Approximating KL
 //! divergence*, 2020).
 //!
-//! With d = L − L_ref and ρ the importance ratio:
+//! With d = L − L_ref and ρ the importance ratio, v_ref and L_ref being those of the base or of the lagged weights:
 //!
 //! | kind | value |
 //! |---|---|
@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum KlKind {
-    /// Squared distance of velocities.
+    /// Squared distance of velocities (arXiv 2602.04663).
     #[default]
     Girsanov,
     /// Log-ratio: unbiased, its gradient is zero on average.
@@ -35,6 +35,17 @@ pub enum KlKind {
     K3Reversed,
 }
 
+/// Whom the policy is kept near.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Anchor {
+    /// The base, which never moves.
+    #[default]
+    Base,
+    /// The lagged weights of `[behavior]`, a moving average of the policy (AWM, arXiv 2509.25050).
+    Lagged,
+}
+
 /// A penalty on leaving the reference.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -45,11 +56,13 @@ pub struct Kl {
     pub weight: f64,
     /// Multiply by the importance ratio.
     pub importance: bool,
+    /// Whom the policy is kept near.
+    pub reference: Anchor,
 }
 
 impl Default for Kl {
     fn default() -> Self {
-        Self { kind: KlKind::Girsanov, weight: 1e-4, importance: false }
+        Self { kind: KlKind::Girsanov, weight: 1e-4, importance: false, reference: Anchor::Base }
     }
 }
 
@@ -59,10 +72,14 @@ impl Kl {
         if self.weight == 0.0 {
             return None;
         }
-        let d = || e.log_prob() - e.reference_log_prob();
+        let (velocity, log_prob): (&dyn Fn() -> Tensor<4>, &dyn Fn() -> Tensor<1>) = match self.reference {
+            Anchor::Base => (&|| e.reference_velocity(), &|| e.reference_log_prob()),
+            Anchor::Lagged => (&|| e.lagged_velocity(), &|| e.lagged_log_prob()),
+        };
+        let d = || e.log_prob() - log_prob();
         let value = match self.kind {
             KlKind::Girsanov => {
-                let difference = gaussian::wide(e.velocity() - e.reference_velocity());
+                let difference = gaussian::wide(e.velocity() - velocity());
                 e.merge(gaussian::mean(difference.square()))
             }
             KlKind::K1 => d(),
@@ -74,9 +91,9 @@ impl Kl {
     }
 }
 
-/// A penalty on leaving the behavior policy, w · mean ‖v_θ − v_b‖²: what AWM (arXiv 2509.25050) and V-GRPO (arXiv 2604.23380, of clean
-/// samples) add to their losses. Without effect while the behavior policy is the current one, as it is for the first update of
-/// an epoch with `behavior.max = 0`.
+/// A penalty on leaving the lagged weights, w · mean ‖v_θ − v‖²: what AWM (arXiv 2509.25050) and V-GRPO (arXiv 2604.23380, of clean
+/// samples) add to their losses. The lagged weights are those of the behavior policy, or with `behavior.on_policy` a moving average
+/// beside it. Without effect while they are the current ones, as they are for the first update of an epoch with `behavior.max = 0`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Proximal {

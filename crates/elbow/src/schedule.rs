@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Schedule {
-    /// α = 1 − t, σ = t: straight lines (SD3, FLUX, the nano model).
+    /// α = 1 − t, σ = t: straight lines, as SD3, FLUX and the nano model have them (arXiv 2209.03003).
     #[default]
     RectifiedFlow,
     /// α² + σ² = 1 with ln α = −t²(β₁ − β₀)/4 − t β₀/2 (arXiv 2011.13456, appendix C): DDPM in continuous time.

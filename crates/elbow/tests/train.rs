@@ -167,7 +167,7 @@ fn objectives_of_velocities_steps_and_pairs_learn() {
 fn a_saved_state_continues_bit_for_bit() {
     let config = Config {
         batch: Batch { groups: 4, group_size: 8, updates: 2, rows: 5 },
-        behavior: BehaviorLag { start: 0, rate: 0.1, max: 0.5 },
+        behavior: BehaviorLag { start: 0, rate: 0.1, max: 0.5, on_policy: false },
         ..config()
     };
     continues(&config);

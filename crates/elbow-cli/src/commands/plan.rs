@@ -11,8 +11,9 @@ use elbow::{
     advantage::{AdvantageKind, Grouped},
     config::{Batch, Config},
     drafts::Drafts,
+    kl::Anchor,
     sampler::Sampling,
-    train::Trainer,
+    train::{TopUp, Trainer},
 };
 use elbow_runlog::{RunFolder, metrics};
 use std::{fmt::Write, path::PathBuf, time::Instant};
@@ -70,6 +71,7 @@ fn calibrate(recipe: &Recipe, session: &Session) -> Result<Measured> {
         Config {
             batch: Batch { groups, updates: 1, ..recipe.method.batch },
             drafts: Drafts::default(),
+            top_up: TopUp::default(),
             ..recipe.method.clone()
         },
         &session.policy,
@@ -80,7 +82,8 @@ fn calibrate(recipe: &Recipe, session: &Session) -> Result<Measured> {
     let drawn = trainer.draw(&())?;
     let draw = seconds(|| trainer.draw(&()).map(drop))?;
     let count = drawn.rewards.rewards.len();
-    let rewards = Grouped { rewards: (0..count).map(|i| Some((i % 2) as f64)).collect(), ..drawn.rewards };
+    let rewards = (0..count).map(|i| Some((i % 2) as f64)).collect();
+    let rewards = Grouped { rewards, parts: Vec::new(), ..drawn.rewards };
     let mut trained = 0;
     let train = seconds(|| {
         if off_policy(&recipe.method) {
@@ -151,7 +154,7 @@ impl Plan {
         let guided = branches(&method.sampler);
         let points = method.likelihood.count(&method.sampler, method.schedule);
         let behavior = usize::from(off_policy(method));
-        let reference = usize::from(method.kl.weight > 0.0);
+        let reference = usize::from(method.kl.weight > 0.0 && method.kl.reference == Anchor::Base);
         let mut out = String::new();
         let epoch = self.draw + self.train;
         let total = epoch * method.epochs as f64 + self.eval * self.evals as f64;

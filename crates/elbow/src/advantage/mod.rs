@@ -19,14 +19,14 @@ pub use history::{History, PerPrompt};
 pub use leave_one_out::LeaveOneOut;
 pub use nft::Nft;
 pub use softmax::Softmax;
-pub use standard::{Deviation, Standard};
+pub use standard::{Deviation, Several, Standard};
 pub use top::Top;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Rewards of a batch, in groups of one prompt each.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Grouped {
     /// Sample after sample; `None` is missing.
     pub rewards: Vec<Option<f64>>,
@@ -34,6 +34,17 @@ pub struct Grouped {
     pub groups: Vec<usize>,
     /// Earlier rewards of each group's prompt, oldest first; empty unless the advantage asks for them.
     pub earlier: Vec<Vec<f64>>,
+    /// The rewards that `rewards` are the weighted sums of; none if they are no sums.
+    pub parts: Vec<Part>,
+}
+
+/// One of several rewards.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Part {
+    /// How much it counts in the sum.
+    pub weight: f64,
+    /// Sample after sample; `None` where the sum is missing.
+    pub rewards: Vec<Option<f64>>,
 }
 
 /// Mean and population deviation of some numbers.
@@ -83,6 +94,11 @@ impl Grouped {
         Moments::of(&self.rewards.iter().flatten().copied().collect::<Vec<_>>())
     }
 
+    /// The same samples with another reward.
+    fn with(&self, rewards: Vec<Option<f64>>) -> Self {
+        Self { rewards, groups: self.groups.clone(), ..Self::default() }
+    }
+
     /// `f(reward, moments of its group)` for every reward that is there.
     fn map(&self, f: impl Fn(f64, Moments) -> f64) -> Vec<Option<f64>> {
         let moments = self.moments();
@@ -105,6 +121,11 @@ pub trait Advantage: Send + Sync {
         true
     }
 
+    /// The groups that say nothing about which image is better; they are not trained on.
+    fn silent(&self, batch: &Grouped) -> Vec<bool> {
+        batch.moments().into_iter().map(|group| group.agree && self.within_groups()).collect()
+    }
+
     /// How many earlier rewards of a prompt are wanted.
     fn memory(&self) -> usize {
         0
@@ -122,7 +143,7 @@ pub trait Advantage: Send + Sync {
 pub enum AdvantageKind {
     /// (η/β)(R − group mean) (arXiv 2602.04663).
     Exact(Exact),
-    /// Centered by group, divided by a deviation (GRPO; arXiv 2505.05470).
+    /// Centered by group, divided by a deviation (GRPO, arXiv 2505.05470; several rewards: GDPO, arXiv 2601.05242).
     Standard(Standard),
     /// Probability of being a good image (DiffusionNFT, arXiv 2509.16117).
     Nft(Nft),
@@ -134,7 +155,7 @@ pub enum AdvantageKind {
     Softmax(Softmax),
     /// Weight 1 for the best share of a batch (sparse reward-weighted regression; arXiv 2305.13301).
     Top(Top),
-    /// 1 for the best and −1 for the worst image of a group: the pairs of objective `dpo`.
+    /// 1 for the best and −1 for the worst image of a group: the pairs of objective `dpo` (after arXiv 2311.12908).
     BestWorst(BestWorst),
 }
 

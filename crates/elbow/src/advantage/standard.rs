@@ -1,6 +1,14 @@
-//! The group-standardized advantage of GRPO and Flow-GRPO (arXiv 2505.05470, eq. 4).
+//! The group-standardized advantage of GRPO and Flow-GRPO (arXiv 2505.05470, eq. 4), of one reward or several.
 //!
 //! A = scale · (R − mean of the group) / (deviation + 10⁻⁴)
+//!
+//! | several rewards R_k of weight w_k | A |
+//! |---|---|
+//! | sum | of R = Σ w_k R_k |
+//! | normalize (MixGRPO, arXiv 2507.21802) | Σ w_k A_k, with A_k that of R_k |
+//! | decouple (GDPO, arXiv 2601.05242) | (Z − mean of the batch) / (deviation of the batch + 10⁻⁴), Z = Σ w_k A_k |
+//!
+//! and then c tanh(A/c), if there is a soft clip c (V-GRPO, arXiv 2604.23380).
 
 use super::{Advantage, Grouped};
 use schemars::JsonSchema;
@@ -17,6 +25,19 @@ pub enum Deviation {
     Group,
 }
 
+/// How several rewards become one advantage.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Several {
+    /// Their sum is standardized: the reward that varies most decides.
+    #[default]
+    Sum,
+    /// Each is standardized, then they are summed (MixGRPO, arXiv 2507.21802).
+    Normalize,
+    /// The same, and the sums are standardized once more over the batch (GDPO, arXiv 2601.05242).
+    Decouple,
+}
+
 /// Standardized reward.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -25,20 +46,71 @@ pub struct Standard {
     pub scale: f64,
     /// Whose deviation divides.
     pub deviation: Deviation,
+    /// How several rewards become one; without effect on a single one.
+    pub several: Several,
+    /// c of c tanh(A/c), which bounds the result smoothly; 3 in V-GRPO.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub soft_clip: Option<f64>,
 }
 
 impl Default for Standard {
     fn default() -> Self {
-        Self { scale: 1.0, deviation: Deviation::Batch }
+        Self { scale: 1.0, deviation: Deviation::Batch, several: Several::Sum, soft_clip: None }
     }
 }
 
-impl Advantage for Standard {
-    fn advantages(&self, batch: &Grouped) -> Vec<Option<f64>> {
+impl Standard {
+    /// One reward, standardized.
+    fn one(&self, batch: &Grouped) -> Vec<Option<f64>> {
         let total = batch.total().std;
         batch.map(|reward, group| {
             let deviation = if self.deviation == Deviation::Batch { total } else { group.std };
-            self.scale * (reward - group.mean) / (deviation + 1e-4)
+            (reward - group.mean) / (deviation + EPSILON)
         })
+    }
+
+    /// Σ w_k A_k; missing where the sum of the rewards is.
+    fn each(&self, batch: &Grouped) -> Vec<Option<f64>> {
+        let mut sums: Vec<Option<f64>> = batch.rewards.iter().map(|r| r.map(|_| 0.0)).collect();
+        for part in &batch.parts {
+            for (sum, a) in sums.iter_mut().zip(self.one(&batch.with(part.rewards.clone()))) {
+                *sum = sum.zip(a).map(|(sum, a)| sum + part.weight * a);
+            }
+        }
+        sums
+    }
+}
+
+/// Keeps the quotient finite where there is no deviation.
+const EPSILON: f64 = 1e-4;
+
+impl Advantage for Standard {
+    fn advantages(&self, batch: &Grouped) -> Vec<Option<f64>> {
+        let standardized = match self.several {
+            Several::Normalize if !batch.parts.is_empty() => self.each(batch),
+            Several::Decouple if !batch.parts.is_empty() => {
+                let sums = batch.with(self.each(batch));
+                let all = sums.total();
+                sums.map(|z, _| (z - all.mean) / (all.std + EPSILON))
+            }
+            _ => self.one(batch),
+        };
+        let soft = |a: f64| self.soft_clip.map_or(a, |c| c * (a / c).tanh());
+        standardized.into_iter().map(|a| a.map(|a| soft(self.scale * a))).collect()
+    }
+
+    /// Rewards whose sums agree may differ among themselves, and say something where each is standardized.
+    fn silent(&self, batch: &Grouped) -> Vec<bool> {
+        let agree = |batch: &Grouped| batch.moments().into_iter().map(|group| group.agree).collect::<Vec<bool>>();
+        if self.several == Several::Sum || batch.parts.is_empty() {
+            return agree(batch);
+        }
+        let parts: Vec<Vec<bool>> = batch.parts.iter().map(|p| agree(&batch.with(p.rewards.clone()))).collect();
+        (0..parts[0].len()).map(|group| parts.iter().all(|part| part[group])).collect()
+    }
+
+    fn problems(&self) -> Vec<String> {
+        let wrong = self.soft_clip.filter(|c| c.is_nan() || *c <= 0.0);
+        wrong.map(|c| format!("advantage.soft_clip = {c}: must be above 0")).into_iter().collect()
     }
 }

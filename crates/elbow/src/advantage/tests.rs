@@ -2,13 +2,23 @@ use super::*;
 use proptest::prelude::*;
 
 fn batch(rewards: &[f64], groups: &[usize]) -> Grouped {
-    Grouped { rewards: rewards.iter().map(|&r| Some(r)).collect(), groups: groups.to_vec(), earlier: Vec::new() }
+    Grouped { rewards: rewards.iter().map(|&r| Some(r)).collect(), groups: groups.to_vec(), ..Grouped::default() }
 }
 
 const KINDS: [AdvantageKind; 4] = [
     AdvantageKind::Exact(Exact { eta: 1e-4, beta: 1e-3 }),
-    AdvantageKind::Standard(Standard { scale: 1.0, deviation: Deviation::Batch }),
-    AdvantageKind::Standard(Standard { scale: 1.0, deviation: Deviation::Group }),
+    AdvantageKind::Standard(Standard {
+        scale: 1.0,
+        deviation: Deviation::Batch,
+        several: Several::Sum,
+        soft_clip: None,
+    }),
+    AdvantageKind::Standard(Standard {
+        scale: 1.0,
+        deviation: Deviation::Group,
+        several: Several::Sum,
+        soft_clip: None,
+    }),
     AdvantageKind::Nft(Nft { max_advantage: 5.0 }),
 ];
 
@@ -38,7 +48,7 @@ fn a_group_that_agrees_is_exactly_neutral() {
 
 #[test]
 fn a_missing_reward_stays_missing_and_out_of_the_mean() {
-    let some = Grouped { rewards: vec![Some(1.0), None, Some(3.0)], groups: vec![0, 0, 0], earlier: Vec::new() };
+    let some = Grouped { rewards: vec![Some(1.0), None, Some(3.0)], groups: vec![0, 0, 0], ..Grouped::default() };
     assert_eq!(KINDS[0].get().advantages(&some), [Some(-0.1), None, Some(0.1)]);
 }
 
@@ -77,7 +87,9 @@ fn the_top_is_counted_over_the_batch() {
     let kept = |percentile| all(&Top { percentile }, &one_group).iter().filter(|w| **w > 0.0).count();
     assert_eq!([0.0, 0.5, 0.9, 0.99].map(kept), [10, 5, 1, 1]);
     assert!(all(&Top { percentile: 0.9 }, &one_group)[9] > 0.0);
-    assert!(Top::default().advantages(&Grouped { rewards: vec![None], groups: vec![0], earlier: vec![] })[0].is_none());
+    assert!(
+        Top::default().advantages(&Grouped { rewards: vec![None], groups: vec![0], ..Grouped::default() })[0].is_none()
+    );
 }
 
 #[test]
@@ -100,7 +112,10 @@ fn a_prompts_history_decides_once_it_is_long_enough() {
     assert!(history.of("a dog").is_empty());
     // One image of each prompt: the cat's reward is among 2, 3, 4, 5; the dog has none but its own, so the batch stands in.
     let earlier = vec![history.of("a cat"), history.of("a dog")];
-    let got = all(&per_prompt, &Grouped { rewards: vec![Some(5.0), Some(1.0)], groups: vec![0, 1], earlier });
+    let got = all(
+        &per_prompt,
+        &Grouped { rewards: vec![Some(5.0), Some(1.0)], groups: vec![0, 1], earlier, parts: Vec::new() },
+    );
     assert!((got[0] - 1.5 / 1.25f64.sqrt()).abs() < 1e-5, "{got:?}");
     assert!((got[1] + 1.0).abs() < 1e-5, "{got:?}");
     let text = serde_json::to_string(&history).expect("text");
@@ -112,6 +127,83 @@ fn outliers_of_a_history_are_clamped() {
     let rewards: Vec<f64> = (0..100).map(|i| if i == 0 { 1e6 } else { 0.0 }).collect();
     let groups: Vec<usize> = (0..100).collect();
     assert!((all(&PerPrompt::default(), &batch(&rewards, &groups))[0] - 5.0).abs() < 1e-12);
+}
+
+/// Two rewards of weights 2 and ½, the second ten times as wide, and their sums.
+fn two_rewards() -> Grouped {
+    let (first, second) = ([0.0, 1.0, 1.0, 0.0, 0.0, 0.0], [10.0, 0.0, 20.0, 5.0, 15.0, 10.0]);
+    let sums: Vec<f64> = first.iter().zip(second).map(|(a, b)| 2.0 * a + 0.5 * b).collect();
+    let part = |weight, rewards: [f64; 6]| Part { weight, rewards: rewards.map(Some).to_vec() };
+    Grouped { parts: vec![part(2.0, first), part(0.5, second)], ..batch(&sums, &[0, 0, 0, 1, 1, 1]) }
+}
+
+fn standard(several: Several) -> Standard {
+    Standard { deviation: Deviation::Group, several, ..Standard::default() }
+}
+
+#[test]
+fn several_rewards_are_summed_before_or_after_they_are_standardized() {
+    let two = two_rewards();
+    let z = |rewards: &[f64], i: usize| {
+        let m = Moments::of(&rewards[i / 3 * 3..i / 3 * 3 + 3]);
+        (rewards[i] - m.mean) / (m.std + 1e-4)
+    };
+    let column = |k: usize| two.parts[k].rewards.iter().flatten().copied().collect::<Vec<f64>>();
+    let sums: Vec<f64> = two.rewards.iter().flatten().copied().collect();
+    let normalized: Vec<f64> = (0..6).map(|i| 2.0 * z(&column(0), i) + 0.5 * z(&column(1), i)).collect();
+    let all = Moments::of(&normalized);
+    for i in 0..6 {
+        for (several, expected) in [
+            (Several::Sum, z(&sums, i)),
+            (Several::Normalize, normalized[i]),
+            (Several::Decouple, (normalized[i] - all.mean) / (all.std + 1e-4)),
+        ] {
+            let got = standard(several).advantages(&two)[i].expect("present");
+            assert!((got - expected).abs() < 1e-12, "{several:?} {i}: {got} {expected}");
+            // A single reward has nothing to be summed with.
+            let single = standard(several).advantages(&batch(&sums, &two.groups))[i].expect("present");
+            assert!((single - z(&sums, i)).abs() < 1e-12, "{several:?} {i}: {single}");
+        }
+    }
+}
+
+#[test]
+fn sums_that_agree_say_something_where_their_parts_do_not() {
+    let part = |rewards: [f64; 4]| Part { weight: 1.0, rewards: rewards.map(Some).to_vec() };
+    // Equal sums of opposite parts in the first group; equal parts in the second.
+    let parts = vec![part([0.0, 1.0, 3.0, 3.0]), part([1.0, 0.0, 2.0, 2.0])];
+    let opposite = Grouped { parts, ..batch(&[1.0, 1.0, 5.0, 5.0], &[0, 0, 1, 1]) };
+    assert_eq!(standard(Several::Sum).silent(&opposite), [true, true]);
+    assert_eq!(standard(Several::Normalize).silent(&opposite), [false, true]);
+    assert_eq!(Softmax::default().silent(&opposite), [false, false]);
+    assert_eq!(LeaveOneOut::default().silent(&opposite), [true, true]);
+}
+
+#[test]
+fn a_missing_sum_is_missing_from_every_part() {
+    let mut two = two_rewards();
+    two.rewards[1] = None;
+    two.parts.iter_mut().for_each(|part| part.rewards[1] = None);
+    for several in [Several::Sum, Several::Normalize, Several::Decouple] {
+        let got = standard(several).advantages(&two);
+        assert_eq!(got.iter().map(Option::is_none).collect::<Vec<_>>(), [false, true, false, false, false, false]);
+    }
+    // (0 + 1)/2 and (10 + 20)/2 are the means of what is left.
+    let a = standard(Several::Normalize).advantages(&two)[2].expect("present");
+    assert!((a - (2.0 * 0.5 / 0.5001 + 0.5 * 5.0 / 5.0001)).abs() < 1e-12, "{a}");
+}
+
+#[test]
+fn a_soft_clip_bounds_smoothly() {
+    let rewards: Vec<f64> = (0..50).map(|i| if i == 0 { 1.0 } else { 0.0 }).collect();
+    let (plain, group) = (Standard::default(), batch(&rewards, &[0; 50]));
+    let clipped = Standard { soft_clip: Some(3.0), ..plain };
+    for (a, b) in all(&plain, &group).into_iter().zip(all(&clipped, &group)) {
+        assert!((b - 3.0 * (a / 3.0).tanh()).abs() < 1e-12 && b.abs() < 3.0, "{a} {b}");
+    }
+    assert!(all(&plain, &group)[0] > 6.9);
+    assert!(clipped.problems().is_empty());
+    assert_eq!(Standard { soft_clip: Some(0.0), ..plain }.problems(), ["advantage.soft_clip = 0: must be above 0"]);
 }
 
 proptest! {

@@ -16,7 +16,7 @@
 //! | huber | −t (√(mean e² + 10⁻¹⁰) − 10⁻⁵) |
 //! | ghuber | −t ((mean e² + 10⁻¹⁰)^p − 10^(−10p)) / p |
 //!
-//! path-kl is Girsanov's exact weight (g² = 2t/(1 − t)); adaptive makes the gradient independent of the residual's scale.
+//! `normalizer` says whose d the m of adaptive is. path-kl is Girsanov's exact weight (g² = 2t/(1 − t)); adaptive makes the gradient independent of the residual's scale.
 //! The last three are AWM's (arXiv 2509.25050), for rectified flow; its `Uniform` is simple, its `t**2` is t, and ghuber is
 //! twice huber at p = ½ and awm-t at p = 1. Departures from the reference code: sums in f64; adaptive's normalizer floor
 //! 10⁻⁵ is the same.
@@ -36,22 +36,22 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Weighting {
-    /// Normalized by the error's own mean magnitude: the paper's default.
+    /// Normalized by the error's mean magnitude, see `normalizer` (arXiv 2602.04663's default; DiffusionNFT, arXiv 2509.16117).
     #[default]
     Adaptive,
-    /// Velocity error, weight 1.
+    /// Velocity error, weight 1 (arXiv 2602.04663).
     Simple,
-    /// The exact path-KL weight (1 − t)/t; unstable in practice.
+    /// The exact path-KL weight (1 − t)/t; unstable in practice (arXiv 2602.04663).
     PathKl,
-    /// Clean-sample error: t² times the velocity error on rectified flow, which AWM calls `t**2`.
+    /// Clean-sample error: t² times the velocity error on rectified flow, which AWM calls `t**2` (arXiv 2509.25050).
     T,
     /// Noise error, (ε̂ − ε)²: the loss of DDPM (arXiv 2006.11239, eq. 14) and of reward-weighted regression.
     Noise,
-    /// AWM's `t`: t times the velocity error.
+    /// AWM's `t`: t times the velocity error (arXiv 2509.25050).
     AwmT,
-    /// AWM's: t times the root of the velocity error.
+    /// AWM's: t times the root of the velocity error (arXiv 2509.25050).
     Huber,
-    /// AWM's default: t times a power of the velocity error, see `power`.
+    /// AWM's default: t times a power of the velocity error, see `power` (arXiv 2509.25050).
     Ghuber,
 }
 
@@ -68,6 +68,20 @@ pub enum Draws {
     /// All images of a group share them (V-GRPO, arXiv 2604.23380). Advantages of a group add up to zero, so what its images
     /// have in common at a point cancels in the gradient instead of adding to its variance.
     PerGroup,
+}
+
+/// Whose error is the normalizer m = mean ∣d∣ of the adaptive weighting.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Normalizer {
+    /// Each set of weights has its own, as in the reference code (arXiv 2602.04663). L is then of first degree in the error, while
+    /// its gradient, m held still, is that of a second degree: where an error grows by a factor, ln ρ moves half as far as the
+    /// gradient says.
+    #[default]
+    Own,
+    /// The behavior policy's serves current, behavior and reference weights (and both branches of objective `nft`): L is one
+    /// function of the weights, and ln ρ moves as its gradient says.
+    Shared,
 }
 
 /// Where on the path between noise and image the network is asked.
@@ -87,6 +101,8 @@ pub enum Points {
 pub struct Elbo {
     /// Weight of the error at each time.
     pub weighting: Weighting,
+    /// Whose error normalizes the `adaptive` weighting; the others do not use it.
+    pub normalizer: Normalizer,
     /// Exponent p of the `ghuber` weighting; the others do not use it.
     pub power: f64,
     /// Which times each sample is evaluated at.
@@ -107,6 +123,7 @@ impl Default for Elbo {
     fn default() -> Self {
         Self {
             weighting: Weighting::Adaptive,
+            normalizer: Normalizer::Own,
             power: 0.25,
             timesteps: Timesteps::default(),
             draws: Draws::PerSample,
@@ -136,7 +153,7 @@ impl Likelihood for Elbo {
         let queries: Vec<Query> = (0..self.timesteps.count(rollout.sampling.steps)).flat_map(draw).collect();
         match self.ratio {
             Ratio::PerDraw => queries,
-            Ratio::PerSample => vec![Query::merged(queries, Merge::Mean)],
+            Ratio::PerSample | Ratio::PerSampleMean => vec![Query::merged(queries, Merge::Mean)],
         }
     }
 
@@ -219,6 +236,7 @@ impl Elbo {
             target: Some(target),
             transitions: None,
             weight: None,
+            shared: self.weighting == Weighting::Adaptive && self.normalizer == Normalizer::Shared,
             merge: Merge::Single,
         }
     }
@@ -231,12 +249,13 @@ impl Elbo {
         let noise_gain = per_row(&|t| schedule.level(t).noise_gain());
         // Widened before subtracting: an `f32` difference of O(1) numbers would lose what log-ratios of 1e-5 are made of.
         let target = wide(target);
-        Box::new(move |velocity| {
+        Box::new(move |velocity, normalizer| {
             let error = wide(velocity) - target.clone();
             let square = reduce(error.clone().square(), self.reduction);
             match self.weighting {
                 Weighting::Adaptive => {
-                    let size = (reduce(error.detach().abs(), Reduction::Mean) * gain.clone()).clamp_min(1e-5);
+                    let measured = normalizer.map_or(error, |n| wide(n.clone()) - target.clone()).detach();
+                    let size = (reduce(measured.abs(), Reduction::Mean) * gain.clone()).clamp_min(1e-5);
                     square * gain.clone().square() / size / -guidance
                 }
                 Weighting::Simple => square / -(guidance * guidance),

@@ -8,7 +8,7 @@ mod elbo;
 mod timesteps;
 mod trajectory;
 
-pub use elbo::{Draws, Elbo, Points, Weighting};
+pub use elbo::{Draws, Elbo, Normalizer, Points, Weighting};
 pub use timesteps::Timesteps;
 pub use trajectory::{Density, StepWeights, Trajectory};
 
@@ -90,8 +90,9 @@ impl Rollout {
     }
 }
 
-/// A velocity `[N, C, H, W]` at a query's points to log-probabilities `[N]`.
-type Score = Box<dyn Fn(Tensor<4>) -> Tensor<1> + Send + Sync>;
+/// A velocity `[N, C, H, W]` at a query's points to log-probabilities `[N]`; the second one is that whose error normalizes, if
+/// not the first's own.
+type Score = Box<dyn Fn(Tensor<4>, Option<&Tensor<4>>) -> Tensor<1> + Send + Sync>;
 
 /// Where to look, and how to score what is seen there. N = draws · B rows, draw after draw.
 pub struct Query {
@@ -109,6 +110,8 @@ pub struct Query {
     pub transitions: Option<Transitions>,
     /// How much the objective's loss counts `[B]`; `None` is evenly.
     pub weight: Option<Tensor<1>>,
+    /// Whether the error under the behavior weights normalizes that of all weights.
+    pub shared: bool,
     score: Score,
     merge: Merge,
 }
@@ -141,14 +144,15 @@ impl Query {
         field.velocity(self.x.clone(), self.t.clone(), &self.cond)
     }
 
-    /// Log-probability of each of the B samples under that velocity, `[B]`.
+    /// Log-probability of each of the B samples under that velocity, `[B]`, its own error being the normalizer.
     pub fn log_prob(&self, velocity: Tensor<4>) -> Tensor<1> {
-        self.merge(self.row_log_prob(velocity))
+        self.merge(self.row_log_prob(velocity, None))
     }
 
-    /// Log-probability of each draw under that velocity, `[N]`.
-    pub fn row_log_prob(&self, velocity: Tensor<4>) -> Tensor<1> {
-        (self.score)(velocity)
+    /// Log-probability of each draw under that velocity, `[N]`; `normalizer` is the velocity whose error normalizes, where that is
+    /// not its own.
+    pub fn row_log_prob(&self, velocity: Tensor<4>, normalizer: Option<&Tensor<4>>) -> Tensor<1> {
+        (self.score)(velocity, normalizer)
     }
 
     /// Draws of each sample: N / B.
@@ -217,17 +221,19 @@ impl Query {
             }
         });
         let cond = Conditioning::cat(&queries.iter().map(|q| &q.cond).collect::<Vec<_>>());
+        let shared = queries.iter().any(|q| q.shared);
         let scores: Vec<(usize, Score)> = queries.into_iter().map(|q| (q.t.dims()[0], q.score)).collect();
-        let score = move |velocity: Tensor<4>| {
+        let score = move |velocity: Tensor<4>, normalizer: Option<&Tensor<4>>| {
             let mut start = 0;
             let part = |(rows, score): &(usize, Score)| {
                 start += rows;
-                score(velocity.clone().narrow(0, start - rows, *rows))
+                let of = |all: &Tensor<4>| all.clone().narrow(0, start - rows, *rows);
+                score(of(&velocity), normalizer.map(of).as_ref())
             };
             Tensor::cat(scores.iter().map(part).collect(), 0)
         };
         let weight = weights.map(|weights| Tensor::cat(weights, 0));
-        Self { x, t, cond, gain, target, transitions, weight, score: Box::new(score), merge }
+        Self { x, t, cond, gain, target, transitions, weight, shared, score: Box::new(score), merge }
     }
 }
 
@@ -241,6 +247,9 @@ pub enum Ratio {
     /// One ratio per sample, after averaging (ELBO) or summing (trajectory) its log-probabilities. All draws of a
     /// micro-batch are then in memory at once.
     PerSample,
+    /// The same, with the mean over the steps of a trajectory too: GSPO's ratio (arXiv 2507.18071), the geometric mean of
+    /// those of the steps.
+    PerSampleMean,
 }
 
 /// Where to evaluate a policy, given what it drew.
@@ -259,9 +268,9 @@ pub trait Likelihood: Send + Sync {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum LikelihoodKind {
-    /// ELBO from the final image alone.
+    /// ELBO from the final image alone (arXiv 2602.04663).
     Elbo(Elbo),
-    /// The sampler's own transition densities.
+    /// The sampler's own transition densities (DDPO, arXiv 2305.13301; Flow-GRPO, arXiv 2505.05470).
     Trajectory(Trajectory),
 }
 

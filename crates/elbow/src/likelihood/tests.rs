@@ -8,6 +8,7 @@ use crate::{
     sampler::{self, Dpm2, FlowSde, SamplerKind},
 };
 
+mod normalizer;
 mod options;
 mod precision;
 mod times;
@@ -27,7 +28,7 @@ const WEIGHTINGS: [Weighting; 8] = [
     Weighting::Huber,
     Weighting::Ghuber,
 ];
-const RATIOS: [Ratio; 2] = [Ratio::PerDraw, Ratio::PerSample];
+const RATIOS: [Ratio; 3] = [Ratio::PerDraw, Ratio::PerSample, Ratio::PerSampleMean];
 const REDUCTIONS: [Reduction; 2] = [Reduction::Mean, Reduction::Sum];
 
 /// v = w tanh(a x + t) + b p, with p the prompt's one number and weights \[w, a, b\].
@@ -357,4 +358,5 @@ fn a_sample_has_the_mean_of_its_elbos_and_the_sum_of_its_steps() {
     }
     let trajectory = |ratio| LikelihoodKind::Trajectory(Trajectory { ratio, ..Trajectory::default() });
     check(trajectory(Ratio::PerDraw), trajectory(Ratio::PerSample), false);
+    check(trajectory(Ratio::PerDraw), trajectory(Ratio::PerSampleMean), true);
 }

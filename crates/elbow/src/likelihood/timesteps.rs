@@ -9,17 +9,17 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Timesteps {
-    /// A random permutation of the grid per sample, cut to this share (rounded down, at least one).
+    /// A random permutation of the grid per sample, cut to this share, rounded down, at least one (arXiv 2602.04663).
     Permutation {
         /// 0.99 is 9 of 10, as in the reference.
         #[serde(default = "most")]
         fraction: f64,
     },
-    /// One uniformly random time per sample.
+    /// One uniformly random time per sample (arXiv 2602.04663).
     One,
-    /// Every time of the grid.
+    /// Every time of the grid (arXiv 2602.04663).
     All,
-    /// One random level of each of several equal parts of the grid: AWM's `discrete_wo_init` and `discrete_with_init`.
+    /// One random level of each of several equal parts of the grid: AWM's `discrete_wo_init` and `discrete_with_init` (arXiv 2509.25050).
     Stratified {
         /// Times per sample.
         count: usize,
@@ -30,7 +30,7 @@ pub enum Timesteps {
         #[serde(default = "most")]
         fraction: f64,
     },
-    /// Any times, with ln(t/(1 − t)) normal: SD3's training times. A time shift s, as AWM's, adds ln s to the mean.
+    /// Any times, with ln(t/(1 − t)) normal: SD3's training times (arXiv 2403.03206). A time shift s, as AWM's, adds ln s to the mean.
     LogitNormal {
         /// Times per sample.
         count: usize,

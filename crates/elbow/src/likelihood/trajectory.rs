@@ -30,7 +30,7 @@ pub enum Density {
     /// The density of the step.
     #[default]
     Gaussian,
-    /// The squared distance from the step's mean alone: every step weighs the same.
+    /// The squared distance from the step's mean alone, every step weighing the same (Flow-CPS, arXiv 2509.05952).
     SquaredError,
 }
 
@@ -89,6 +89,7 @@ impl Likelihood for Trajectory {
         match self.ratio {
             Ratio::PerDraw => queries,
             Ratio::PerSample => vec![Query::merged(queries, Merge::Sum)],
+            Ratio::PerSampleMean => vec![Query::merged(queries, Merge::Mean)],
         }
     }
 
@@ -135,7 +136,7 @@ impl Trajectory {
         let slope = slope.into_data().iter::<f64>().next().expect("invariant: one element");
         // Means of two weights differ by far less than an `f32` mean is rounded.
         let (point, next) = (wide(x.clone()), wide(next));
-        let score = move |velocity| {
+        let score = move |velocity, _: Option<&Tensor<4>>| {
             let step = Step { x: point.clone(), velocity: wide(velocity) };
             let transition = sampling.rule.get().transition(schedule, &grid, k, &[step]);
             match self.density {
@@ -155,6 +156,7 @@ impl Trajectory {
             target: None,
             transitions: Some(Transitions { slope: number(slope), std: number(std), dt: number(dt) }),
             weight,
+            shared: false,
             score: Box::new(score),
             merge: Merge::Single,
         }

@@ -88,13 +88,13 @@ pub enum ObjectiveKind {
     Grpo(Grpo),
     /// Clipped surrogate of a normalized ratio (GRPO-Guard, arXiv 2510.22319).
     GrpoGuard(GrpoGuard),
-    /// Clipped surrogate of a geometric mean of ratios (arXiv 2507.20673).
+    /// Clipped surrogate of a geometric mean of ratios (GMPO, arXiv 2507.20673).
     Gmpo(Gmpo),
     /// Clipped importance weight (MiniMax-M1, arXiv 2506.13585).
     Cispo(Cispo),
-    /// Smooth gate on the ratio (arXiv 2511.20347).
+    /// Smooth gate on the ratio (SAPO, arXiv 2511.20347).
     Sapo(Sapo),
-    /// Clamped ratio (arXiv 2305.16381).
+    /// Clamped ratio (DPOK, arXiv 2305.16381).
     Dpok(Dpok),
     /// No step further away once the policies differ (Flow-DPPO, arXiv 2606.11025).
     FlowDppo(FlowDppo),
@@ -102,7 +102,7 @@ pub enum ObjectiveKind {
     Nft(NegativeAware),
     /// Regression on a tilted reference (reinforced adjoint matching, arXiv 2605.10759).
     Ram(Ram),
-    /// Divergence to the behavior policy inside the reward (arXiv 2505.17508).
+    /// Divergence to the behavior policy inside the reward (RPG, arXiv 2505.17508).
     Rpg(Rpg),
     /// Trajectory balance with a batch baseline (arXiv 2201.13259).
     TrajectoryBalance(TrajectoryBalance),

@@ -1,12 +1,13 @@
 //! Objectives and divergences against closed forms, on a network whose parameters are its velocities.
 
+mod golden;
 mod identities;
 
 use super::*;
 use crate::{
     gaussian,
-    kl::{Kl, KlKind},
-    likelihood::{Elbo, Likelihood, Query, Rollout, Timesteps, Weighting},
+    kl::{Anchor, Kl, KlKind, Proximal},
+    likelihood::{Elbo, Likelihood, Query, Ratio, Rollout, Timesteps, Weighting},
     noise::{self, Key, Purpose},
     policy::{Conditioning, VelocityField},
     sampler::{FlowSde, Sampler, SamplerKind, Sampling, Step},
@@ -38,30 +39,40 @@ impl VelocityField for Never {
 
 /// One draw of the ELBO with weight 1 for B samples: L = −mean (v − u)².
 fn query() -> Query {
+    queries(4, Timesteps::One, Ratio::PerDraw).remove(0)
+}
+
+/// The same for some times of a grid of so many steps.
+fn queries(steps: usize, timesteps: Timesteps, ratio: Ratio) -> Vec<Query> {
+    let elbo = Elbo { weighting: Weighting::Simple, timesteps, ratio, ..Elbo::default() };
+    elbo.queries(&rollout(steps))
+}
+
+/// B black images.
+fn rollout(steps: usize) -> Rollout {
     let device = Device::flex();
-    let rollout = Rollout {
+    Rollout {
         points: vec![Tensor::zeros([B, 1, 1, PIXELS], &device)],
         cond: Conditioning { tokens: Tensor::zeros([B, 1, 1], &device), pooled: Tensor::zeros([B, 1], &device) },
         keys: (0..B as u64).map(|i| Key::new(3, Purpose::Step, 0).sample(i)).collect(),
         group_keys: vec![Key::new(3, Purpose::Step, 0); B],
-        sampling: Sampling { steps: 4, ..Sampling::default() },
+        sampling: Sampling { steps, ..Sampling::default() },
         schedule: Schedule::RectifiedFlow,
-    };
-    let elbo = Elbo { weighting: Weighting::Simple, timesteps: Timesteps::One, ..Elbo::default() };
-    elbo.queries(&rollout).remove(0)
+    }
 }
 
-/// Velocities under which the samples have (nearly) these log-probabilities, none above 0.
-fn table(query: &Query, log_probs: [f64; B], device: &Device) -> Table {
+/// Velocities under which the rows of the query have (nearly) these log-probabilities, none above 0.
+fn table(query: &Query, log_probs: &[f64], device: &Device) -> Table {
     // Images are 0, so that u = ε = x / t.
-    let times = query.t.clone().reshape([B, 1, 1, 1]);
+    let rows = log_probs.len();
+    let times = query.t.clone().reshape([rows, 1, 1, 1]);
     let target = (query.x.clone() / times).into_data().iter::<f64>().collect::<Vec<_>>();
     let velocity = |(i, u): (usize, f64)| {
         let sign = if i % 3 == 0 { 1.0 } else { -1.0 };
         (u + sign * (-log_probs[i / PIXELS]).sqrt()) as f32
     };
     let values: Vec<f32> = target.into_iter().enumerate().map(velocity).collect();
-    let table = Tensor::from_data(TensorData::new(values, [B, 1, 1, PIXELS]), device);
+    let table = Tensor::from_data(TensorData::new(values, [rows, 1, 1, PIXELS]), device);
     Table(if device.is_autodiff() { table.require_grad() } else { table })
 }
 
@@ -80,9 +91,9 @@ const REFERENCE: [f64; B] = [-1.3, -0.7, -1.0, -0.55, -0.2, -2.0];
 /// Losses and dloss/dv of every objective in turn, at [`CURRENT`] against `behavior`.
 fn evaluate(behavior: Option<[f64; B]>, of: &dyn Fn(&Evaluation<'_>) -> Tensor<1>) -> (Vec<f64>, Vec<f64>) {
     let query = query();
-    let current = table(&query, CURRENT, &Device::flex().autodiff());
-    let behavior = behavior.map(|b| table(&query, b, &Device::flex()));
-    let reference = table(&query, REFERENCE, &Device::flex());
+    let current = table(&query, &CURRENT, &Device::flex().autodiff());
+    let behavior = behavior.map(|b| table(&query, &b, &Device::flex()));
+    let reference = table(&query, &REFERENCE, &Device::flex());
     let e = Evaluation::new(&query, &current, behavior.as_ref().map(|b| b as &dyn VelocityField), &reference);
     let loss = of(&e);
     let gradient = current.0.grad(&loss.clone().sum().backward()).expect("depends on the weights");
@@ -253,12 +264,12 @@ fn large_advantages_are_clamped_by_grpo_only() {
 #[test]
 fn only_what_is_asked_for_is_computed() {
     let query = query();
-    let current = table(&query, CURRENT, &Device::flex());
+    let current = table(&query, &CURRENT, &Device::flex());
     let e = Evaluation::new(&query, &current, Some(&Never), &Never);
     let losses = numbers(EPG[1].get().loss(&e, advantages(ADVANTAGES, &e)));
     assert!(losses.iter().zip(ADVANTAGES).zip(CURRENT).all(|((got, a), l)| (got + a * l).abs() < 1e-4), "{losses:?}");
     assert!(Kl { weight: 0.0, ..Kl::default() }.value(&e).is_none());
-    let kl = Kl { kind: KlKind::Girsanov, weight: 1.0, importance: false };
+    let kl = Kl { weight: 1.0, ..Kl::default() };
     let e = Evaluation::new(&query, &current, Some(&Never), &current);
     assert_eq!(numbers(kl.value(&e).expect("on")), [0.0; B]);
 }
@@ -277,7 +288,7 @@ fn divergences() {
         .into_iter()
         .flat_map(|k| [(k, false), (k, true)])
     {
-        let kl = Kl { kind, weight: 0.3, importance };
+        let kl = Kl { kind, weight: 0.3, importance, reference: Anchor::Base };
         let (got, _) = evaluate(Some(BEHAVIOR), &|e| kl.value(e).expect("on"));
         for i in 0..B {
             let d = l[i] - r[i];
@@ -295,6 +306,32 @@ fn divergences() {
     }
 }
 
+// The lagged weights are the behavior policy's, unless there are others.
+#[test]
+fn penalties_reach_for_the_base_or_for_lagged_weights() {
+    let (query, device) = (query(), Device::flex());
+    let [current, behavior, other] = [CURRENT, BEHAVIOR, REFERENCE].map(|l| table(&query, &l, &device));
+    let log_probs = |field: &Table| numbers(query.log_prob(field.0.clone()));
+    let distances = |field: &Table| {
+        let square = (gaussian::wide(current.0.clone()) - gaussian::wide(field.0.clone())).square();
+        numbers(gaussian::mean(square))
+    };
+    for (own, expected) in [(None, &behavior), (Some(&other as &dyn VelocityField), &other)] {
+        let e = Evaluation::new(&query, &current, Some(&behavior), &Never).with_lagged(own);
+        let kl = |kind| {
+            let kl = Kl { kind, weight: 1.0, importance: false, reference: Anchor::Lagged };
+            numbers(kl.value(&e).expect("on"))
+        };
+        let proximity = numbers(Proximal { weight: 1.0, clean: false }.value(&e).expect("on"));
+        let (l, from, distances) = (log_probs(&current), log_probs(expected), distances(expected));
+        for i in 0..B {
+            assert!((kl(KlKind::K1)[i] - (l[i] - from[i])).abs() < 1e-12, "{i}");
+            assert!((kl(KlKind::Girsanov)[i] - distances[i]).abs() < 1e-6, "{i}");
+            assert!((proximity[i] - distances[i]).abs() < 1e-6, "{i}");
+        }
+    }
+}
+
 // Σ π k = KL(π ‖ π_ref) for k1 and k3 where samples come from π, and Σ b ρ k where they come from b; of k3 this holds with the
 // canonical sign only.
 #[test]
@@ -304,10 +341,10 @@ fn k1_and_k3_estimate_the_divergence() {
     let b = [0.2, 0.15, 0.15, 0.15, 0.25, 0.1f64];
     let exact: f64 = pi.iter().zip(pi_ref).map(|(p, r)| p * (p / r).ln()).sum();
     let (query, device) = (query(), Device::flex());
-    let [current, behavior, reference] = [pi, b, pi_ref].map(|p| table(&query, p.map(f64::ln), &device));
+    let [current, behavior, reference] = [pi, b, pi_ref].map(|p| table(&query, &p.map(f64::ln), &device));
     let e = Evaluation::new(&query, &current, Some(&behavior), &reference);
     let estimate = |kind, importance| {
-        let values = numbers(Kl { kind, weight: 1.0, importance }.value(&e).expect("on"));
+        let values = numbers(Kl { kind, weight: 1.0, importance, reference: Anchor::Base }.value(&e).expect("on"));
         values.iter().zip(if importance { b } else { pi }).map(|(k, p)| k * p).sum::<f64>()
     };
     for importance in [false, true] {

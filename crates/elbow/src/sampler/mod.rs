@@ -79,23 +79,23 @@ pub struct Step {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum SamplerKind {
-    /// First-order ODE.
+    /// First-order ODE (rectified flow, arXiv 2209.03003).
     Euler(Euler),
-    /// DPM-Solver++, second-order multistep ODE.
+    /// DPM-Solver++, second-order multistep ODE (arXiv 2211.01095).
     Dpm2(Dpm2),
     /// UniPC: the same with a corrector (arXiv 2302.04867).
     Unipc(Unipc),
-    /// Flow-GRPO's SDE.
+    /// Flow-GRPO's SDE (arXiv 2505.05470).
     FlowSde(FlowSde),
-    /// DanceGRPO's SDE.
+    /// DanceGRPO's SDE (arXiv 2505.07818).
     Dance(Dance),
-    /// DDIM with a share of ancestral noise: DDPO's sampler.
+    /// DDIM with a share of ancestral noise (arXiv 2010.02502): DDPO's sampler (arXiv 2305.13301).
     Ddim(Ddim),
-    /// Coefficients-preserving sampling.
+    /// Coefficients-preserving sampling (Flow-CPS, arXiv 2509.05952).
     Cps(Cps),
     /// SA-Solver: stochastic Adams of first or second order (arXiv 2309.05019); AWM's.
     SaSolver(SaSolver),
-    /// MixGRPO's: stochastic inside a sliding window of steps, Euler outside.
+    /// Stochastic inside a sliding window of steps, Euler outside (MixGRPO, arXiv 2507.21802).
     Window(Window),
     /// TempFlow-GRPO's: images that share a path up to one stochastic step (arXiv 2508.04324).
     Branch(Branch),

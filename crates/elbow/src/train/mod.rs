@@ -6,11 +6,13 @@
 mod record;
 mod rollout;
 mod state;
+mod top_up;
 mod update;
 
 pub use record::{EpochReport, Sample};
 pub use rollout::Drawn;
 pub use state::{State, StateError};
+pub use top_up::{Extra, TopUp};
 pub use update::Outcome;
 
 use crate::{
@@ -124,7 +126,7 @@ impl<'a> Trainer<'a> {
 
     /// The first half of an epoch: draws its images from the behavior weights and scores them.
     pub fn draw(&self, observer: &dyn Observer) -> Result<Drawn, TrainError> {
-        rollout::draw(self, observer)
+        top_up::draw(self, observer)
     }
 
     /// The second half: the epoch's optimizer steps on what was drawn, then the move of the behavior weights.
@@ -157,6 +159,11 @@ impl<'a> Trainer<'a> {
         for (rewards, prompt) in drawn.rewards.rewards.chunks(self.config.batch.group_size).zip(&drawn.prompts) {
             self.state.history.extend(&prompt.text, rewards.iter().flatten().copied(), memory);
         }
+    }
+
+    /// The weights that draw rollouts.
+    fn drawing(&self) -> &Params {
+        if self.config.behavior.on_policy { &self.state.current } else { &self.state.behavior }
     }
 
     /// The field under the given parameters (`None`: the reference), with the recipe's guidance and without gradients.

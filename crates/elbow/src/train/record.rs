@@ -41,12 +41,19 @@ fn mean(values: &[f64]) -> Value {
 pub(super) fn report(trainer: &Trainer<'_>, drawn: &Drawn, outcome: &Outcome, timing: Timing) -> EpochReport {
     let (total, groups) = (drawn.rewards.total(), drawn.rewards.moments());
     let images = drawn.images.len();
+    let drawn_images = images + drawn.extra.groups * trainer.config.batch.group_size;
     let reward = trainer.reward.name();
     let group_std: Vec<f64> = groups.iter().filter(|g| g.count > 0).map(|g| g.std).collect();
     let squares: Vec<f64> = outcome.log_ratios.iter().map(|r| r * r / 2.0).collect();
     let largest = outcome.log_ratios.iter().fold(0.0, |m: f64, r| m.max(r.abs()));
     let ratios = Moments::of(&outcome.log_ratios);
     let seconds = (timing.rollout + timing.update).as_secs_f64();
+    let parts = trainer.reward.parts().iter().zip(&drawn.rewards.parts).flat_map(|(reward, part)| {
+        let of = Moments::of(&part.rewards.iter().flatten().copied().collect::<Vec<_>>());
+        let name = format!("reward_{}", reward.name);
+        [(format!("{name}_std"), Value::from(of.std)), (name, Value::from(of.mean))]
+    });
+    let top_up = (trainer.config.top_up.groups > 0).then(|| drawn.extra.entries(reward));
     let per_tag = tags(drawn).into_iter().map(|(tag, values)| (format!("reward_{reward}_{tag}"), mean(&values)));
     let entries = [
         ("epoch".into(), Value::from(trainer.state.epoch)),
@@ -67,9 +74,10 @@ pub(super) fn report(trainer: &Trainer<'_>, drawn: &Drawn, outcome: &Outcome, ti
         ("time_rollout".into(), Value::from(timing.rollout.as_secs_f64())),
         ("time_reward".into(), Value::from(timing.reward.as_secs_f64())),
         ("time_update".into(), Value::from(timing.update.as_secs_f64())),
-        ("samples_per_second".into(), Value::from(images as f64 / seconds)),
+        ("samples_per_second".into(), Value::from(drawn_images as f64 / seconds)),
     ];
-    let record = entries.into_iter().chain(drafts(drawn, reward)).chain(per_tag).collect();
+    let further = drafts(drawn, reward).into_iter().chain(per_tag).chain(parts).chain(top_up.into_iter().flatten());
+    let record = entries.into_iter().chain(further).collect();
     let first = |g: usize| g * trainer.config.batch.group_size;
     let sample = |(g, prompt): (usize, &Prompt)| Sample {
         image: drawn.images[first(g)].clone(),

@@ -1,19 +1,20 @@
 //! Drawing an epoch's images, and scoring them on another thread while the next are drawn.
 
-use super::{Observer, TrainError, Trainer};
+use super::{Extra, Observer, TrainError, Trainer};
 use crate::{
-    advantage::Grouped,
+    advantage::{Grouped, Part},
     config::StartNoise,
     drafts, lanes,
     likelihood::Rollout,
     noise::{self, Key, Purpose},
     policy::{Conditioning, VelocityField},
     prompts::Prompt,
-    reward::RewardError,
+    reward::{self, RewardError, Score},
     sampler::{self, Sampling},
 };
 use image::RgbImage;
 use std::{
+    ops::Range,
     sync::{
         atomic::{AtomicUsize, Ordering},
         mpsc,
@@ -33,46 +34,53 @@ pub struct Drawn {
     pub rewards: Grouped,
     /// Rewards of the drafts that the images were chosen by, prompt after prompt; none unless the recipe asks for drafts.
     pub drafts: Vec<Option<f64>>,
+    /// What was drawn beyond these.
+    pub extra: Extra,
     pub(super) reward_time: Duration,
 }
 
-pub(super) fn draw(trainer: &Trainer<'_>, observer: &dyn Observer) -> Result<Drawn, TrainError> {
+/// Draws and scores groups of the epoch, which are numbered: the same number, the same group.
+pub(super) fn draw(trainer: &Trainer<'_>, observer: &dyn Observer, numbers: Range<usize>) -> Result<Drawn, TrainError> {
     let (config, epoch) = (&trainer.config, trainer.state.epoch);
-    let (groups, size) = (config.batch.groups, config.batch.group_size);
-    let prompts = trainer.prompts.draw(Key::new(config.seed, Purpose::Prompt, epoch), groups);
+    let (first, groups, size) = (numbers.start, numbers.len(), config.batch.group_size);
+    let prompt_key = Key::new(config.seed, Purpose::Prompt, epoch).sample(first as u64);
+    let prompts = trainer.prompts.draw(prompt_key, groups);
     let cond = trainer.policy.encode(&prompts)?;
-    let field = trainer.field(Some(&trainer.state.behavior));
-    let scene = Scene { trainer, prompts: &prompts, cond, field, observer };
+    let field = trainer.field(Some(trainer.drawing()));
+    let scene = Scene { trainer, first, prompts: &prompts, cond, field, observer };
     let total = groups * size;
     let (drafts, draft_time) = scene.drafts()?;
     let starts: Vec<usize> = match config.start_noise {
         _ if config.drafts.count > 0 => {
             let chosen = |(prompt, rewards): (usize, &[Option<f64>])| {
-                let first = prompt * config.drafts.count;
-                drafts::best_and_worst(rewards, size).into_iter().map(move |i| first + i)
+                let start = (first + prompt) * config.drafts.count;
+                drafts::best_and_worst(rewards, size).into_iter().map(move |i| start + i)
             };
             drafts.chunks(config.drafts.count).enumerate().flat_map(chosen).collect()
         }
-        StartNoise::PerSample => (0..total).collect(),
-        StartNoise::PerGroup => (0..total).map(|i| i / size * size).collect(),
+        StartNoise::PerSample => (0..total).map(|i| first * size + i).collect(),
+        StartNoise::PerGroup => (0..total).map(|i| (first + i / size) * size).collect(),
     };
     let keep = config.likelihood.get().needs_trajectory();
     let (parts, Scored { images, scores, time }) =
         scene.images("rollout", config.sampler.at(config.seed, epoch), &starts, keep);
-    let rewards = check(trainer, &scores)?;
+    let (rewards, parts_of_rewards) = check(trainer, &scores)?;
     let memory = config.advantage.get().memory();
     let earlier = |p: &Prompt| if memory == 0 { Vec::new() } else { trainer.state.history.of(&p.text) };
     let compared = config.compared();
     let earlier = (0..total / compared).map(|g| earlier(&prompts[g * compared / size])).collect();
-    let rewards = Grouped { rewards, groups: (0..total).map(|i| i / compared).collect(), earlier };
+    let groups = (0..total).map(|i| i / compared).collect();
+    let rewards = Grouped { rewards, groups, earlier, parts: parts_of_rewards };
     let (rollout, reward_time) = (Rollout::cat(&parts), draft_time + time);
     drop(scene);
-    Ok(Drawn { rollout, prompts, images, rewards, drafts, reward_time })
+    Ok(Drawn { rollout, prompts, images, rewards, drafts, extra: Extra::default(), reward_time })
 }
 
 /// What an epoch's images are drawn from.
 struct Scene<'a> {
     trainer: &'a Trainer<'a>,
+    /// Number of the first prompt's group in the epoch.
+    first: usize,
     prompts: &'a [Prompt],
     /// One row a prompt.
     cond: Conditioning,
@@ -84,16 +92,17 @@ impl Scene<'_> {
     /// Rewards of the epoch's drafts, if the recipe asks for any, and how long scoring took.
     fn drafts(&self) -> Result<(Vec<Option<f64>>, Duration), TrainError> {
         let config = &self.trainer.config;
-        let starts: Vec<usize> = (0..self.prompts.len() * config.drafts.count).collect();
+        let count = config.drafts.count;
+        let starts: Vec<usize> = (self.first * count..(self.first + self.prompts.len()) * count).collect();
         if starts.is_empty() {
             return Ok((Vec::new(), Duration::ZERO));
         }
         let (_, scored) = self.images("drafts", config.drafts.sampling(config.sampler), &starts, false);
-        Ok((check(self.trainer, &scored.scores)?, scored.time))
+        Ok((check(self.trainer, &scored.scores)?.0, scored.time))
     }
 
-    /// As many images of each prompt as there are starts for; `starts[i]` is the number of the start noise of image i. Returns
-    /// them in parts of `batch.rows`.
+    /// As many images of each prompt as there are starts for; `starts[i]` is the number in the epoch of the start noise of
+    /// image i. Returns them in parts of `batch.rows`.
     fn images(
         &self,
         phase: &'static str,
@@ -109,12 +118,12 @@ impl Scene<'_> {
             let samples = part * rows..total.min((part + 1) * rows);
             let owners: Vec<usize> = samples.clone().map(|i| i / size).collect();
             let key = |i: usize| Key::new(config.seed, Purpose::Step, epoch).sample(i as u64);
-            let keys: Vec<Key> = samples.clone().map(key).collect();
+            let keys: Vec<Key> = samples.clone().map(|i| key(self.first * size + i)).collect();
             let start = starts[samples].iter().map(|&i| Key { purpose: Purpose::Start, ..key(i) });
             let start = noise::normal(start, self.trainer.policy.latent_shape(), &self.trainer.device);
             let (cond, schedule) = (self.cond.select(&owners), config.schedule);
             let points = sampler::sample(&*self.field, &sampling, schedule, start, &cond, &keys, trajectory);
-            let group_keys = owners.iter().map(|&g| key(g * size)).collect();
+            let group_keys = owners.iter().map(|&g| key((self.first + g) * size)).collect();
             let rollout = Rollout { points, cond, keys, group_keys, sampling, schedule };
             let images = self.trainer.policy.decode(rollout.images().clone());
             let prompts = owners.iter().map(|&g| self.prompts[g].clone()).collect();
@@ -141,7 +150,7 @@ struct ToScore {
 
 struct Scored {
     images: Vec<RgbImage>,
-    scores: Vec<Result<f32, RewardError>>,
+    scores: Vec<Result<Score, RewardError>>,
     time: Duration,
 }
 
@@ -150,7 +159,7 @@ fn score(trainer: &Trainer<'_>, receive: mpsc::Receiver<ToScore>) -> Scored {
     let mut parts = Vec::new();
     for ToScore { part, images, prompts } in receive {
         let start = Instant::now();
-        let scores = trainer.reward.score(&images, &prompts);
+        let scores = reward::score(trainer.reward, &images, &prompts);
         time += start.elapsed();
         parts.push((part, images, scores));
     }
@@ -163,16 +172,19 @@ fn score(trainer: &Trainer<'_>, receive: mpsc::Receiver<ToScore>) -> Scored {
     Scored { images, scores, time }
 }
 
-/// A reward that failed or is not finite is missing; too many missing end the epoch.
-fn check(trainer: &Trainer<'_>, scores: &[Result<f32, RewardError>]) -> Result<Vec<Option<f64>>, TrainError> {
-    let reason = |score: &Result<f32, RewardError>| match score {
-        Ok(value) if value.is_finite() => None,
-        Ok(value) => Some(format!("the score is {value}")),
-        Err(error) => Some(error.to_string()),
+/// Rewards, and those they are the sums of. One that failed or is not finite is missing; too many missing end the epoch.
+fn check(
+    trainer: &Trainer<'_>,
+    scores: &[Result<Score, RewardError>],
+) -> Result<(Vec<Option<f64>>, Vec<Part>), TrainError> {
+    let valid = |score: &Result<Score, RewardError>| match score {
+        Ok(score) if score.total.is_finite() => Ok(score.clone()),
+        Ok(score) => Err(format!("the score is {}", score.total)),
+        Err(error) => Err(error.to_string()),
     };
-    let reasons: Vec<Option<String>> = scores.iter().map(reason).collect();
-    let missing = reasons.iter().flatten().count();
-    if let Some(first) = reasons.iter().flatten().next()
+    let scores: Vec<Result<Score, String>> = scores.iter().map(valid).collect();
+    let missing = scores.iter().filter(|s| s.is_err()).count();
+    if let Some(first) = scores.iter().find_map(|s| s.as_ref().err())
         && missing as f64 > trainer.config.max_missing * scores.len() as f64
     {
         return Err(TrainError::Missing {
@@ -184,9 +196,7 @@ fn check(trainer: &Trainer<'_>, scores: &[Result<f32, RewardError>]) -> Result<V
             first: first.clone(),
         });
     }
-    Ok(scores
-        .iter()
-        .zip(reasons)
-        .map(|(s, r)| s.as_ref().ok().filter(|_| r.is_none()).map(|&v| f64::from(v)))
-        .collect())
+    let each = |f: &dyn Fn(&Score) -> f32| scores.iter().map(|s| s.as_ref().ok().map(|s| f64::from(f(s)))).collect();
+    let part = |(k, part): (usize, &reward::Weighted)| Part { weight: part.weight, rewards: each(&|s| s.parts[k]) };
+    Ok((each(&|s| s.total), trainer.reward.parts().iter().enumerate().map(part).collect()))
 }

@@ -35,9 +35,10 @@ impl Outcome {
     }
 }
 
-/// The frozen fields of an epoch. `behavior: None` means equal to the current weights.
+/// The frozen fields of an epoch. `behavior: None` means equal to the current weights, `lagged: None` to the behavior weights.
 struct Frozen<'a> {
     behavior: Option<&'a dyn VelocityField>,
+    lagged: Option<&'a dyn VelocityField>,
     reference: &'a dyn VelocityField,
 }
 
@@ -49,20 +50,20 @@ pub(super) fn run(
 ) -> Result<Outcome, TrainError> {
     let batch = trainer.config.batch;
     let advantages = trainer.config.advantage.get().advantages(rewards);
-    let moments = rewards.moments();
-    let within_groups = trainer.config.advantage.get().within_groups();
-    let behavior = trainer.field(Some(&trainer.state.behavior));
+    let silent = trainer.config.advantage.get().silent(rewards);
+    let lagged = trainer.field(Some(&trainer.state.behavior));
     let reference = trainer.field(None);
     let mut outcome = Outcome::default();
     let share = batch.groups * batch.group_size / batch.updates;
     let with = |i: usize| advantages[i].map(|a| (i, a));
     for update in 0..batch.updates {
         let samples = update * share..(update + 1) * share;
-        let rows: Vec<(usize, f64)> =
-            samples.filter(|&i| !(within_groups && moments[rewards.groups[i]].agree)).filter_map(with).collect();
+        let rows: Vec<(usize, f64)> = samples.filter(|&i| !silent[rewards.groups[i]]).filter_map(with).collect();
         let valid = advantages[update * share..(update + 1) * share].iter().flatten().count();
-        let on_policy = trainer.state.behavior.values() == trainer.state.current.values();
-        let frozen = Frozen { behavior: (!on_policy).then_some(&*behavior), reference: &*reference };
+        let moved = trainer.state.behavior.values() != trainer.state.current.values();
+        let lagged = moved.then_some(&*lagged);
+        let (behavior, lagged) = if trainer.config.behavior.on_policy { (None, lagged) } else { (lagged, None) };
+        let frozen = Frozen { behavior, lagged, reference: &*reference };
         let observe = |done| {
             observer.progress("update", update * share + done * share / rows.len().max(1), share * batch.updates);
         };
@@ -120,7 +121,7 @@ fn part(
     let mut seen = Outcome { trained: rows.len(), ..Outcome::default() };
     for query in &queries {
         let current = trainer.guided(trainer.policy.bind(Some(&leaves)));
-        let e = Evaluation::new(query, &*current, frozen.behavior, frozen.reference);
+        let e = Evaluation::new(query, &*current, frozen.behavior, frozen.reference).with_lagged(frozen.lagged);
         let data = TensorData::new(advantages.clone(), [rows.len()]);
         let advantages = Tensor::<1>::from_data(data, (&trainer.device, e.log_prob().dtype()));
         let objective = config.objective.get();

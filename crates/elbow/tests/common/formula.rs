@@ -4,12 +4,13 @@
 //! Stop-gradients are explicit: whatever a formula wraps in sg is computed at `base`, which stays where it is while `theta`
 //! moves.
 
-use super::{ADVANTAGES, B, Case, DIMS, PROMPTS, REFERENCE, SHAPE, UNCONDITIONAL, WEIGHTS, behavior, current};
+use super::{ADVANTAGES, B, Case, DIMS, PROMPTS, REFERENCE, SHAPE, UNCONDITIONAL, WEIGHTS, behavior, current, lagged};
 use burn::tensor::{Device, Tensor};
 use elbow::{
-    kl::KlKind,
+    kl::{Anchor, KlKind},
     likelihood::{
-        Density, Draws, Elbo, LikelihoodKind, Points, Query, Rollout, StepWeights, Timesteps, Trajectory, Weighting,
+        Density, Draws, Elbo, LikelihoodKind, Normalizer, Points, Query, Ratio, Rollout, StepWeights, Timesteps,
+        Trajectory, Weighting,
     },
     noise::{self, Key, Purpose},
     sampler::{Branch, Cps, Dance, Ddim, FlowSde, SaSolver, SamplerKind, Sde, Window},
@@ -178,7 +179,9 @@ impl<'a> Formula<'a> {
                 };
                 match elbo.weighting {
                     Weighting::Adaptive => {
-                        let m = mean(d(base).map(f64::abs)).max(1e-5);
+                        let shared = elbo.normalizer == Normalizer::Shared;
+                        let of = if shared { self.velocity(draw, &behavior().map(f64::from)) } else { base };
+                        let m = mean(d(of).map(f64::abs)).max(1e-5);
                         -mean(d(v).map(|d| d * d / m)) / g
                     }
                     Weighting::Simple => -mean(e(v).map(|e| e * e)) / (g * g),
@@ -287,11 +290,16 @@ impl<'a> Formula<'a> {
         mean((0..DIMS).map(|i| (here[i] - there[i]).powi(2))) / (2.0 * variance)
     }
 
-    /// Several draws of a sample as one: mean of ELBOs, sum of steps.
+    /// Several draws of a sample as one: mean of ELBOs, sum of steps unless their mean is asked for.
     pub(super) fn merge(&self, draws: impl ExactSizeIterator<Item = f64>) -> f64 {
         let count = draws.len() as f64;
         let sum: f64 = draws.sum();
-        if matches!(self.case.likelihood, LikelihoodKind::Elbo(_)) { sum / count } else { sum }
+        match self.case.likelihood {
+            LikelihoodKind::Elbo(_) | LikelihoodKind::Trajectory(Trajectory { ratio: Ratio::PerSampleMean, .. }) => {
+                sum / count
+            }
+            LikelihoodKind::Trajectory(_) => sum,
+        }
     }
 
     pub(super) fn log_prob(&self, draws: &[Draw], theta: &Weights, base: &Weights) -> f64 {
@@ -299,7 +307,8 @@ impl<'a> Formula<'a> {
     }
 
     fn divergence(&self, draws: &[Draw], theta: &Weights, base: &Weights) -> f64 {
-        let (reference, behavior) = (REFERENCE.map(f64::from), behavior().map(f64::from));
+        let anchor = if self.case.kl.reference == Anchor::Base { REFERENCE } else { lagged() };
+        let (reference, behavior) = (anchor.map(f64::from), behavior().map(f64::from));
         let l = self.log_prob(draws, theta, base);
         let d = l - self.log_prob(draws, &reference, &reference);
         let value = match self.case.kl.kind {
@@ -341,14 +350,14 @@ impl<'a> Formula<'a> {
         counts
     }
 
-    pub(crate) fn finite_differences(&self) -> Vec<f64> {
-        const H: f64 = 1e-5;
+    /// Slopes of the loss along every weight, by a step of `width` to either side.
+    pub(crate) fn finite_differences(&self, width: f64) -> Vec<f64> {
         let base = current().map(f64::from);
         let at = |i: usize, h: f64| {
             let mut theta = base;
             theta[i] += h;
             self.loss(&theta, &base)
         };
-        (0..WEIGHTS).map(|i| (at(i, H) - at(i, -H)) / (2.0 * H)).collect()
+        (0..WEIGHTS).map(|i| (at(i, width) - at(i, -width)) / (2.0 * width)).collect()
     }
 }

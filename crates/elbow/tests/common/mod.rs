@@ -93,6 +93,12 @@ pub(crate) fn current() -> [f32; WEIGHTS] {
     std::array::from_fn(|i| behavior[i] + 0.005 * (0.5 + i as f32 * 1.7).cos())
 }
 
+/// A moving average that is neither of them.
+pub(crate) fn lagged() -> [f32; WEIGHTS] {
+    let behavior = behavior();
+    std::array::from_fn(|i| behavior[i] + 0.03 * (0.2 + i as f32 * 0.9).sin())
+}
+
 /// One combination of the axes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Case {
@@ -147,10 +153,11 @@ impl Case {
         let leaves = weights.tensors(&Device::flex().autodiff());
         let field = self.guided(Tiny.bind(Some(&leaves)));
         let (behavior, reference) = (self.field(behavior()), self.guided(Tiny.bind(None)));
+        let lagged = self.field(lagged());
         let mut gradient = weights.zeros_like();
         let mut total = 0.0;
         for query in queries {
-            let e = Evaluation::new(query, &field, Some(&behavior), &reference);
+            let e = Evaluation::new(query, &field, Some(&behavior), &reference).with_lagged(Some(&lagged));
             let advantages = TensorData::new(ADVANTAGES.to_vec(), [B]);
             let advantages = Tensor::from_data(advantages, (&Device::flex(), e.log_prob().dtype()));
             let mut loss = query.weighted(self.objective.get().loss(&e, advantages));

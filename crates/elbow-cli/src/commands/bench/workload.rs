@@ -120,7 +120,7 @@ impl<'a> Workload<'a> {
             sampler: Sampling { steps: STEPS, ..Sampling::default() },
             likelihood: LikelihoodKind::Elbo(Elbo { timesteps: Timesteps::One, ..Elbo::default() }),
             kl: Kl { weight: 0.0, ..Kl::default() },
-            behavior: BehaviorLag { start: 0, rate: 1.0, max: 0.5 },
+            behavior: BehaviorLag { start: 0, rate: 1.0, max: 0.5, on_policy: false },
             optimizer: OptimizerConfig { learning_rate: 1e-6, ..OptimizerConfig::default() },
             ..Config::default()
         };
@@ -143,7 +143,7 @@ impl<'a> Workload<'a> {
             schedule,
         };
         let rewards = Key::new(2, Purpose::Draw, 0).uniforms().take(args.batch).map(Some).collect();
-        Ok(Self { trainer, batch, rewards: Grouped { rewards, groups, earlier: Vec::new() } })
+        Ok(Self { trainer, batch, rewards: Grouped { rewards, groups, ..Grouped::default() } })
     }
 
     /// One run of a loop.

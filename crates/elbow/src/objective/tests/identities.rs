@@ -1,7 +1,7 @@
 //! Objectives that are others in disguise (the identities their papers and ours derive).
 
 use super::*;
-use crate::likelihood::{Ratio, Trajectory};
+use crate::likelihood::Trajectory;
 
 /// mean over pixels of each sample.
 fn means(values: &[f64]) -> Vec<f64> {
@@ -48,7 +48,7 @@ fn nft_on_policy_is_the_policy_gradient() {
 // ‖v − v_ref − cA(u − v_b)‖² with a frozen residual: −2cA times the linear part of L, plus Girsanov's divergence with weight 1.
 #[test]
 fn ram_is_a_policy_gradient_and_girsanovs_divergence() {
-    let girsanov = Kl { kind: KlKind::Girsanov, weight: 1.0, importance: false };
+    let girsanov = Kl { weight: 1.0, ..Kl::default() };
     for (residual, behavior) in [(Residual::Behavior, None), (Residual::Current, Some(BEHAVIOR))] {
         let objective = Ram { multiplier: 0.4, residual };
         let (_, got) = evaluate(behavior, &|e| objective.loss(e, advantages(ADVANTAGES, e)));
@@ -57,6 +57,53 @@ fn ram_is_a_policy_gradient_and_girsanovs_divergence() {
         });
         same(&got, &expected);
     }
+}
+
+// −(A − sg(d)) L has the gradient of −A L + ½ d², d = L − L_b: a policy gradient, and a proximal term that to second order is the
+// divergence to the behavior policy.
+#[test]
+fn pepg_is_a_policy_gradient_and_half_the_squared_log_ratio() {
+    let (_, got) = evaluate(Some(BEHAVIOR), &|e| PEPG[1].get().loss(e, advantages(ADVANTAGES, e)));
+    let (_, expected) =
+        evaluate(Some(BEHAVIOR), &|e| EPG[1].get().loss(e, advantages(ADVANTAGES, e)) + e.log_ratio().square() * 0.5);
+    same(&got, &expected);
+    // With the ratio in front, the term is weighted by it too.
+    let (_, got) = evaluate(Some(BEHAVIOR), &|e| PEPG[0].get().loss(e, advantages(ADVANTAGES, e)));
+    let (_, expected) = evaluate(Some(BEHAVIOR), &|e| {
+        let rho = e.ratio().detach();
+        EPG[0].get().loss(e, advantages(ADVANTAGES, e)) + rho * e.log_ratio().square() * 0.5
+    });
+    same(&got, &expected);
+}
+
+// A ‖e + δ‖² = A (‖e‖² + 2 e·δ + ‖δ‖²): what a policy gradient of an ELBO minimizes bends down without bound where A < 0.
+#[test]
+fn the_policy_gradient_of_an_elbo_is_a_linear_term_and_an_unbounded_one() {
+    let (_, got) = evaluate(Some(BEHAVIOR), &|e| EPG[1].get().loss(e, advantages(ADVANTAGES, e)));
+    let (_, expected) = evaluate(Some(BEHAVIOR), &|e| {
+        let wide = gaussian::wide::<4>;
+        let residual = wide(e.behavior_velocity()) - wide(e.target().expect("an ELBO"));
+        let delta = wide(e.velocity()) - wide(e.behavior_velocity());
+        (gaussian::mean(residual * delta.clone()) * 2.0 + gaussian::mean(delta.square())) * advantages(ADVANTAGES, e)
+    });
+    same(&got, &expected);
+}
+
+// AWM: a clip so wide that it never binds, on the policy that drew, for any weighting.
+#[test]
+fn awm_on_policy_is_the_policy_gradient_without_a_ratio() {
+    let clip = ObjectiveKind::Grpo(Grpo { clip: 1.0, clip_high: None, max_advantage: f64::INFINITY });
+    same(&gradient(clip, None), &gradient(EPG[1], None));
+    let mut ghuber = Vec::new();
+    for objective in [clip, EPG[1]] {
+        let elbo = Elbo { weighting: Weighting::Ghuber, timesteps: Timesteps::One, ..Elbo::default() };
+        let query = elbo.queries(&rollout(4)).remove(0);
+        let current = table(&query, &CURRENT, &Device::flex().autodiff());
+        let e = Evaluation::new(&query, &current, None, &Never);
+        let loss = objective.get().loss(&e, advantages(ADVANTAGES, &e));
+        ghuber.push(numbers(current.0.grad(&loss.sum().backward()).expect("depends on the weights")));
+    }
+    same(&ghuber[0], &ghuber[1]);
 }
 
 #[test]
@@ -159,6 +206,27 @@ fn of_a_step(noise: &[f32], of: &dyn Fn(&Evaluation<'_>) -> Tensor<1>) -> (Vec<f
     let loss = of(&e);
     let gradient = current.0.grad(&loss.clone().sum().backward()).map_or_else(Vec::new, numbers);
     (numbers(loss), gradient)
+}
+
+// ln π(x′ | x) = −(slope²/2s²) mean ‖v − v*‖² + constant, v* = v_b + (s/slope) z: DDPO's and Flow-GRPO's step is denoising score matching
+// whose target is the behavior policy's own velocity with the noise of the step on it (arXiv 2509.25050).
+#[test]
+fn a_step_of_a_trajectory_matches_a_noisy_target() {
+    let noise = some_noise();
+    let (log_ratio, _) = of_a_step(&noise, &|e| e.log_ratio());
+    let (scale, _) = of_a_step(&noise, &|e| {
+        let steps = e.steps().expect("steps").0;
+        steps.slope.clone() / steps.std.clone() + e.log_prob() * 0.0
+    });
+    let shift: Vec<f64> = (0..B * PIXELS).map(|i| 0.05 * (i as f64).sin()).collect();
+    for i in 0..B {
+        let square = |from_target: &dyn Fn(usize) -> f64| {
+            (i * PIXELS..(i + 1) * PIXELS).map(|p| from_target(p).powi(2)).sum::<f64>() / PIXELS as f64
+        };
+        let target = |p: usize| f64::from(noise[p]) / scale[i];
+        let expected = (square(&target) - square(&|p| shift[p] - target(p))) * scale[i].powi(2) / 2.0;
+        assert!((log_ratio[i] - expected).abs() < 1e-6, "{i}: {} {expected}", log_ratio[i]);
+    }
 }
 
 fn some_noise() -> Vec<f32> {
