@@ -19,7 +19,6 @@ use elbow::{
 use elbow_models::{
     mmdit::MmditConfig,
     policy::{Network, NetworkPolicy},
-    recompute::Checkpointing,
 };
 use elbow_rewards::geneval::{GenEval, Mode};
 use elbow_world::{SceneDetector, SceneJudge, encoder::WordCodes, prompts::TrainPrompts};
@@ -79,8 +78,8 @@ impl Session {
 }
 
 fn policy(recipe: &Recipe, device: &Device) -> Result<(NetworkPolicy, String)> {
-    let (weights, tuning) = match &recipe.setting.model {
-        Model::Nano { weights, tuning } => (weights.as_deref(), tuning.clone()),
+    let (weights, tuning, checkpointing) = match &recipe.setting.model {
+        Model::Nano { weights, tuning, checkpointing } => (weights.as_deref(), tuning.clone(), *checkpointing),
         Model::Diffusers { path, .. } => {
             return Err(Hint::error(
                 format!("model {}: diffusers folders cannot be loaded by this version yet", path.display()),
@@ -102,7 +101,7 @@ fn policy(recipe: &Recipe, device: &Device) -> Result<(NetworkPolicy, String)> {
         network: Network::Mmdit(config),
         base: base.tensors(&device.clone().without_autodiff()),
         tuning,
-        checkpointing: Checkpointing::None,
+        checkpointing,
         text,
         seed: recipe.method.seed,
     };
