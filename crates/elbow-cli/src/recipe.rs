@@ -12,7 +12,7 @@ use elbow::{
     config::{Config, ConfigError},
     eval::EvalConfig,
 };
-use elbow_models::{lora::LoraConfig, policy::Tuning};
+use elbow_models::{lora::LoraConfig, policy::Tuning, recompute::Checkpointing};
 use elbow_world::prompts::TaskWeights;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -56,6 +56,9 @@ pub enum Model {
         /// Which parameters are trained.
         #[serde(default = "full")]
         tuning: Tuning,
+        /// What becomes of the values inside the network's blocks until the backward pass.
+        #[serde(default)]
+        checkpointing: Checkpointing,
     },
     /// A local folder in diffusers' format.
     Diffusers {
@@ -64,6 +67,9 @@ pub enum Model {
         /// Which layers get a low-rank adapter.
         #[serde(default)]
         lora: LoraConfig,
+        /// What becomes of the values inside the network's blocks until the backward pass.
+        #[serde(default)]
+        checkpointing: Checkpointing,
         /// Height and width of images in pixels.
         #[serde(default = "resolution")]
         resolution: usize,
@@ -80,7 +86,7 @@ fn resolution() -> usize {
 
 impl Default for Model {
     fn default() -> Self {
-        Self::Nano { weights: None, tuning: Tuning::Full }
+        Self::Nano { weights: None, tuning: Tuning::Full, checkpointing: Checkpointing::None }
     }
 }
 

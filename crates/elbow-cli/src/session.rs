@@ -103,8 +103,8 @@ pub fn nano(base: Params, tuning: Tuning, seed: u64, schedule: Schedule, device:
 }
 
 fn policy(recipe: &Recipe, device: &Device) -> Result<(Nano, String)> {
-    let (weights, tuning) = match &recipe.setting.model {
-        Model::Nano { weights, tuning } => (weights.as_deref(), tuning.clone()),
+    let (weights, tuning, checkpointing) = match &recipe.setting.model {
+        Model::Nano { weights, tuning, checkpointing } => (weights.as_deref(), tuning.clone(), *checkpointing),
         Model::Diffusers { path, .. } => {
             return Err(Hint::error(
                 format!("model {}: diffusers folders cannot be loaded by this version yet", path.display()),
@@ -123,7 +123,8 @@ fn policy(recipe: &Recipe, device: &Device) -> Result<(Nano, String)> {
     let place = weights.map_or_else(|| "the embedded weights".to_owned(), |p| format!("weights {}", p.display()));
     let base = layout.with_values_of(&bytes).with_context(|| format!("cannot use {place}"))?;
     made_for(&bytes, schedule).with_context(|| format!("cannot use {place}"))?;
-    let policy = nano(base, tuning, recipe.method.seed, schedule, device);
+    let mut policy = nano(base, tuning, recipe.method.seed, schedule, device);
+    policy.network.checkpointing = checkpointing;
     let problems = policy.network.problems();
     if !problems.is_empty() {
         return Err(Hint::error(problems.join("\n"), "the model's section of the recipe must fit the network"));

@@ -3,16 +3,19 @@
 
 mod common;
 
+use burn::tensor::Device;
 use common::{Golden, Tolerance, close};
 use elbow::{
+    Prompt,
     noise::{Key, Purpose},
     params::{Entry, Params},
+    policy::{Conditioning, EncodeError, Policy, TextEncoder},
 };
 use elbow_models::{
     flux::FluxConfig,
     lora::LoraConfig,
     mmdit::{MmditConfig, QkNorm},
-    policy::Network,
+    policy::{Network, NetworkPolicy, Tuning},
     recompute::Checkpointing,
 };
 
@@ -151,6 +154,46 @@ fn recomputed_blocks_of_flux_have_the_same_gradients() {
     let targets = attention();
     let targets: Vec<&str> = targets.iter().map(String::as_str).chain(FEED_FORWARD).collect();
     check_recomputation(&flux(true), "dev", &targets);
+}
+
+/// Encodes nothing.
+struct NoText;
+
+impl TextEncoder for NoText {
+    fn encode(&self, prompts: &[Prompt]) -> Result<Conditioning, EncodeError> {
+        let prompt = prompts.first().map(|p| p.text.clone()).unwrap_or_default();
+        Err(EncodeError { prompt, reason: "this encoder takes none".to_owned() })
+    }
+}
+
+#[test]
+fn a_policy_starts_at_its_reference_and_trains_factors_alone() {
+    let golden = flux(true);
+    let mut policy = NetworkPolicy {
+        network: golden.network.clone(),
+        latent: [4, 8, 4],
+        base: golden.weights.tensors(&Device::flex()),
+        tuning: Tuning::default(),
+        checkpointing: Checkpointing::Block,
+        text: Box::new(NoText),
+        seed: 0,
+    };
+    assert_eq!((policy.problems(), policy.base()), (Vec::new(), golden.weights.clone()));
+    let (initial, device) = (policy.initial(), Device::flex().autodiff());
+    let leaves = initial.tensors(&device);
+    let (reference, _) = golden.forward("dev", &*policy.bind(None), &Device::flex());
+    let (start, loss) = golden.forward("dev", &*policy.bind(Some(&leaves)), &Device::flex());
+    close("the first output", &start, &reference, 0.0);
+    let mut gradients = initial.zeros_like();
+    gradients.add_gradients(&leaves, &mut loss.backward());
+    for entry in initial.entries() {
+        // B is zero, so nothing flows to A yet.
+        let flows = gradients.values()[entry.range.clone()].iter().any(|g| g.abs() > 0.0);
+        assert_eq!(flows, entry.name.ends_with("lora_B.weight"), "{}", entry.name);
+    }
+    policy.latent = [4, 7, 4];
+    policy.tuning = Tuning::Lora(LoraConfig { target_modules: vec!["to_qq".to_owned()], ..LoraConfig::default() });
+    assert_eq!(policy.problems().len(), 2, "{:?}", policy.problems());
 }
 
 #[test]

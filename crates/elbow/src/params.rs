@@ -291,8 +291,9 @@ impl Tensors {
     /// If one is missing.
     pub fn params<'a>(&self, layout: impl IntoIterator<Item = (&'a str, &'a [usize])>) -> Params {
         Params::new(layout.into_iter().map(|(name, shape)| {
-            let values = self.tensor::<1>(name).into_data().try_into_vec().expect("invariant: parameters are f32");
-            (name.to_owned(), shape.to_vec(), values)
+            let flat = self.named.get(name).map(|named| named.flat.clone());
+            let data = flat.expect("invariant: the tensors are those of the layout").into_data();
+            (name.to_owned(), shape.to_vec(), data.try_into_vec().expect("invariant: parameters are f32"))
         }))
     }
 
