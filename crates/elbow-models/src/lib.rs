@@ -4,7 +4,10 @@
 //! are shared. Architecture and weights stay apart, so one set of frozen weights serves the reference, the behavior and
 //! the trained policy.
 
+pub mod folder;
 pub mod linear;
 pub mod lora;
+pub mod lora_file;
 pub mod mmdit;
 pub mod policy;
+pub mod text;

@@ -38,18 +38,19 @@ impl LoraConfig {
         self.alpha / self.rank as f64
     }
 
+    /// Whether a layer is adapted.
+    pub fn targets(&self, layer: &str) -> bool {
+        let targeted = |t: &String| layer.strip_suffix(t.as_str()).is_some_and(|p| p.is_empty() || p.ends_with('.'));
+        self.target_modules.iter().any(targeted)
+    }
+
     /// Fresh factors for every targeted weight of `base`: A Gaussian with deviation 1 / rank (PEFT's `"gaussian"`),
     /// B zero, so that the adapted network starts equal to the base.
     pub fn initial(&self, base: &Params, key: Key) -> Params {
-        let targeted = |layer: &str| {
-            self.target_modules
-                .iter()
-                .any(|t| layer.strip_suffix(t.as_str()).is_some_and(|p| p.is_empty() || p.ends_with('.')))
-        };
         let mut factors = Vec::new();
         for entry in base.entries() {
             let (Some(layer), &[out, input]) = (entry.name.strip_suffix(".weight"), &entry.shape[..]) else { continue };
-            if !targeted(layer) {
+            if !self.targets(layer) {
                 continue;
             }
             let mut a = Vec::new();
