@@ -90,7 +90,7 @@ fn shards_must_be_there_and_hold_what_the_index_says() {
     says(&error, &["model-00003-of-00003.safetensors: this shard is missing"]);
     let error = refusal(|folder| {
         let index = folder.join("text_encoder_3/model.safetensors.index.json");
-        replace(&index, "\"shared.weight\": \"model-00003-of-00003", "\"shared.weight\": \"model-00001-of-00003");
+        replace(&index, "\"shared.weight\": \"model-00001-of-00003", "\"shared.weight\": \"model-00002-of-00003");
         replace(&index, "\"encoder.final_layer_norm.weight\"", "\"encoder.final.weight\"");
     });
     says(&error, &["shared.weight: it is in another shard", "encoder.final.weight: listed in model.safetensors.index"]);

@@ -53,7 +53,7 @@ pub fn write_merged(
         places.extend(shard.iter().map(|tensor| (tensor.name, name.clone())));
     }
     if count > 1 {
-        let size: usize = tensors.iter().map(View::data_len).sum();
+        let size: usize = tensors.iter().map(|tensor| tensor.data_len()).sum();
         let index = serde_json::json!({ "metadata": { "total_size": size }, "weight_map": places });
         let file = partial.join(format!("{stem}.safetensors.index.json"));
         elbow_runlog::write_atomic(&file, format!("{index:#}\n").as_bytes())?;

@@ -43,6 +43,17 @@ struct Layer {
     alpha: Option<f64>,
 }
 
+impl Layer {
+    /// The name of factor A, once it is known that every layer has both.
+    fn a(&self) -> &str {
+        self.a.as_deref().expect("invariant: both factors are there")
+    }
+
+    fn b(&self) -> &str {
+        self.b.as_deref().expect("invariant: both factors are there")
+    }
+}
+
 /// Reads a PEFT folder, or a `.safetensors` file in the diffusers or kohya format, for the model whose tensors `base`
 /// lists. A layer without `.alpha` in a file without a header entry has alpha = rank, which is what diffusers and kohya's
 /// scripts take it for.
@@ -67,16 +78,15 @@ pub fn read(path: &Path, base: &Shapes) -> Result<Adapter, LoraFileError> {
     let alpha = alpha(&file, declared.as_ref(), &layers, rank)?;
     let names = |config: &Map<String, Value>| serde_json::from_value(config.get("target_modules")?.clone()).ok();
     let target_modules = targets(declared.and_then(|(_, config)| names(&config)), &layers, base);
-    let factor = |layer: &str, side: &str, from: &Option<String>| {
-        let from = from.as_ref().expect("invariant: both factors are there");
-        let (_, shape, _) = checkpoint.stored(from).expect("invariant: a name of the file");
-        (format!("{layer}.{side}.weight"), shape.to_vec(), checkpoint.values(from))
-    };
-    let adapted = base.iter().filter_map(|(name, _)| name.strip_suffix(".weight")?.into()).filter_map(|name: &str| {
-        let layer = layers.get(name)?;
-        Some([factor(name, "lora_A", &layer.a), factor(name, "lora_B", &layer.b)])
-    });
-    Ok(Adapter { config: LoraConfig { rank, alpha, target_modules }, factors: Params::new(adapted.flatten()) })
+    let mut factors = Vec::new();
+    for layer in base.iter().filter_map(|(name, _)| name.strip_suffix(".weight")) {
+        let Some(found) = layers.get(layer) else { continue };
+        for (side, name) in [("A", found.a()), ("B", found.b())] {
+            let shape = checkpoint.stored(name).expect("invariant: a name of the file").1.to_vec();
+            factors.push((format!("{layer}.lora_{side}.weight"), shape, checkpoint.values(name)));
+        }
+    }
+    Ok(Adapter { config: LoraConfig { rank, alpha, target_modules }, factors: Params::new(factors) })
 }
 
 /// The configuration that diffusers writes into the header, without its prefix.
@@ -177,11 +187,8 @@ fn layers(checkpoint: &Checkpoint, file: &Path, base: &Shapes) -> Result<BTreeMa
 
 /// The rank all layers share.
 fn rank(checkpoint: &Checkpoint, file: &Path, layers: &BTreeMap<String, Layer>) -> Result<usize, LoraFileError> {
-    let size = |name: &Option<String>, axis: usize| {
-        let name = name.as_ref().expect("invariant: both factors are there");
-        checkpoint.stored(name).expect("invariant: a name of the file").1[axis]
-    };
-    let mut ranks = layers.iter().map(|(name, l)| (name, size(&l.a, 0), size(&l.b, 1)));
+    let size = |name: &str, axis: usize| checkpoint.stored(name).expect("invariant: a name of the file").1[axis];
+    let mut ranks = layers.iter().map(|(name, layer)| (name, size(layer.a(), 0), size(layer.b(), 1)));
     let (_, rank, _) = ranks.clone().next().expect("invariant: there is a layer");
     match ranks.find(|&(_, a, b)| a != rank || b != rank) {
         None => Ok(rank),

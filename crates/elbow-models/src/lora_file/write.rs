@@ -62,19 +62,17 @@ fn configuration(adapter: &Adapter) -> Map<String, Value> {
     let whole = adapter.config.alpha.fract() == 0.0;
     // PEFT takes alpha for an integer, and compares it as one.
     let alpha = if whole { json!(adapter.config.alpha as i64) } else { json!(adapter.config.alpha) };
-    let Value::Object(config) = json!({
-        "peft_type": "LORA",
-        "r": adapter.config.rank,
-        "lora_alpha": alpha,
-        "target_modules": adapter.config.target_modules,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": false,
-        "init_lora_weights": "gaussian",
-    }) else {
-        unreachable!("invariant: an object")
-    };
-    config
+    let entries = [
+        ("peft_type", json!("LORA")),
+        ("r", json!(adapter.config.rank)),
+        ("lora_alpha", alpha),
+        ("target_modules", json!(adapter.config.target_modules)),
+        ("lora_dropout", json!(0.0)),
+        ("bias", json!("none")),
+        ("fan_in_fan_out", json!(false)),
+        ("init_lora_weights", json!("gaussian")),
+    ];
+    entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
 }
 
 fn renamed(adapter: &Adapter, name: impl Fn(&str, &str) -> String) -> Params {

@@ -22,7 +22,7 @@ pub use tokenizer::TextTokenizer;
 
 use crate::folder::{Checkpoint, Folder, FolderError, Pipeline};
 use burn::tensor::{Device, Tensor};
-use clip::{Clip, ClipConfig, ClipOutput};
+use clip::{Clip, ClipConfig};
 use elbow::{
     Prompt,
     policy::{Conditioning, EncodeError, TextEncoder},
@@ -159,9 +159,10 @@ impl TextModel<'_> {
             prompt: prompts[0].text.clone(),
             reason: format!("the tokenizer fails: {error}"),
         };
-        let clips = self.clips.iter().zip(&self.parts.clips);
-        let clips = clips.map(|(clip, part)| Ok(clip.forward(&part.tokenizer.ids(texts()).map_err(failed)?)));
-        let mut clips = clips.collect::<Result<Vec<ClipOutput>, EncodeError>>()?;
+        let mut clips = Vec::new();
+        for (clip, part) in self.clips.iter().zip(&self.parts.clips) {
+            clips.push(clip.forward(&part.tokenizer.ids(texts()).map_err(failed)?));
+        }
         let t5 = match (&self.t5, &self.parts.t5) {
             (Some(t5), Some(part)) => Some(t5.forward(&part.tokenizer.ids(texts()).map_err(failed)?)),
             _ => None,

@@ -93,7 +93,7 @@ impl TextTokenizer {
 
     /// One row of ids for each text, cut and padded to [`Self::length`].
     pub fn ids<'a>(&self, texts: impl IntoIterator<Item = &'a str>) -> Result<Vec<Vec<u32>>, Reason> {
-        let row = |text: &str| {
+        let row = |text: &str| -> Result<Vec<u32>, Reason> {
             let mut ids = self.inner.encode_fast(text, true)?.get_ids().to_vec();
             ids.resize(self.length, self.pad);
             Ok(ids)
