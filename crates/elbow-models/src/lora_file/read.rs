@@ -5,7 +5,7 @@ use crate::{
     folder::{Checkpoint, Shapes, read_json},
     lora::LoraConfig,
 };
-use elbow::params::Params;
+use elbow::params::{Params, to_f32};
 use safetensors::tensor::Dtype;
 use serde_json::{Map, Value};
 use std::{
@@ -158,7 +158,14 @@ fn layers(checkpoint: &Checkpoint, file: &Path, base: &Shapes) -> Result<BTreeMa
             problems.push(format!("  {name}: {shape:?} in the file, no such layer in the model"));
             continue;
         };
-        let (dtype, _, _) = checkpoint.stored(name).expect("invariant: a name of the file");
+        let (dtype, _, bytes) = checkpoint.stored(name).expect("invariant: a name of the file");
+        if role == Role::Alpha {
+            match number(dtype, bytes) {
+                Some(alpha) => layers.entry(layer.to_owned()).or_default().alpha = Some(alpha),
+                None => problems.push(format!("  {name}: {shape:?} of {dtype:?}, one number is expected")),
+            }
+            continue;
+        }
         if !matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
             problems.push(format!("  {name}: stored as {dtype:?}; f32, f16 and bf16 can be read"));
             continue;
@@ -167,14 +174,12 @@ fn layers(checkpoint: &Checkpoint, file: &Path, base: &Shapes) -> Result<BTreeMa
         let fits = match (role, weight, shape) {
             (Role::A, &[_, input], &[_, found]) => input == found,
             (Role::B, &[out, _], &[found, _]) => out == found,
-            (Role::Alpha, ..) => true,
             _ => false,
         };
         match role {
             _ if !fits => problems.push(format!("  {name}: {shape:?} in the file, the layer's weight is {weight:?}")),
             Role::A => entry.a = Some(name.to_owned()),
-            Role::B => entry.b = Some(name.to_owned()),
-            Role::Alpha => entry.alpha = checkpoint.values(name).first().map(|&alpha| f64::from(alpha)),
+            _ => entry.b = Some(name.to_owned()),
         }
     }
     let half = layers.iter().filter(|(_, layer)| layer.a.is_none() || layer.b.is_none());
@@ -183,6 +188,19 @@ fn layers(checkpoint: &Checkpoint, file: &Path, base: &Shapes) -> Result<BTreeMa
         return Err(LoraFileError::OtherModel { path: file.into(), problems });
     }
     if layers.is_empty() { Err(LoraFileError::Empty { path: file.into() }) } else { Ok(layers) }
+}
+
+/// One number, which some programs write as an integer.
+fn number(dtype: Dtype, bytes: &[u8]) -> Option<f64> {
+    match dtype {
+        Dtype::I64 => Some(i64::from_le_bytes(bytes.try_into().ok()?) as f64),
+        Dtype::I32 => Some(f64::from(i32::from_le_bytes(bytes.try_into().ok()?))),
+        Dtype::F64 => Some(f64::from_le_bytes(bytes.try_into().ok()?)),
+        _ => match to_f32(dtype, bytes)?[..] {
+            [alpha] => Some(f64::from(alpha)),
+            _ => None,
+        },
+    }
 }
 
 /// The rank all layers share.

@@ -71,6 +71,9 @@ fn configuration(adapter: &Adapter) -> Map<String, Value> {
         ("bias", json!("none")),
         ("fan_in_fan_out", json!(false)),
         ("init_lora_weights", json!("gaussian")),
+        // diffusers fails on a header without these two.
+        ("rank_pattern", json!({})),
+        ("alpha_pattern", json!({})),
     ];
     entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
 }

@@ -100,8 +100,8 @@ impl ClipConfig {
         if self.projects() { self.projection_dim } else { self.hidden_size }
     }
 
-    /// Every tensor, below `prefix`.
-    fn shapes(&self, prefix: &str) -> Shapes {
+    /// Every tensor, below `prefix` (`text_model.` in most files); the projection has none.
+    pub fn shapes(&self, prefix: &str) -> Shapes {
         let (h, inner) = (self.hidden_size, self.intermediate_size);
         let mut shapes = vec![
             (format!("{prefix}embeddings.token_embedding.weight"), vec![self.vocab_size, h]),

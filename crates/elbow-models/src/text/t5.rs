@@ -75,7 +75,8 @@ impl T5Config {
         Ok(config)
     }
 
-    fn shapes(&self) -> Shapes {
+    /// Every tensor.
+    pub fn shapes(&self) -> Shapes {
         let (width, inner) = (self.d_model, self.num_heads * self.d_kv);
         let mut shapes = vec![("shared.weight".to_owned(), vec![self.vocab_size, width])];
         for i in 0..self.num_layers {

@@ -1,12 +1,11 @@
 //! Text encoders and prompt embeddings against `transformers` and `diffusers`, and token ids on 1,000 prompts
 //! (`fixtures/README.md` says how the references were made).
 
-mod model_folder;
-
+use crate::model_folder::{assemble, fixtures};
 use burn::tensor::{Device, Tensor};
 use elbow::{Prompt, policy::TextEncoder};
 use elbow_models::{
-    folder::{Checkpoint, Folder},
+    folder::{Checkpoint, Folder, Shapes},
     text::{
         Cached, TextParts, TextTokenizer,
         clip::{Clip, ClipConfig},
@@ -14,7 +13,6 @@ use elbow_models::{
     },
 };
 use flate2::read::GzDecoder;
-use model_folder::{assemble, fixtures};
 use std::{collections::BTreeMap, fs, io::Read, path::Path};
 
 /// Relative to the largest value of the reference.
@@ -112,6 +110,29 @@ fn the_cache_gives_the_same_and_survives_damage() {
     let other = Cached::new(TextParts::open(&folder, LENGTH + 8).expect("parts"), &cache.path().join("text"), &device);
     other.expect("a cache").encode(&prompts()[..1]).expect("encoded");
     assert_eq!(names().count(), 4);
+}
+
+/// The text encoders of SD3.5 at full size, from the published `config.json` values: so many tensors and parameters.
+#[test]
+fn full_size_encoders_have_the_published_parameters() {
+    let count = |shapes: Shapes| (shapes.len(), shapes.iter().map(|(_, s)| s.iter().product::<usize>()).sum::<usize>());
+    let clip_l =
+        ClipConfig { hidden_size: 768, intermediate_size: 3072, num_attention_heads: 12, ..ClipConfig::default() };
+    assert_eq!(count(clip_l.shapes("text_model.")), (196, 123_060_480));
+    let clip_g = ClipConfig {
+        hidden_size: 1280,
+        intermediate_size: 5120,
+        num_attention_heads: 20,
+        num_hidden_layers: 32,
+        projection_dim: 1280,
+        architectures: vec!["CLIPTextModelWithProjection".into()],
+        ..ClipConfig::default()
+    };
+    assert_eq!(count(clip_g.shapes("text_model.")), (517, 694_659_840));
+    let t5 = r#"{"vocab_size": 32128, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64,
+        "feed_forward_proj": "gated-gelu"}"#;
+    let t5: T5Config = serde_json::from_str(t5).expect("a config");
+    assert_eq!(count(t5.shapes()), (219, 4_762_310_656));
 }
 
 #[derive(serde::Deserialize)]

@@ -1,8 +1,7 @@
 //! Adapters in and out: files of `peft` and `diffusers` are read, and what is written is read back the same
 //! (`fixtures/README.md` says how the files were made; `fixtures/check/lora.py` loads what is written here there).
 
-mod model_folder;
-
+use crate::model_folder::fixtures;
 use elbow::noise::{Key, Purpose};
 use elbow::params::Params;
 use elbow_models::{
@@ -13,7 +12,6 @@ use elbow_models::{
         write_peft,
     },
 };
-use model_folder::fixtures;
 use std::{fs, path::Path};
 
 /// The model the fixtures' adapter is for.
@@ -190,7 +188,7 @@ fn what_means_something_else_is_refused_by_field_and_value() {
         ("\"bias\": \"none\"", "\"bias\": \"all\"", ["`bias`", "all"]),
         ("\"bias\": \"none\"", "\"use_dora\": true", ["`use_dora`", "true"]),
         ("\"bias\": \"none\"", "\"use_rslora\": true", ["`use_rslora`", "true"]),
-        ("\"bias\": \"none\"", "\"alpha_pattern\": {\"to_q\": 8}", ["`alpha_pattern`", "to_q"]),
+        ("\"alpha_pattern\": {}", "\"alpha_pattern\": {\"to_q\": 8}", ["`alpha_pattern`", "to_q"]),
         ("\"gaussian\"", "\"pissa\"", ["`init_lora_weights`", "pissa"]),
         ("\"LORA\"", "\"LOHA\"", ["`peft_type`", "LOHA"]),
         ("\"r\": 2", "\"r\": 8", ["`r`", "rank 2"]),

@@ -6,12 +6,12 @@ use std::{
 };
 use tempfile::TempDir;
 
-pub fn fixtures() -> PathBuf {
+pub(crate) fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures")
 }
 
 /// A folder of `sd3`, `flux` or `sd1` with its text encoders.
-pub fn assemble(pipeline: &str) -> TempDir {
+pub(crate) fn assemble(pipeline: &str) -> TempDir {
     let parts: &[(&str, &str)] = match pipeline {
         "sd3" => &[
             ("tokenizer", "clip-words"),

@@ -1,13 +1,11 @@
 //! Model folders with something wrong in them: the error says what and where.
 
-mod model_folder;
-
+use crate::model_folder::{assemble, fixtures};
 use burn::tensor::Device;
 use elbow_models::{
     folder::{Checkpoint, Folder},
     text::TextParts,
 };
-use model_folder::{assemble, fixtures};
 use safetensors::{
     Dtype, SafeTensors,
     tensor::{TensorView, serialize_to_file},
