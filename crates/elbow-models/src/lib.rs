@@ -6,13 +6,16 @@
 
 pub mod config_json;
 pub mod flux;
+pub mod folder;
 pub mod layout;
 pub mod linear;
 pub mod lora;
+pub mod lora_file;
 pub mod mmdit;
 pub mod policy;
 pub mod recompute;
 mod resnet;
 pub mod scheduler;
+pub mod text;
 pub mod unet;
 pub mod vae;

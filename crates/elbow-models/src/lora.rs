@@ -38,13 +38,18 @@ impl LoraConfig {
         self.alpha / self.rank as f64
     }
 
+    /// Whether a layer is adapted.
+    pub fn targets(&self, layer: &str) -> bool {
+        self.target_modules.iter().any(|target| names(target, layer))
+    }
+
     /// Fresh factors for every targeted one of the tensors with the given names and shapes: A Gaussian with deviation
     /// 1 / rank (PEFT's `"gaussian"`), B zero, so that the adapted network starts equal to the base.
     pub fn initial<'a>(&self, tensors: impl IntoIterator<Item = (&'a str, &'a [usize])>, key: Key) -> Params {
         let mut factors = Vec::new();
         for (name, shape) in tensors {
             let (Some(layer), &[out, input]) = (name.strip_suffix(".weight"), shape) else { continue };
-            if !self.target_modules.iter().any(|target| names(target, layer)) {
+            if !self.targets(layer) {
                 continue;
             }
             let mut a = Vec::new();

@@ -208,6 +208,16 @@ pub struct Tensors {
 }
 
 impl Tensors {
+    /// Tensors without gradients, each moved to `device` before the next is asked for.
+    pub fn frozen(named: impl IntoIterator<Item = (String, Vec<usize>, Vec<f32>)>, device: &Device) -> Self {
+        let device = device.clone().without_autodiff();
+        let tensor = |(name, shape, values): (String, Vec<usize>, Vec<f32>)| {
+            let len = values.len();
+            (name, Named { shape, flat: Tensor::from_data(TensorData::new(values, [len]), &device) })
+        };
+        Self { named: named.into_iter().map(tensor).collect() }
+    }
+
     /// The tensor called `name`.
     ///
     /// # Panics
@@ -318,7 +328,8 @@ fn read_safetensors(file: &[u8]) -> Result<BTreeMap<String, Values>, WeightError
         .collect()
 }
 
-fn to_f32(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
+/// Little-endian f32, f16 or bf16 as `f32`; no other type is read.
+pub fn to_f32(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
     let halves = || bytes.chunks_exact(2).map(|b| [b[0], b[1]]);
     Some(match dtype {
         Dtype::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),

@@ -1,0 +1,211 @@
+//! Weights on disk: one safetensors file or shards with an index, mapped into memory.
+
+use super::{FolderError, read_json};
+use burn::tensor::Device;
+use elbow::params::{Params, Tensors, to_f32};
+use memmap2::Mmap;
+use safetensors::{SafeTensors, tensor::Dtype};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fs::File,
+    ops::Range,
+    path::{Path, PathBuf},
+};
+
+/// Name and shape of each tensor a network needs.
+pub type Shapes = Vec<(String, Vec<usize>)>;
+
+/// The tensors of one component. Opening it reads headers only; values are read when asked for, so a base of many
+/// gigabytes is never held as file and as numbers at once. On the CPU values become `f32`, whatever the file holds.
+#[derive(Debug)]
+pub struct Checkpoint {
+    place: PathBuf,
+    files: Vec<(PathBuf, Mmap)>,
+    tensors: BTreeMap<String, Stored>,
+    metadata: HashMap<String, String>,
+}
+
+/// Where a tensor lies.
+#[derive(Debug)]
+struct Stored {
+    file: usize,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: Range<usize>,
+}
+
+impl Checkpoint {
+    /// The weights in `folder` under the names `<stem>.safetensors` or `<stem>.safetensors.index.json`. With a variant
+    /// `v`, `<stem>.v.safetensors` or `<stem>.safetensors.index.v.json` come first; without one, `fp16` comes last.
+    pub fn open(folder: &Path, stem: &str, variant: Option<&str>) -> Result<Self, FolderError> {
+        let plain = [format!("{stem}.safetensors"), format!("{stem}.safetensors.index.json")];
+        let other = variant.unwrap_or("fp16");
+        let varied = [format!("{stem}.{other}.safetensors"), format!("{stem}.safetensors.index.{other}.json")];
+        let names = if variant.is_some() { [varied, plain] } else { [plain, varied] }.concat();
+        let Some(found) = names.iter().find(|name| folder.join(name).is_file()) else {
+            let pickled = ["bin", "ckpt", "msgpack"].iter().any(|e| {
+                let old = if *e == "bin" && stem == "model" { "pytorch_model" } else { stem };
+                folder.join(format!("{old}.{e}")).is_file()
+            });
+            let hint = if pickled { ": its weights are pickled; save them with safe_serialization=True" } else { "" };
+            return Err(FolderError::Missing { folder: folder.into(), files: names, hint: hint.into() });
+        };
+        if found.ends_with(".safetensors") {
+            let mut checkpoint = Self::open_file(&folder.join(found))?;
+            checkpoint.place = folder.into();
+            return Ok(checkpoint);
+        }
+        Self::open_shards(folder, found)
+    }
+
+    /// A single file.
+    pub fn open_file(path: &Path) -> Result<Self, FolderError> {
+        let empty = (Vec::new(), BTreeMap::new(), HashMap::new());
+        let mut checkpoint = Self { place: path.into(), files: empty.0, tensors: empty.1, metadata: empty.2 };
+        checkpoint.add_file(path)?;
+        Ok(checkpoint)
+    }
+
+    /// The shards an index lists; each tensor must be where the index says.
+    fn open_shards(folder: &Path, index: &str) -> Result<Self, FolderError> {
+        #[derive(serde::Deserialize)]
+        struct Index {
+            weight_map: BTreeMap<String, String>,
+        }
+        let index_path = folder.join(index);
+        let Index { weight_map } = read_json(&index_path)?;
+        let shards: BTreeSet<&String> = weight_map.values().collect();
+        let absent: Vec<String> = shards.iter().filter(|s| !folder.join(s).is_file()).map(|s| (**s).clone()).collect();
+        if !absent.is_empty() {
+            let problems = absent.iter().map(|s| format!("  {s}: this shard is missing")).collect();
+            return Err(FolderError::Mismatch { folder: folder.into(), problems });
+        }
+        let mut all = Self { place: folder.into(), files: vec![], tensors: BTreeMap::new(), metadata: HashMap::new() };
+        for shard in shards {
+            all.add_file(&folder.join(shard))?;
+        }
+        let elsewhere = |(name, shard): (&String, &String)| match all.tensors.get(name) {
+            None => Some(format!("  {shard}: {name}: listed in {index}, and not in the shard")),
+            Some(t) if all.file_name(t.file) != *shard => Some(format!("  {shard}: {name}: it is in another shard")),
+            Some(_) => None,
+        };
+        let problems: Vec<String> = weight_map.iter().filter_map(elsewhere).collect();
+        if problems.is_empty() { Ok(all) } else { Err(FolderError::Mismatch { folder: folder.into(), problems }) }
+    }
+
+    fn add_file(&mut self, path: &Path) -> Result<(), FolderError> {
+        let map = map(path)?;
+        let (header, metadata) = SafeTensors::read_metadata(&map)
+            .map_err(|error| FolderError::Damaged { path: path.into(), reason: truncation(&map, &error) })?;
+        let data = header + 8;
+        for (name, info) in metadata.tensors() {
+            let bytes = data + info.data_offsets.0..data + info.data_offsets.1;
+            let stored = Stored { file: self.files.len(), dtype: info.dtype, shape: info.shape.clone(), bytes };
+            if self.tensors.insert(name.clone(), stored).is_some() {
+                let reason = format!("tensor `{name}` is in another shard too");
+                return Err(FolderError::Damaged { path: path.into(), reason });
+            }
+        }
+        self.metadata.extend(metadata.metadata().clone().unwrap_or_default());
+        self.files.push((path.into(), map));
+        Ok(())
+    }
+
+    /// The folder, or the only file.
+    pub fn place(&self) -> &Path {
+        &self.place
+    }
+
+    /// What the headers say beside the tensors.
+    pub fn metadata(&self) -> &HashMap<String, String> {
+        &self.metadata
+    }
+
+    /// Names and shapes of all tensors, in the order of their names.
+    pub fn shapes(&self) -> impl Iterator<Item = (&str, &[usize])> {
+        self.tensors.iter().map(|(name, t)| (name.as_str(), t.shape.as_slice()))
+    }
+
+    /// Whether there is a tensor called `name`.
+    pub fn contains(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// How a tensor is stored.
+    pub(crate) fn stored(&self, name: &str) -> Option<(Dtype, &[usize], &[u8])> {
+        let t = self.tensors.get(name)?;
+        Some((t.dtype, &t.shape, &self.files[t.file].1[t.bytes.clone()]))
+    }
+
+    /// Everything in which the files differ from `shapes`, at once. Tensors in `extra` may be there and are not read.
+    pub fn check(&self, shapes: &Shapes, extra: &[&str]) -> Result<(), FolderError> {
+        let mut problems = Vec::new();
+        for (name, expected) in shapes {
+            match self.tensors.get(name) {
+                None => problems.push(format!("  {name}: missing, {expected:?} expected")),
+                Some(t) if t.shape != *expected => {
+                    let file = self.file_name(t.file);
+                    problems.push(format!("  {file}: {name}: {:?} in the file, {expected:?} expected", t.shape));
+                }
+                Some(t) if !matches!(t.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) => {
+                    let file = self.file_name(t.file);
+                    problems.push(format!("  {file}: {name}: stored as {:?}; f32, f16 and bf16 can be read", t.dtype));
+                }
+                Some(_) => {}
+            }
+        }
+        let known: BTreeSet<&str> = shapes.iter().map(|(name, _)| name.as_str()).chain(extra.iter().copied()).collect();
+        let unknown = self.tensors.iter().filter(|(name, _)| !known.contains(name.as_str()));
+        problems.extend(unknown.map(|(name, t)| format!("  {}: {name}: not in the network", self.file_name(t.file))));
+        if problems.is_empty() { Ok(()) } else { Err(FolderError::Mismatch { folder: self.place.clone(), problems }) }
+    }
+
+    /// The values of one tensor.
+    ///
+    /// # Panics
+    /// If it is not there or not of a type that is read: [`Checkpoint::check`] comes first.
+    pub fn values(&self, name: &str) -> Vec<f32> {
+        let (dtype, _, bytes) = self.stored(name).expect("invariant: checked");
+        to_f32(dtype, bytes).expect("invariant: checked")
+    }
+
+    /// The tensors of `shapes` as parameters, in that order, after [`Checkpoint::check`].
+    pub fn params(&self, shapes: &Shapes, extra: &[&str]) -> Result<Params, FolderError> {
+        self.check(shapes, extra)?;
+        Ok(Params::new(shapes.iter().map(|(name, shape)| (name.clone(), shape.clone(), self.values(name)))))
+    }
+
+    /// The tensors of `shapes` on `device`, after [`Checkpoint::check`]: a frozen network, without a copy in between.
+    pub fn tensors(&self, shapes: &Shapes, extra: &[&str], device: &Device) -> Result<Tensors, FolderError> {
+        self.check(shapes, extra)?;
+        let values = |(name, shape): &(String, Vec<usize>)| (name.clone(), shape.clone(), self.values(name));
+        Ok(Tensors::frozen(shapes.iter().map(values), device))
+    }
+
+    fn file_name(&self, file: usize) -> &str {
+        self.files[file].0.file_name().and_then(|name| name.to_str()).unwrap_or("?")
+    }
+}
+
+/// Maps a file. As with every mapped file, a program that changes it meanwhile changes what is read here.
+#[expect(unsafe_code, reason = "a mapped file can be changed by others; weights are not written while they are read")]
+fn map(path: &Path) -> Result<Mmap, FolderError> {
+    let file = File::open(path).map_err(FolderError::read(path))?;
+    // SAFETY: the map is only read, and no reference to it outlives `Checkpoint`.
+    unsafe { Mmap::map(&file) }.map_err(FolderError::read(path))
+}
+
+/// What to say of a file whose header does not fit: if the file ends early, where, and in which tensor.
+fn truncation(bytes: &[u8], error: &safetensors::SafeTensorError) -> String {
+    let header = || {
+        let length = u64::from_le_bytes(bytes.get(..8)?.try_into().ok()?) as usize;
+        let json: serde_json::Value = serde_json::from_slice(bytes.get(8..length.checked_add(8)?)?).ok()?;
+        let end = |info: &serde_json::Value| Some(info.get("data_offsets")?.get(1)?.as_u64()? as usize + length + 8);
+        let ends = json.as_object()?.iter().filter_map(|(name, info)| Some((end(info)?, name.clone())));
+        let mut cut: Vec<_> = ends.filter(|(end, _)| *end > bytes.len()).collect();
+        cut.sort();
+        let (last, first) = (cut.last()?.0, cut.first()?.1.clone());
+        Some(format!("it is cut at {} of {last} bytes, in tensor `{first}`: download it again", bytes.len()))
+    };
+    header().unwrap_or_else(|| error.to_string())
+}

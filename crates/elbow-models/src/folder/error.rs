@@ -1,0 +1,100 @@
+//! What can be wrong with a model folder.
+
+use std::path::{Path, PathBuf};
+
+/// A model folder, or a file of it, that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum FolderError {
+    /// The system refuses.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The system refuses.
+    #[error("cannot write {}: {reason}", path.display())]
+    Write {
+        /// The file or folder.
+        path: PathBuf,
+        /// What went wrong.
+        reason: String,
+    },
+    /// The folder lacks files it must have.
+    #[error("{} has none of: {}{hint}", folder.display(), files.join(", "))]
+    Missing {
+        /// Where they should be.
+        folder: PathBuf,
+        /// Any of these would do.
+        files: Vec<String>,
+        /// What to do, or nothing.
+        hint: String,
+    },
+    /// JSON that does not say what it must.
+    #[error("{}: {reason}", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// The field, and what is wrong with it.
+        reason: String,
+    },
+    /// A field of a configuration with a value that is not implemented.
+    #[error("{}: `{field}` is {value}: {accepted}", path.display())]
+    Unsupported {
+        /// The file.
+        path: PathBuf,
+        /// The field.
+        field: &'static str,
+        /// What it says.
+        value: String,
+        /// What can be used.
+        accepted: String,
+    },
+    /// Not a complete safetensors file.
+    #[error("{}: not a complete safetensors file: {reason}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Where it ends, or what is wrong with its header.
+        reason: String,
+    },
+    /// Tensors that are missing, unknown, of another shape or of a type that is not read: all of them.
+    #[error("the weights in {} do not fit the network:\n{}", folder.display(), problems.join("\n"))]
+    Mismatch {
+        /// The folder, or the only file.
+        folder: PathBuf,
+        /// One line a tensor, with its file where it has one.
+        problems: Vec<String>,
+    },
+    /// A tokenizer's files do not make a tokenizer.
+    #[error("{}: not a tokenizer that can be used: {reason}", path.display())]
+    Tokenizer {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+impl FolderError {
+    /// For `map_err` of operations on `path`.
+    pub(crate) fn read(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        move |source| Self::Read { path: path.to_path_buf(), source }
+    }
+
+    /// For `map_err` of operations on `path`.
+    pub(crate) fn write<E: ToString>(path: &Path) -> impl FnOnce(E) -> Self {
+        move |error| Self::Write { path: path.to_path_buf(), reason: error.to_string() }
+    }
+
+    /// A field of `path` that holds `value`, of which only `accepted` is implemented.
+    pub(crate) fn unsupported(path: &Path, field: &'static str, value: impl ToString, accepted: &str) -> Self {
+        Self::Unsupported {
+            path: path.to_path_buf(),
+            field,
+            value: value.to_string(),
+            accepted: format!("this version reads {accepted}"),
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! Model folders as `diffusers` writes them.
+//!
+//! ```text
+//! <folder>/model_index.json                   which pipeline, and the class of each component
+//! <folder>/transformer/config.json            (or unet/)
+//! <folder>/transformer/diffusion_pytorch_model.safetensors
+//! <folder>/text_encoder/model.safetensors     or shards, listed in model.safetensors.index.json
+//! <folder>/text_encoder/model.fp16.safetensors    a variant
+//! <folder>/tokenizer/vocab.json, merges.txt
+//! <folder>/vae/, scheduler/, …
+//! ```
+//!
+//! Opening a folder reads the small files and the headers of the large ones, so that everything that is wrong is known
+//! before any weight is read.
+
+mod checkpoint;
+mod error;
+
+pub use checkpoint::{Checkpoint, Shapes};
+pub use error::FolderError;
+
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// The pipelines whose parts are known here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pipeline {
+    /// SD3 and SD3.5.
+    StableDiffusion3,
+    /// FLUX.1.
+    Flux,
+    /// SD1.x and SD2.x.
+    StableDiffusion,
+}
+
+/// An open model folder.
+#[derive(Clone, Debug)]
+pub struct Folder {
+    path: PathBuf,
+    pipeline: Pipeline,
+    variant: Option<String>,
+    index: Map<String, Value>,
+}
+
+impl Folder {
+    /// Reads `model_index.json`. Of weights that exist in the given variant (`fp16`), that one is used; others as they are.
+    pub fn open(path: &Path, variant: Option<&str>) -> Result<Self, FolderError> {
+        let file = path.join("model_index.json");
+        if !file.is_file() {
+            let hint = ": a model is a local folder as `diffusers` saves it".into();
+            return Err(FolderError::Missing { folder: path.into(), files: vec!["model_index.json".into()], hint });
+        }
+        let index: Map<String, Value> = read_json(&file)?;
+        let class = index.get("_class_name").and_then(Value::as_str).unwrap_or("absent");
+        let pipeline = match class {
+            "StableDiffusion3Pipeline" => Pipeline::StableDiffusion3,
+            "FluxPipeline" => Pipeline::Flux,
+            "StableDiffusionPipeline" => Pipeline::StableDiffusion,
+            other => {
+                let accepted = "StableDiffusion3Pipeline, FluxPipeline and StableDiffusionPipeline";
+                return Err(FolderError::unsupported(&file, "_class_name", other, accepted));
+            }
+        };
+        Ok(Self { path: path.into(), pipeline, variant: variant.map(String::from), index })
+    }
+
+    /// The pipeline the folder says it is.
+    pub fn pipeline(&self) -> Pipeline {
+        self.pipeline
+    }
+
+    /// The class of a component, such as `T5EncoderModel`; `None` if the pipeline goes without it.
+    pub fn class(&self, component: &str) -> Option<&str> {
+        self.index.get(component)?.get(1)?.as_str()
+    }
+
+    /// The folder of a component, which must be of the given class.
+    pub fn component(&self, component: &'static str, classes: &[&str]) -> Result<PathBuf, FolderError> {
+        let file = self.path.join("model_index.json");
+        let class = self.class(component).unwrap_or("absent");
+        if !classes.contains(&class) {
+            return Err(FolderError::unsupported(&file, component, class, &classes.join(" and ")));
+        }
+        let folder = self.path.join(component);
+        if folder.is_dir() {
+            return Ok(folder);
+        }
+        let hint = ", which model_index.json lists: download the whole model".into();
+        Err(FolderError::Missing { folder: self.path.clone(), files: vec![format!("{component}/")], hint })
+    }
+
+    /// The configuration of a component.
+    pub fn config<T: DeserializeOwned>(&self, component: &str) -> Result<T, FolderError> {
+        read_json(&self.path.join(component).join("config.json"))
+    }
+
+    /// The weights of a component; `stem` is `diffusion_pytorch_model` or, for text encoders, `model`.
+    pub fn checkpoint(&self, component: &str, stem: &str) -> Result<Checkpoint, FolderError> {
+        Checkpoint::open(&self.path.join(component), stem, self.variant.as_deref())
+    }
+}
+
+/// Reads a JSON file; the error names the field.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, FolderError> {
+    let text = fs::read(path).map_err(FolderError::read(path))?;
+    let mut json = serde_json::Deserializer::from_slice(&text);
+    serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        let field = error.path().to_string();
+        let reason = if field == "." { error.inner().to_string() } else { format!("`{field}`: {}", error.inner()) };
+        FolderError::Json { path: path.into(), reason }
+    })
+}

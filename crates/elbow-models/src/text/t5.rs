@@ -1,0 +1,210 @@
+//! T5's encoder (arXiv 1910.10683, version 1.1), with the names of `transformers`' `T5EncoderModel`.
+//!
+//! RMS norms without bias, attention without scale but with a learned bias by distance, and an MLP gated by GELU:
+//! h ← h + attention(norm(h)), h ← h + wo(gelu(wi₀ x) ⊙ wi₁ x), x = norm(h). Layer 0 holds the bias for all layers.
+
+use super::layers::{Ids, attention, embed, rms_norm};
+use crate::{
+    folder::{Checkpoint, FolderError, Shapes, read_json},
+    linear::{Linear, Weights},
+};
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use elbow::params::Tensors;
+use serde::Deserialize;
+use std::path::Path;
+
+/// The fields of `config.json` that matter; others are ignored.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct T5Config {
+    /// Entries of the token table.
+    pub vocab_size: usize,
+    /// Width.
+    pub d_model: usize,
+    /// Width of one head; heads × this need not be `d_model`.
+    pub d_kv: usize,
+    /// Width inside the MLP.
+    pub d_ff: usize,
+    /// Layers.
+    pub num_layers: usize,
+    /// Heads.
+    pub num_heads: usize,
+    /// Distances are sorted into this many buckets.
+    #[serde(default = "buckets")]
+    pub relative_attention_num_buckets: usize,
+    /// Farther than this, all distances are one.
+    #[serde(default = "distance")]
+    pub relative_attention_max_distance: usize,
+    /// ε of the norms.
+    #[serde(default = "epsilon")]
+    pub layer_norm_epsilon: f64,
+    /// `gated-gelu` (version 1.1); nothing else is implemented.
+    #[serde(default = "relu")]
+    pub feed_forward_proj: String,
+}
+
+fn buckets() -> usize {
+    32
+}
+
+fn distance() -> usize {
+    128
+}
+
+fn epsilon() -> f64 {
+    1e-6
+}
+
+/// What the file means if it says nothing.
+fn relu() -> String {
+    "relu".into()
+}
+
+impl T5Config {
+    /// Reads and checks `config.json`.
+    pub fn read(file: &Path) -> Result<Self, FolderError> {
+        let config: Self = read_json(file)?;
+        if config.feed_forward_proj != "gated-gelu" {
+            let value = &config.feed_forward_proj;
+            return Err(FolderError::unsupported(file, "feed_forward_proj", value, "gated-gelu (T5 version 1.1)"));
+        }
+        let (buckets, distance) = (config.relative_attention_num_buckets, config.relative_attention_max_distance);
+        if buckets < 4 || distance <= buckets / 4 {
+            let accepted = "4 buckets or more, and distances beyond a quarter of their number";
+            return Err(FolderError::unsupported(file, "relative_attention_num_buckets", buckets, accepted));
+        }
+        Ok(config)
+    }
+
+    /// Every tensor.
+    pub fn shapes(&self) -> Shapes {
+        let (width, inner) = (self.d_model, self.num_heads * self.d_kv);
+        let mut shapes = vec![("shared.weight".to_owned(), vec![self.vocab_size, width])];
+        for i in 0..self.num_layers {
+            let (attention, mlp) = (format!("encoder.block.{i}.layer.0"), format!("encoder.block.{i}.layer.1"));
+            for name in ["q", "k", "v"] {
+                shapes.push((format!("{attention}.SelfAttention.{name}.weight"), vec![inner, width]));
+            }
+            shapes.push((format!("{attention}.SelfAttention.o.weight"), vec![width, inner]));
+            if i == 0 {
+                shapes.push((BIAS.into(), vec![self.relative_attention_num_buckets, self.num_heads]));
+            }
+            shapes.push((format!("{attention}.layer_norm.weight"), vec![width]));
+            for name in ["wi_0", "wi_1"] {
+                shapes.push((format!("{mlp}.DenseReluDense.{name}.weight"), vec![self.d_ff, width]));
+            }
+            shapes.push((format!("{mlp}.DenseReluDense.wo.weight"), vec![width, self.d_ff]));
+            shapes.push((format!("{mlp}.layer_norm.weight"), vec![width]));
+        }
+        shapes.push(("encoder.final_layer_norm.weight".into(), vec![width]));
+        shapes
+    }
+
+    /// The bucket of a key `offset` tokens after the query. Half of the buckets are for keys that come later. Of each
+    /// half, the first half is for single distances, the rest grows as the logarithm up to the longest distance.
+    fn bucket(&self, offset: i64) -> usize {
+        let half = self.relative_attention_num_buckets / 2;
+        let (later, exact) = (if offset > 0 { half } else { 0 }, half / 2);
+        let distance = offset.unsigned_abs() as usize;
+        if distance < exact {
+            return later + distance;
+        }
+        // In single precision, as the reference rounds.
+        let growth = (distance as f32 / exact as f32).ln()
+            / (self.relative_attention_max_distance as f64 / exact as f64).ln() as f32
+            * (half - exact) as f32;
+        later + (exact + growth as usize).min(half - 1)
+    }
+}
+
+/// The bias table of all layers.
+const BIAS: &str = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight";
+/// The token table once more, in some files.
+const COPY: &str = "encoder.embed_tokens.weight";
+
+/// A text encoder with its weights, frozen.
+#[derive(Clone, Debug)]
+pub struct T5 {
+    config: T5Config,
+    weights: Tensors,
+}
+
+impl T5 {
+    /// What [`T5::load`] would find wrong, without reading values.
+    pub fn check(config: &T5Config, checkpoint: &Checkpoint) -> Result<(), FolderError> {
+        checkpoint.check(&config.shapes(), &[COPY])
+    }
+
+    /// Reads the weights.
+    pub fn load(config: T5Config, checkpoint: &Checkpoint, device: &Device) -> Result<Self, FolderError> {
+        let weights = checkpoint.tensors(&config.shapes(), &[COPY], device)?;
+        Ok(Self { config, weights })
+    }
+
+    /// `[N, L] → [N, L, d_model]`. Padding is not masked, since neither SD3's nor FLUX's pipeline passes a mask.
+    pub fn forward(&self, ids: &Ids) -> Tensor<3> {
+        let mut h = embed(&self.weights, "shared.weight", ids);
+        let bias = self.bias(h.dims()[1], &h.device());
+        for i in 0..self.config.num_layers {
+            h = self.block(&format!("encoder.block.{i}"), h, bias.clone());
+        }
+        self.norm("encoder.final_layer_norm", h)
+    }
+
+    fn block(&self, path: &str, h: Tensor<3>, bias: Tensor<4>) -> Tensor<3> {
+        let x = self.norm(&format!("{path}.layer.0.layer_norm"), h.clone());
+        let attend = |name: &str, x| self.linear(&format!("{path}.layer.0.SelfAttention.{name}"), x);
+        let qkv = ["q", "k", "v"].map(|name| attend(name, x.clone()));
+        let h = h + attend("o", attention(qkv, self.config.num_heads, 1.0, bias));
+        let x = self.norm(&format!("{path}.layer.1.layer_norm"), h.clone());
+        let dense = |name: &str, x| self.linear(&format!("{path}.layer.1.DenseReluDense.{name}"), x);
+        let gate = elbow_kernels::gelu_tanh(dense("wi_0", x.clone()));
+        h + dense("wo", gate * dense("wi_1", x))
+    }
+
+    /// `[1, heads, L, L]`
+    fn bias(&self, length: usize, device: &Device) -> Tensor<4> {
+        let bucket = |i: usize| self.config.bucket((i % length) as i64 - (i / length) as i64) as i32;
+        let buckets: Vec<i32> = (0..length * length).map(bucket).collect();
+        let buckets = Tensor::<1, Int>::from_data(TensorData::new(buckets, [length * length]), device);
+        let bias = self.weights.tensor::<2>(BIAS).select(0, buckets);
+        bias.reshape([1, length, length, self.config.num_heads]).permute([0, 3, 1, 2])
+    }
+
+    fn norm(&self, path: &str, x: Tensor<3>) -> Tensor<3> {
+        rms_norm(&self.weights, path, x, self.config.layer_norm_epsilon)
+    }
+
+    fn linear(&self, path: &str, x: Tensor<3>) -> Tensor<3> {
+        Linear::new(Weights { base: &self.weights, adapter: None }, path).forward(x)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> T5Config {
+        let text = r#"{"vocab_size": 8, "d_model": 4, "d_kv": 2, "d_ff": 4, "num_layers": 1, "num_heads": 2}"#;
+        serde_json::from_str(text).expect("a config")
+    }
+
+    /// 32 buckets: 0..16 for this token and earlier ones, 16..32 for later ones; of each 16, 8 single distances.
+    #[test]
+    fn buckets_are_single_then_logarithmic() {
+        let config = config();
+        let at = |offsets: &[i64]| offsets.iter().map(|&o| config.bucket(o)).collect::<Vec<_>>();
+        assert_eq!(at(&[0, -1, -7, 1, 7]), [0, 1, 7, 17, 23]);
+        assert_eq!(at(&[-8, -11, -12, -16, -32, -63, -127, -128, -1000]), [8, 8, 9, 10, 12, 13, 15, 15, 15]);
+        assert_eq!(at(&[8, 1000]), [24, 31]);
+    }
+
+    #[test]
+    fn version_1_0_is_refused_by_field_and_value() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("config.json");
+        let text = r#"{"vocab_size": 8, "d_model": 4, "d_kv": 2, "d_ff": 4, "num_layers": 1, "num_heads": 2}"#;
+        std::fs::write(&file, text).expect("written");
+        let error = T5Config::read(&file).expect_err("relu").to_string();
+        assert!(error.contains("feed_forward_proj") && error.contains("relu"), "{error}");
+    }
+}

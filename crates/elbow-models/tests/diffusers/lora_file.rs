@@ -1,0 +1,229 @@
+//! Adapters in and out: files of `peft` and `diffusers` are read, and what is written is read back the same
+//! (`fixtures/README.md` says how the files were made; `fixtures/check/lora.py` loads what is written here there).
+
+use crate::model_folder::fixtures;
+use elbow::noise::{Key, Purpose};
+use elbow::params::Params;
+use elbow_models::{
+    folder::{Checkpoint, Shapes},
+    lora::LoraConfig,
+    lora_file::{
+        Adapter, LoraFileError, Network, Provenance, Trained, read, write_diffusers, write_kohya, write_merged,
+        write_peft,
+    },
+};
+use std::{fs, path::Path};
+
+/// The model the fixtures' adapter is for.
+fn base() -> Checkpoint {
+    Checkpoint::open_file(&fixtures().join("mmdit/plain.weights.safetensors")).expect("a fixture")
+}
+
+fn shapes(checkpoint: &Checkpoint) -> Shapes {
+    checkpoint.shapes().map(|(name, shape)| (name.to_owned(), shape.to_vec())).collect()
+}
+
+/// The adapter of the fixtures, from the file that also holds what it computes.
+fn golden() -> Adapter {
+    let reference = Checkpoint::open_file(&fixtures().join("mmdit/plain.reference.safetensors")).expect("a fixture");
+    let config = LoraConfig { rank: 2, alpha: 4.0, ..LoraConfig::default() };
+    let weights = base();
+    let tensors = shapes(&weights).into_iter().map(|(name, shape)| {
+        let values = weights.values(&name);
+        (name, shape, values)
+    });
+    let fresh = config.initial(&Params::new(tensors), Key::new(0, Purpose::Initialization, 0));
+    let from =
+        |e: &elbow::params::Entry| (e.name.clone(), e.shape.clone(), reference.values(&format!("factor.{}", e.name)));
+    Adapter { factors: Params::new(fresh.entries().iter().map(from)), config }
+}
+
+fn about() -> Provenance {
+    Provenance {
+        run: "0123abcd".into(),
+        step: 40,
+        ema: true,
+        base: "stabilityai/stable-diffusion-3.5-medium".into(),
+        architecture: "stable-diffusion-v3-medium".into(),
+    }
+}
+
+fn sorted(mut names: Vec<String>) -> Vec<String> {
+    names.sort();
+    names
+}
+
+/// Equal factors in equal order, equal scale, and the same set of targets.
+fn same(got: &Adapter, expected: &Adapter) {
+    assert_eq!(got.factors, expected.factors);
+    assert_eq!((got.config.rank, got.config.alpha.to_bits()), (expected.config.rank, expected.config.alpha.to_bits()));
+    let names = |a: &Adapter| sorted(a.config.target_modules.clone());
+    assert_eq!(names(got), names(expected));
+}
+
+#[test]
+fn files_of_peft_and_diffusers_are_read() {
+    let (files, shapes) = (fixtures().join("lora"), shapes(&base()));
+    let expected = golden();
+    same(&read(&files.join("peft"), &shapes).expect("peft"), &expected);
+    same(&read(&files.join("pytorch_lora_weights.safetensors"), &shapes).expect("diffusers"), &expected);
+}
+
+/// The trap: a file that does not say alpha means alpha = rank, half of what was trained here.
+#[test]
+fn without_metadata_alpha_is_the_rank() {
+    let (files, shapes, mut expected) = (fixtures().join("lora"), shapes(&base()), golden());
+    expected.config.alpha = 2.0;
+    same(&read(&files.join("bare.safetensors"), &shapes).expect("bare"), &expected);
+    same(&read(&files.join("kohya.safetensors"), &shapes).expect("kohya"), &expected);
+}
+
+#[test]
+fn every_format_is_read_back_the_same() {
+    let (folder, shapes, adapter) = (tempfile::tempdir().expect("a folder"), shapes(&base()), golden());
+    let path = |name: &str| folder.path().join(name);
+    write_peft(&adapter, &about(), &path("peft")).expect("written");
+    write_peft(&adapter, &about(), &path("peft")).expect("an older export is replaced");
+    write_diffusers(&adapter, Network::Transformer, &about(), &path("d.safetensors")).expect("written");
+    write_kohya(&adapter, Network::Unet, &about(), &path("k.safetensors")).expect("written");
+    write_kohya(&adapter, Network::Transformer, &about(), &path("c.safetensors")).expect("written");
+    for name in ["peft", "d.safetensors", "k.safetensors", "c.safetensors"] {
+        same(&read(&path(name), &shapes).unwrap_or_else(|e| panic!("{name}: {e}")), &adapter);
+    }
+    let mut left: Vec<_> =
+        fs::read_dir(folder.path()).expect("a folder").map(|e| e.expect("entry").file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["c.safetensors", "d.safetensors", "k.safetensors", "peft"]);
+}
+
+/// The keys that other programs look for, and where the file came from.
+#[test]
+fn keys_and_provenance_are_in_the_files() {
+    let (folder, adapter) = (tempfile::tempdir().expect("a folder"), golden());
+    let file = folder.path().join("x.safetensors");
+    write_kohya(&adapter, Network::Transformer, &about(), &file).expect("written");
+    let kohya = Checkpoint::open_file(&file).expect("read");
+    let layer = "lora_transformer_transformer_blocks_0_attn_to_out_0";
+    for end in ["lora_down.weight", "lora_up.weight", "alpha"] {
+        assert!(kohya.contains(&format!("{layer}.{end}")), "{end}");
+    }
+    assert_eq!(kohya.values(&format!("{layer}.alpha")), [4.0]);
+    write_diffusers(&adapter, Network::Transformer, &about(), &file).expect("written");
+    let diffusers = Checkpoint::open_file(&file).expect("read");
+    assert!(diffusers.contains("transformer.transformer_blocks.0.attn.to_out.0.lora_A.weight"));
+    let about: Vec<_> = ["elbow.run", "elbow.step", "elbow.weights", "elbow.base_model", "modelspec.architecture"]
+        .map(|key| diffusers.metadata()[key].as_str())
+        .into();
+    let base = "stabilityai/stable-diffusion-3.5-medium";
+    assert_eq!(about, ["0123abcd", "40", "ema", base, "stable-diffusion-v3-medium/lora"]);
+    let config: serde_json::Value = serde_json::from_str(&diffusers.metadata()["lora_adapter_metadata"]).expect("JSON");
+    assert_eq!((&config["transformer.lora_alpha"], &config["transformer.r"]), (&4.into(), &2.into()));
+}
+
+#[test]
+fn merged_weights_are_the_base_plus_the_product() {
+    let (folder, base, adapter) = (tempfile::tempdir().expect("a folder"), base(), golden());
+    let out = folder.path().join("transformer");
+    let merge = |trained, shard| write_merged(&base, "diffusion_pytorch_model", trained, &about(), shard, &out);
+    for shard in [usize::MAX, 20_000] {
+        merge(Trained::Adapter(&adapter), shard).expect("written");
+        let merged = Checkpoint::open(&out, "diffusion_pytorch_model", None).expect("read");
+        merged.check(&shapes(&base), &[]).expect("the tensors of the base");
+        let factor = |layer: &str, side: &str| {
+            let name = format!("{layer}.lora_{side}.weight");
+            let entry = adapter.factors.entries().iter().find(|e| e.name == name)?;
+            Some(&adapter.factors.values()[entry.range.clone()])
+        };
+        let mut changed = 0;
+        for (name, shape) in base.shapes() {
+            let mut expected = base.values(name);
+            let layer = name.strip_suffix(".weight").unwrap_or(name);
+            if let (Some(a), Some(b)) = (factor(layer, "A"), factor(layer, "B")) {
+                changed += 1;
+                for (i, value) in expected.iter_mut().enumerate() {
+                    let (row, column) = (i / shape[1], i % shape[1]);
+                    *value += 2.0 * (0..2).map(|r| b[row * 2 + r] * a[r * shape[1] + column]).sum::<f32>();
+                }
+            }
+            for (got, want) in merged.values(name).iter().zip(&expected) {
+                assert!((got - want).abs() < 1e-6, "{name}: {got} {want}");
+            }
+        }
+        assert_eq!(2 * changed, adapter.factors.entries().len());
+    }
+    let shards = fs::read_dir(&out).expect("a folder").count();
+    assert!(shards > 3, "shards and an index, {shards} files");
+    let trained = Params::new([("proj_out.bias".to_owned(), vec![16], vec![0.5; 16])]);
+    merge(Trained::Full(&trained), usize::MAX).expect("written");
+    let merged = Checkpoint::open(&out, "diffusion_pytorch_model", None).expect("read");
+    assert_eq!(merged.values("proj_out.bias"), [0.5; 16]);
+    assert_eq!(merged.values("proj_out.weight"), base.values("proj_out.weight"));
+}
+
+/// What reading `adapter` is refused with, after `damage` to its PEFT folder.
+fn refusal(damage: impl FnOnce(&Path)) -> LoraFileError {
+    let folder = tempfile::tempdir().expect("a folder");
+    let peft = folder.path().join("peft");
+    write_peft(&golden(), &about(), &peft).expect("written");
+    damage(&peft);
+    read(&peft, &shapes(&base())).expect_err("damaged")
+}
+
+#[test]
+fn an_adapter_for_another_model_is_refused() {
+    let (files, base) = (fixtures().join("lora"), shapes(&base()));
+    let wider: Shapes = base.iter().map(|(n, s)| (n.clone(), s.iter().map(|d| d * 2).collect())).collect();
+    let other: Shapes = base.iter().map(|(n, s)| (n.replace("transformer_blocks", "blocks"), s.clone())).collect();
+    for (shapes, part) in [(wider, "the layer's weight is [32, 32]"), (other, "no such layer in the model")] {
+        let error = read(&files.join("peft"), &shapes).expect_err("another model").to_string();
+        for part in ["adapter_model.safetensors", "another model", part, "transformer_blocks.0.attn", "more"] {
+            assert!(error.contains(part), "{part:?} is not in: {error}");
+        }
+    }
+}
+
+#[test]
+fn what_means_something_else_is_refused_by_field_and_value() {
+    for (from, to, parts) in [
+        ("\"bias\": \"none\"", "\"bias\": \"all\"", ["`bias`", "all"]),
+        ("\"bias\": \"none\"", "\"use_dora\": true", ["`use_dora`", "true"]),
+        ("\"bias\": \"none\"", "\"use_rslora\": true", ["`use_rslora`", "true"]),
+        ("\"alpha_pattern\": {}", "\"alpha_pattern\": {\"to_q\": 8}", ["`alpha_pattern`", "to_q"]),
+        ("\"gaussian\"", "\"pissa\"", ["`init_lora_weights`", "pissa"]),
+        ("\"LORA\"", "\"LOHA\"", ["`peft_type`", "LOHA"]),
+        ("\"r\": 2", "\"r\": 8", ["`r`", "rank 2"]),
+        ("\"lora_alpha\": 4", "\"lora_alpha\": \"4\"", ["`lora_alpha`", "number"]),
+    ] {
+        let error = refusal(|folder| {
+            let file = folder.join("adapter_config.json");
+            let text = fs::read_to_string(&file).expect("read");
+            assert!(text.contains(from), "{from} is in {text}");
+            fs::write(&file, text.replace(from, to)).expect("written");
+        });
+        for part in parts.iter().chain(&["adapter_config.json"]) {
+            assert!(error.to_string().contains(part), "{part:?} is not in: {error}");
+        }
+    }
+    let error = refusal(|folder| {
+        let file = folder.join("adapter_model.safetensors");
+        let bytes = fs::read(&file).expect("read");
+        fs::write(&file, &bytes[..bytes.len() - 1]).expect("cut");
+    });
+    assert!(error.to_string().contains("not a complete safetensors file"), "{error}");
+}
+
+/// For `fixtures/check/lora.py`, which loads these files in `peft` and `diffusers`.
+#[test]
+#[ignore = "writes files for the reference packages to ELBOW_CHECK"]
+fn exports_for_the_reference_packages() {
+    let folder = std::path::PathBuf::from(std::env::var_os("ELBOW_CHECK").expect("ELBOW_CHECK names a folder"));
+    let adapter = golden();
+    fs::create_dir_all(folder.join("diffusers")).expect("made");
+    write_peft(&adapter, &about(), &folder.join("peft")).expect("written");
+    let file = folder.join("diffusers/pytorch_lora_weights.safetensors");
+    write_diffusers(&adapter, Network::Transformer, &about(), &file).expect("written");
+    write_kohya(&adapter, Network::Unet, &about(), &folder.join("kohya.safetensors")).expect("written");
+    let merged = folder.join("transformer");
+    write_merged(&base(), "diffusion_pytorch_model", Trained::Adapter(&adapter), &about(), 20_000, &merged)
+        .expect("written");
+}
