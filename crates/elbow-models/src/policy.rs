@@ -7,6 +7,7 @@ use crate::{
     lora::LoraConfig,
     mmdit::{Mmdit, MmditConfig},
     recompute::Checkpointing,
+    unet::{Unet, UnetConfig},
 };
 use burn::tensor::Tensor;
 use elbow::{
@@ -46,6 +47,8 @@ pub enum Network {
         /// Ignored by models without `guidance_embeds`.
         guidance: f64,
     },
+    /// The UNet of Stable Diffusion 1 and 2, which predicts noise or an angle.
+    Unet(UnetConfig),
 }
 
 impl Network {
@@ -54,6 +57,7 @@ impl Network {
         match self {
             Self::Mmdit(config) => config.layout(),
             Self::Flux { config, .. } => config.layout(),
+            Self::Unet(config) => config.layout(),
         }
     }
 
@@ -62,6 +66,8 @@ impl Network {
         match self {
             Self::Mmdit(config) => Box::new(Mmdit::new(config, weights, checkpointing)),
             Self::Flux { config, guidance } => Box::new(Flux::new(config, *guidance, weights, checkpointing)),
+            // Its blocks are joined across the whole depth: nothing of it is recomputed.
+            Self::Unet(config) => Box::new(Unet::new(config, weights)),
         }
     }
 
@@ -70,6 +76,7 @@ impl Network {
         match self {
             Self::Mmdit(config) => config.latent_problem(latent),
             Self::Flux { config, .. } => config.latent_problem(latent),
+            Self::Unet(config) => config.latent_problem(latent),
         }
     }
 }
@@ -77,7 +84,7 @@ impl Network {
 /// Fixed positions, not trained even by full fine-tuning.
 const BUFFER: &str = "pos_embed.pos_embed";
 
-/// A network that predicts velocity, its frozen text encoder and what of it is trained.
+/// A network, its frozen text encoder and what of it is trained.
 pub struct NetworkPolicy {
     /// The network.
     pub network: Network,

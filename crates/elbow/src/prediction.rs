@@ -55,6 +55,11 @@ impl Prediction {
         }
     }
 
+    /// The velocity field of a network on this path; `output`'s fields are its raw outputs.
+    pub fn of(self, schedule: Schedule, output: Box<dyn VelocityField>) -> Box<dyn VelocityField> {
+        if self == Self::Velocity { output } else { Box::new(Predicted { output, prediction: self, schedule }) }
+    }
+
     /// How much an error of the velocity moves the network's output, up to sign.
     pub fn gain(self, level: Level) -> f64 {
         match self {
@@ -87,10 +92,7 @@ impl<P: Policy> Policy for Predicting<P> {
 
     fn bind(&self, trained: Option<&Tensors>) -> Box<dyn VelocityField> {
         let output = self.network.bind(trained);
-        match self.prediction {
-            Prediction::Velocity => output,
-            prediction => Box::new(Predicted { output, prediction, schedule: self.schedule }),
-        }
+        self.prediction.of(self.schedule, output)
     }
 
     fn encode(&self, prompts: &[Prompt]) -> Result<Conditioning, EncodeError> {

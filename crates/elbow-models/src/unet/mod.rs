@@ -18,8 +18,7 @@ use burn::tensor::{Tensor, TensorData, activation};
 use config::Stage;
 use elbow::{
     policy::{Conditioning, VelocityField},
-    prediction::Prediction,
-    schedule::{SCALED_LINEAR_STEPS, Schedule},
+    schedule::SCALED_LINEAR_STEPS,
 };
 use transformer::Transformer;
 
@@ -119,26 +118,11 @@ fn time_features(timestep: Tensor<1>, width: usize) -> Tensor<2> {
     Tensor::cat(vec![angles.clone().cos(), angles.sin()], 1)
 }
 
-/// A UNet as a velocity field: what it predicts, on the path it was trained on.
-#[derive(Clone, Debug)]
-pub struct UnetField {
-    /// The network.
-    pub network: Unet,
-    /// The path.
-    pub schedule: Schedule,
-    /// What its output means.
-    pub prediction: Prediction,
-}
-
-impl VelocityField for UnetField {
-    /// The network sees timestep 1000 t − 1, between those it was trained on where t falls between them: t = 1 is timestep
-    /// 999, t = 1/1000 is timestep 0, and t = 0, where nothing is evaluated, is clean data.
+impl VelocityField for Unet {
+    /// What the network predicts, which `elbow::prediction::Predicting` turns into velocity. It sees timestep 1000 t − 1,
+    /// between those it was trained on where t falls between them: t = 1 is timestep 999, t = 1/1000 is timestep 0, and
+    /// t = 0, where nothing is evaluated, is clean data.
     fn velocity(&self, x: Tensor<4>, t: Tensor<1>, cond: &Conditioning) -> Tensor<4> {
-        let times = t.to_data();
-        let times = times.as_slice::<f32>().expect("invariant: times are f32");
-        let times: Vec<f64> = times.iter().map(|&t| f64::from(t)).collect();
-        let timestep = (t * SCALED_LINEAR_STEPS as f64 - 1.0).clamp_min(0.0);
-        let output = self.network.forward(x.clone(), timestep, &cond.tokens);
-        self.prediction.velocity(self.schedule, x, output, &times)
+        self.forward(x, (t * SCALED_LINEAR_STEPS as f64 - 1.0).clamp_min(0.0), &cond.tokens)
     }
 }

@@ -12,7 +12,7 @@ use elbow::{
 use elbow_models::{
     linear::Weights,
     lora::LoraConfig,
-    unet::{Unet, UnetConfig, UnetField},
+    unet::{Unet, UnetConfig},
 };
 
 /// Relative to the largest value of the reference, which computes the frequencies of time in float32, off by up to 7 units
@@ -96,7 +96,7 @@ fn predicted_noise_becomes_velocity() {
     let (inputs, base) = (golden.under("square."), golden.weights.tensors(&Device::flex()));
     let schedule = Schedule::ScaledLinear { beta_start: 0.00085, beta_end: 0.012 };
     let network = Unet::new(&golden.config, Weights { base: &base, adapter: None });
-    let field = UnetField { network, schedule, prediction: Prediction::Noise };
+    let field = Prediction::Noise.of(schedule, Box::new(network));
     let timesteps = &inputs["timestep"].1;
     let t: Vec<f32> = timesteps.iter().map(|k| (k + 1.0) / 1000.0).collect();
     let mut expected = Vec::new();
