@@ -76,10 +76,13 @@ impl Part {
     }
 }
 
-/// A block as a function of tokens, conditioning and trained weights, the last of which lie in one vector.
+/// Of tokens, conditioning and trained weights.
+type Function = dyn Fn(Tensor<3>, Tensor<2>, &Tensors) -> Tensor<3> + Send + Sync;
+
+/// A block, and where in their vector its trained weights lie.
 #[derive(Clone)]
 struct Block {
-    function: Arc<dyn Fn(Tensor<3>, Tensor<2>, &Tensors) -> Tensor<3> + Send + Sync>,
+    function: Arc<Function>,
     entries: Arc<Vec<Entry>>,
 }
 
@@ -99,7 +102,7 @@ where
     let c = c.clone().autodiff().try_into_primitive::<Autodiff<B>>().ok()?;
     let trained = trained.clone().autodiff().try_into_primitive::<Autodiff<B>>().ok()?;
     let nodes = [x.node(), c.node(), trained.node()];
-    let arguments = [x, c, trained].map(|tensor| tensor.into_primitive());
+    let arguments = [x, c, trained].map(FloatTensor::<Autodiff<B>>::into_primitive);
     let [x, c, trained] = arguments.clone();
     let trained = Tensors::cut(&Tensor::from_primitive::<B>(trained), &block.entries);
     let y = (block.function)(Tensor::from_primitive::<B>(x), Tensor::from_primitive::<B>(c), &trained);
