@@ -28,11 +28,9 @@ fn golden() -> Adapter {
     let reference = Checkpoint::open_file(&fixtures().join("mmdit/plain.reference.safetensors")).expect("a fixture");
     let config = LoraConfig { rank: 2, alpha: 4.0, ..LoraConfig::default() };
     let weights = base();
-    let tensors = shapes(&weights).into_iter().map(|(name, shape)| {
-        let values = weights.values(&name);
-        (name, shape, values)
-    });
-    let fresh = config.initial(&Params::new(tensors), Key::new(0, Purpose::Initialization, 0));
+    let tensors = shapes(&weights);
+    let tensors = tensors.iter().map(|(name, shape)| (&**name, &**shape));
+    let fresh = config.initial(tensors, Key::new(0, Purpose::Initialization, 0));
     let from =
         |e: &elbow::params::Entry| (e.name.clone(), e.shape.clone(), reference.values(&format!("factor.{}", e.name)));
     Adapter { factors: Params::new(fresh.entries().iter().map(from)), config }

@@ -5,7 +5,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use elbow::{
     noise::{Key, Purpose},
     params::Params,
-    policy::{Conditioning, VelocityField},
+    policy::Conditioning,
     prediction::Prediction,
     schedule::Schedule,
 };
