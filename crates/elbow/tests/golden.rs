@@ -121,7 +121,9 @@ impl Multistep {
 fn unipc_follows_the_multistep_scheduler() {
     let runs = read::<Vec<Multistep>>("unipc.json");
     assert!(runs.len() == 3 && runs.iter().all(|run| run.points.len() == 9));
-    runs.iter().for_each(|run| run.compare("unipc", &Unipc {}, 1e-5));
+    for run in &runs {
+        run.compare("unipc", &Unipc {}, 1e-5);
+    }
 }
 
 /// The same with the reference's noise.
@@ -129,7 +131,9 @@ fn unipc_follows_the_multistep_scheduler() {
 fn sa_solver_follows_the_stochastic_adams_scheduler() {
     let runs = read::<Vec<Multistep>>("sa_solver.json");
     assert!(runs.len() == 3 && runs.iter().all(|run| run.tau > 0.0 && run.noises.len() == 7));
-    runs.iter().for_each(|run| run.compare("sa-solver", &SaSolver { tau: run.tau, order: 2 }, 1e-5));
+    for run in &runs {
+        run.compare("sa-solver", &SaSolver { tau: run.tau, order: 2 }, 1e-5);
+    }
 }
 
 /// The reference's levels are discrete; each is a time of the continuous schedule.

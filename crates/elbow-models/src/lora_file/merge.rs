@@ -72,15 +72,16 @@ fn check(base: &Checkpoint, trained: Trained<'_>) -> Result<(), LoraFileError> {
         Trained::Full(params) => params,
     };
     let problem = |entry: &elbow::params::Entry| {
-        let (name, fits): (String, fn(&[usize], &[usize]) -> bool) = match trained {
-            Trained::Full(_) => (entry.name.clone(), |weight, shape| weight == shape),
-            Trained::Adapter(_) => match entry.name.strip_suffix(".lora_A.weight") {
-                Some(layer) => (format!("{layer}.weight"), |w, a| w.len() == 2 && a.len() == 2 && w[1] == a[1]),
-                None => {
-                    let layer = entry.name.strip_suffix(".lora_B.weight").unwrap_or(&entry.name);
-                    (format!("{layer}.weight"), |w, b| w.len() == 2 && b.len() == 2 && w[0] == b[0])
-                }
-            },
+        // Which side of the weight a factor must have.
+        let of = |suffix: &str, side: usize| Some((format!("{}.weight", entry.name.strip_suffix(suffix)?), Some(side)));
+        let factor = || of(".lora_A.weight", 1).or_else(|| of(".lora_B.weight", 0));
+        let (name, side) = match trained {
+            Trained::Full(_) => (entry.name.clone(), None),
+            Trained::Adapter(_) => factor().unwrap_or_else(|| (format!("{}.weight", entry.name), None)),
+        };
+        let fits = |weight: &[usize], shape: &[usize]| match side {
+            None => weight == shape,
+            Some(side) => weight.len() == 2 && shape.len() == 2 && weight[side] == shape[side],
         };
         match base.stored(&name) {
             None => Some(format!("  {}: no such layer in the model", entry.name)),

@@ -152,11 +152,11 @@ fn several_rewards_are_summed_before_or_after_they_are_standardized() {
     let sums: Vec<f64> = two.rewards.iter().flatten().copied().collect();
     let normalized: Vec<f64> = (0..6).map(|i| 2.0 * z(&column(0), i) + 0.5 * z(&column(1), i)).collect();
     let all = Moments::of(&normalized);
-    for i in 0..6 {
+    for (i, &one) in normalized.iter().enumerate() {
         for (several, expected) in [
             (Several::Sum, z(&sums, i)),
-            (Several::Normalize, normalized[i]),
-            (Several::Decouple, (normalized[i] - all.mean) / (all.std + 1e-4)),
+            (Several::Normalize, one),
+            (Several::Decouple, (one - all.mean) / (all.std + 1e-4)),
         ] {
             let got = standard(several).advantages(&two)[i].expect("present");
             assert!((got - expected).abs() < 1e-12, "{several:?} {i}: {got} {expected}");
