@@ -1,11 +1,14 @@
 //! Matrix products on strided `f32` slices, through the `gemm` crate.
 //!
-//! That crate picks its kernels for the CPU it runs on. It never divides the inner dimension among threads, so a
+//! Its kernels are those of the chosen [`Path`](crate::path::Path). It never divides the inner dimension among threads, so a
 //! product has the same bits for any number of threads; the crate's tests check it.
 
 use std::marker::PhantomData;
 
+#[cfg(not(target_arch = "x86_64"))]
 use gemm::Parallelism;
+#[cfg(target_arch = "x86_64")]
+use gemm_common::Parallelism;
 
 use crate::buffer::Slot;
 
@@ -36,6 +39,16 @@ impl<'a> Matrix<'a> {
     /// Number of rows.
     pub(crate) fn rows(&self) -> usize {
         self.rows
+    }
+
+    /// Numbers of rows and of columns.
+    pub(crate) fn dims(&self) -> [usize; 2] {
+        [self.rows, self.columns]
+    }
+
+    /// Elements from one row, and from one column, to the next.
+    pub(crate) fn strides(&self) -> [usize; 2] {
+        [self.row_stride, self.column_stride]
     }
 
     /// The slice it lies in.
@@ -89,6 +102,21 @@ impl<'a> MatrixMut<'a> {
     pub(crate) unsafe fn from_raw(first: *mut f32, rows: usize, columns: usize, stride: usize) -> Self {
         Self { first, rows, columns, stride, lifetime: PhantomData }
     }
+
+    /// For code that writes it by pointers.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn parts(&self) -> Parts {
+        Parts { first: self.first, dims: [self.rows, self.columns], stride: self.stride }
+    }
+}
+
+/// Where a matrix to write lies.
+#[cfg(target_arch = "x86_64")]
+pub(crate) struct Parts {
+    pub(crate) first: *mut f32,
+    /// Numbers of rows and of columns.
+    pub(crate) dims: [usize; 2],
+    pub(crate) stride: usize,
 }
 
 /// Whether a product uses the calling thread alone or the thread pool around it.
@@ -129,20 +157,21 @@ unsafe fn product(to: MatrixMut<'_>, add: bool, a: Matrix<'_>, b: Matrix<'_>, th
     // SAFETY: `a` and `b` lie within their slices by construction and `to` is writable and not aliased by its type's
     // contract; the dimensions agree; `to` is read only with `add`, when it has values.
     unsafe {
-        gemm::gemm(
-            to.rows,
+        // The transposed product: the microkernels write columns.
+        run(
             to.columns,
+            to.rows,
             a.columns,
             to.first,
-            1,
             to.stride as isize,
+            1,
             add,
-            a.values.as_ptr(),
-            a.column_stride as isize,
-            a.row_stride as isize,
             b.values.as_ptr(),
-            b.column_stride as isize,
             b.row_stride as isize,
+            b.column_stride as isize,
+            a.values.as_ptr(),
+            a.row_stride as isize,
+            a.column_stride as isize,
             1.0,
             1.0,
             false,
@@ -150,5 +179,78 @@ unsafe fn product(to: MatrixMut<'_>, add: bool, a: Matrix<'_>, b: Matrix<'_>, th
             false,
             parallelism,
         );
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+use gemm::gemm as run;
+
+/// `gemm::gemm` with the kernels of the chosen path: itself, it would take the best.
+#[cfg(target_arch = "x86_64")]
+#[expect(unsafe_code, reason = "the gemm crate takes pointers")]
+#[expect(clippy::too_many_arguments, reason = "the gemm crate's")]
+unsafe fn run(
+    m: usize,
+    n: usize,
+    k: usize,
+    to: *mut f32,
+    to_columns: isize,
+    to_rows: isize,
+    add: bool,
+    a: *const f32,
+    a_columns: isize,
+    a_rows: isize,
+    b: *const f32,
+    b_columns: isize,
+    b_rows: isize,
+    alpha: f32,
+    beta: f32,
+    conjugate_to: bool,
+    conjugate_a: bool,
+    conjugate_b: bool,
+    parallelism: Parallelism,
+) {
+    use crate::path::{Path, chosen};
+    use gemm_common::simd::{MixedSimd, Scalar, V3, V4};
+    macro_rules! with {
+        ($kernels:ident, $simd:ident, $lanes:literal) => {{
+            use gemm_f32::microkernel::$kernels::f32::{H_M, H_N, H_UKR, MR_DIV_N, NR, UKR};
+            let simd = <$simd as MixedSimd<f32, f32, f32, f32>>::try_new().expect("a path is one that the CPU has");
+            let multiply_add = |a: f32, b: f32, c: f32| a * b + c;
+            // SAFETY: the caller's promise.
+            unsafe {
+                gemm_common::gemm::gemm_basic_generic::<_, f32, $lanes, { MR_DIV_N * $lanes }, NR, MR_DIV_N, H_M, H_N>(
+                    simd,
+                    m,
+                    n,
+                    k,
+                    to,
+                    to_columns,
+                    to_rows,
+                    add,
+                    a,
+                    a_columns,
+                    a_rows,
+                    b,
+                    b_columns,
+                    b_rows,
+                    alpha,
+                    beta,
+                    conjugate_to,
+                    conjugate_a,
+                    conjugate_b,
+                    multiply_add,
+                    &UKR,
+                    &H_UKR,
+                    false,
+                    parallelism,
+                );
+            }
+        }};
+    }
+    match chosen() {
+        Path::Avx512 => with!(avx512f, V4, 16),
+        Path::Avx2 => with!(fma, V3, 8),
+        Path::Composite | Path::Portable => with!(scalar, Scalar, 1),
     }
 }
