@@ -44,6 +44,10 @@ fn a_plan_says_passes_seconds_and_memory() {
     assert!(plain.contains("2 forward passes to draw it; 1 × 1 forward and 1 × 1 backward to train on it"), "{plain}");
     let guided = plan(&["sampler.guidance=2", "kl.weight=1", "batch.updates=2"]);
     assert!(guided.contains("4 forward passes to draw it; 1 × 6 forward and 1 × 2 backward"), "{guided}");
+    for objective in ["ram", "trajectory-balance"] {
+        let text = plan(&["kl.weight=0", &format!("objective.kind={objective}")]);
+        assert!(text.contains("1 × 2 forward and 1 × 1 backward"), "{objective} compares with the reference: {text}");
+    }
     for line in ["time an epoch", "time in all", "10 epochs, and 2 evaluations", "MiB at the peak"] {
         assert!(plain.contains(line), "{line}: {plain}");
     }

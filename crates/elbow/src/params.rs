@@ -227,6 +227,16 @@ impl Tensors {
         Self { named }
     }
 
+    /// The same values as leaves that collect gradients, for one backward pass: the data is shared, not copied.
+    #[must_use]
+    pub fn leaves(&self) -> Self {
+        let leaf = |(name, named): (&String, &Named)| {
+            let flat = named.flat.clone().autodiff().require_grad();
+            (name.clone(), Named { shape: named.shape.clone(), flat })
+        };
+        Self { named: self.named.iter().map(leaf).collect() }
+    }
+
     /// Whether there is a tensor called `name`.
     pub fn contains(&self, name: &str) -> bool {
         self.named.contains_key(name)
@@ -279,6 +289,17 @@ mod tests {
         for part in ["b: [3] in the file, [2, 1] expected", "a: missing", "c: not in the network"] {
             assert!(error.contains(part), "{error}");
         }
+    }
+
+    #[test]
+    fn leaves_collect_gradients_apart_from_each_other() {
+        let shared = two().tensors(&Device::flex());
+        let mut sum = two().zeros_like();
+        for factor in [1.0, 10.0] {
+            let leaves = shared.leaves();
+            sum.add_gradients(&leaves, &mut (leaves.tensor::<2>("b") * factor).sum().backward());
+        }
+        assert_eq!(sum, Params::new([("b".into(), vec![2, 1], vec![11.0, 11.0]), ("a".into(), vec![1], vec![0.0])]));
     }
 
     #[test]
