@@ -75,23 +75,7 @@ enum Command {
 
 fn main() -> ExitCode {
     keep_pages();
-    let command = Cli::parse().command;
-    let result = elbow_kernels::path().map_err(unknown_path).and_then(|_| run(command));
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            failure::complain(&error);
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn unknown_path(error: &elbow_kernels::PathError) -> anyhow::Error {
-    failure::Hint::error(error.to_string(), format!("unset {} to take the best", elbow_kernels::VARIABLE))
-}
-
-fn run(command: Command) -> anyhow::Result<()> {
-    match command {
+    let result = match Cli::parse().command {
         Command::Train(args) => commands::train::run(args),
         Command::Sample(args) => commands::sample::run(&args),
         Command::Eval(args) => commands::eval::run(&args),
@@ -103,5 +87,12 @@ fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::Config(args) => commands::config::run(&args),
         Command::Bench(args) => commands::bench::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            failure::complain(&error);
+            ExitCode::FAILURE
+        }
     }
 }

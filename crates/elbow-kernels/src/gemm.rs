@@ -1,14 +1,11 @@
 //! Matrix products on strided `f32` slices, through the `gemm` crate.
 //!
-//! Its kernels are those of the chosen [`Path`](crate::path::Path). It never divides the inner dimension among threads, so a
+//! That crate picks its kernels for the CPU it runs on. It never divides the inner dimension among threads, so a
 //! product has the same bits for any number of threads; the crate's tests check it.
 
 use std::marker::PhantomData;
 
-#[cfg(not(target_arch = "x86_64"))]
 use gemm::Parallelism;
-#[cfg(target_arch = "x86_64")]
-use gemm_common::Parallelism;
 
 use crate::buffer::Slot;
 
@@ -39,16 +36,6 @@ impl<'a> Matrix<'a> {
     /// Number of rows.
     pub(crate) fn rows(&self) -> usize {
         self.rows
-    }
-
-    /// Numbers of rows and of columns.
-    pub(crate) fn dims(&self) -> [usize; 2] {
-        [self.rows, self.columns]
-    }
-
-    /// Elements from one row, and from one column, to the next.
-    pub(crate) fn strides(&self) -> [usize; 2] {
-        [self.row_stride, self.column_stride]
     }
 
     /// The slice it lies in.
@@ -102,21 +89,6 @@ impl<'a> MatrixMut<'a> {
     pub(crate) unsafe fn from_raw(first: *mut f32, rows: usize, columns: usize, stride: usize) -> Self {
         Self { first, rows, columns, stride, lifetime: PhantomData }
     }
-
-    /// For code that writes it by pointers.
-    #[cfg(target_arch = "x86_64")]
-    pub(crate) fn parts(&self) -> Parts {
-        Parts { first: self.first, dims: [self.rows, self.columns], stride: self.stride }
-    }
-}
-
-/// Where a matrix to write lies.
-#[cfg(target_arch = "x86_64")]
-pub(crate) struct Parts {
-    pub(crate) first: *mut f32,
-    /// Numbers of rows and of columns.
-    pub(crate) dims: [usize; 2],
-    pub(crate) stride: usize,
 }
 
 /// Whether a product uses the calling thread alone or the thread pool around it.
@@ -156,84 +128,21 @@ unsafe fn product(to: MatrixMut<'_>, add: bool, a: Matrix<'_>, b: Matrix<'_>, th
     };
     // SAFETY: `a` and `b` lie within their slices by construction and `to` is writable and not aliased by its type's
     // contract; the dimensions agree; `to` is read only with `add`, when it has values.
-    unsafe { transposed_product(to, add, a, b, parallelism) }
-}
-
-/// The product as its transpose, since the microkernels write columns, with the kernels of the chosen path: left to itself, the
-/// `gemm` crate would take the best.
-///
-/// # Safety
-///
-/// The dimensions agree, the matrices lie in memory, and with `add` every element of `to` has a value.
-#[cfg(target_arch = "x86_64")]
-#[expect(unsafe_code, reason = "the gemm crate takes pointers")]
-unsafe fn transposed_product(to: MatrixMut<'_>, add: bool, a: Matrix<'_>, b: Matrix<'_>, parallelism: Parallelism) {
-    use crate::path::{Path, chosen};
-    use gemm_common::simd::{MixedSimd, Scalar, V3, V4};
-    macro_rules! with {
-        ($kernels:ident, $simd:ident, $lanes:literal) => {{
-            use gemm_f32::microkernel::$kernels::f32::{H_M, H_N, H_UKR, MR_DIV_N, NR, UKR};
-            let simd = <$simd as MixedSimd<f32, f32, f32, f32>>::try_new().expect("a path is one that the CPU has");
-            // SAFETY: the caller's promise.
-            unsafe {
-                gemm_common::gemm::gemm_basic_generic::<_, f32, $lanes, { MR_DIV_N * $lanes }, NR, MR_DIV_N, H_M, H_N>(
-                    simd,
-                    to.columns,
-                    to.rows,
-                    a.columns,
-                    to.first,
-                    to.stride as isize,
-                    1,
-                    add,
-                    b.values.as_ptr(),
-                    b.row_stride as isize,
-                    b.column_stride as isize,
-                    a.values.as_ptr(),
-                    a.row_stride as isize,
-                    a.column_stride as isize,
-                    1.0,
-                    1.0,
-                    false,
-                    false,
-                    false,
-                    |a, b, c| a * b + c,
-                    &UKR,
-                    &H_UKR,
-                    false,
-                    parallelism,
-                );
-            }
-        }};
-    }
-    match chosen() {
-        Path::Avx512 => with!(avx512f, V4, 16),
-        Path::Avx2 => with!(fma, V3, 8),
-        Path::Composite | Path::Portable => with!(scalar, Scalar, 1),
-    }
-}
-
-/// # Safety
-///
-/// The dimensions agree, the matrices lie in memory, and with `add` every element of `to` has a value.
-#[cfg(not(target_arch = "x86_64"))]
-#[expect(unsafe_code, reason = "the gemm crate takes pointers")]
-unsafe fn transposed_product(to: MatrixMut<'_>, add: bool, a: Matrix<'_>, b: Matrix<'_>, parallelism: Parallelism) {
-    // SAFETY: the caller's promise.
     unsafe {
         gemm::gemm(
-            to.columns,
             to.rows,
+            to.columns,
             a.columns,
             to.first,
-            to.stride as isize,
             1,
+            to.stride as isize,
             add,
-            b.values.as_ptr(),
-            b.row_stride as isize,
-            b.column_stride as isize,
             a.values.as_ptr(),
-            a.row_stride as isize,
             a.column_stride as isize,
+            a.row_stride as isize,
+            b.values.as_ptr(),
+            b.column_stride as isize,
+            b.row_stride as isize,
             1.0,
             1.0,
             false,

@@ -7,26 +7,22 @@
 //! ```
 //!
 //! A frozen weight costs nothing in the backward pass: `dW` is not computed and `X` is not kept.
-//!
-//! With GELU before it, `Y = gelu(X) Wᵀ + b`, `X` alone is kept: `gelu(X)` is computed again for `dW`, and `dX` is multiplied
-//! by the derivative while it is in the cache. In a feed-forward layer that is a third of what would be kept.
 
 use burn::{backend::flex::FlexTensor, tensor::Tensor};
+use multiversion::multiversion;
 use rayon::prelude::*;
 
 use crate::{
-    buffer::{Output, Slot, dense, dims, kept, tensor},
-    composite, gelu,
+    buffer::{Output, Slot, dense, dims, tensor},
+    composite,
     gemm::{Matrix, MatrixMut, Threads, add_product, store_product},
     mechanism::{CpuOp, call2, call3, fuses},
-    packed::Packed,
-    path::kernel,
 };
 
 /// Rows whose bias gradient is summed by one task.
 const BIAS_ROWS: usize = 512;
 
-/// Rows of one task of a product `[rows, ·] × [·, ·]`, where there are as many.
+/// Rows of one task of a product `[rows, ·] × [·, ·]`, where there are several times as many.
 ///
 /// Their outputs stay in a core's second-level cache from the bias to the end of the product, and tasks of this size
 /// balance uneven cores; with fewer rows the product itself is divided.
@@ -36,71 +32,49 @@ const TASK_ROWS: usize = 128;
 ///
 /// `x` is `[.., in]`, `weight` is `[out, in]` as PyTorch stores it, `bias` is `[out]`. Returns `[.., out]`.
 pub fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
-    if fits(&x, &weight, bias.as_ref()) {
-        run(x, weight, bias, Linear { gelu: false })
-    } else {
-        composite::linear(x, weight, bias)
+    if !fuses(&x) || !fuses(&weight) || !bias.as_ref().is_none_or(fuses) {
+        return composite::linear(x, weight, bias);
     }
-}
-
-/// `y = gelu(x) Wᵀ + b`, the tanh form of GELU; shapes as for [`linear`].
-pub fn gelu_linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
-    if fits(&x, &weight, bias.as_ref()) {
-        run(x, weight, bias, Linear { gelu: true })
-    } else {
-        composite::gelu_linear(x, weight, bias)
-    }
-}
-
-/// Whether the fused path applies; the shapes are checked.
-fn fits<const D: usize>(x: &Tensor<D>, weight: &Tensor<2>, bias: Option<&Tensor<1>>) -> bool {
     let [out, inner] = weight.dims();
     assert_eq!(x.dims()[D - 1], inner, "linear: the last dimension of x is not the weight's second");
-    assert!(bias.is_none_or(|b| b.dims() == [out]), "linear: bias is not [out]");
-    fuses(x) && fuses(weight) && bias.is_none_or(fuses)
-}
-
-fn run<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>, op: Linear) -> Tensor<D> {
     match bias {
-        Some(bias) => call3(x, weight, bias, op),
-        None => call2(x, weight, op),
+        Some(bias) => {
+            assert_eq!(bias.dims(), [out], "linear: bias is not [out]");
+            call3(x, weight, bias, Linear)
+        }
+        None => call2(x, weight, Linear),
     }
 }
 
 #[derive(Debug)]
-struct Linear {
-    /// Whether GELU comes first.
-    gelu: bool,
-}
+struct Linear;
 
 impl CpuOp<2> for Linear {
     fn forward(&self, [x, weight]: [&FlexTensor; 2]) -> FlexTensor {
-        self.affine(x, weight, None)
+        affine(x, weight, None)
     }
 
     fn keeps(&self, [x, weight]: [bool; 2]) -> [bool; 2] {
-        [weight || x && self.gelu, x]
+        [weight, x]
     }
 
     fn backward(
         &self,
         [x, weight]: [Option<FlexTensor>; 2],
         grad: FlexTensor,
-        tracked: [bool; 2],
+        _: [bool; 2],
     ) -> [Option<FlexTensor>; 2] {
-        let dx = weight.map(|weight| self.input_gradient(&grad, &weight, x.as_ref()));
-        [dx, x.filter(|_| tracked[1]).map(|x| self.weight_gradient(&grad, &x))]
+        [weight.map(|weight| input_gradient(&grad, &weight)), x.map(|x| weight_gradient(&grad, &x))]
     }
 }
 
 impl CpuOp<3> for Linear {
     fn forward(&self, [x, weight, bias]: [&FlexTensor; 3]) -> FlexTensor {
-        self.affine(x, weight, Some(bias))
+        affine(x, weight, Some(bias))
     }
 
     fn keeps(&self, [x, weight, _]: [bool; 3]) -> [bool; 3] {
-        let [x, weight] = CpuOp::<2>::keeps(self, [x, weight]);
-        [x, weight, false]
+        [weight, x, false]
     }
 
     fn backward(
@@ -111,105 +85,6 @@ impl CpuOp<3> for Linear {
     ) -> [Option<FlexTensor>; 3] {
         let [dx, dweight] = CpuOp::<2>::backward(self, [x, weight], grad.clone(), [tracked[0], tracked[1]]);
         [dx, dweight, tracked[2].then(|| bias_gradient(&grad))]
-    }
-}
-
-impl Linear {
-    #[expect(unsafe_code, reason = "an output written whole is not cleared first")]
-    fn affine(&self, x: &FlexTensor, weight: &FlexTensor, bias: Option<&FlexTensor>) -> FlexTensor {
-        let [out, inner] = dims(weight);
-        let (values, w) = (dense(x), dense(weight));
-        let rows = values.len() / inner;
-        let bias = bias.map(dense);
-        let mut y = Output::new(rows * out);
-        let b = Factor::new(Matrix::new(&w, out, inner, inner).transposed(), rows);
-        by_rows(y.slots(), out, &values, inner, |part, x| {
-            let activated = self.gelu.then(|| gelu::of(x));
-            let a = Matrix::new(activated.as_deref().unwrap_or(x), x.len() / inner, inner, inner);
-            match &bias {
-                None => b.store(MatrixMut::new(part, a.rows(), out), a),
-                Some(bias) => {
-                    for row in part.chunks_exact_mut(out) {
-                        row.write_copy_of_slice(bias);
-                    }
-                    // SAFETY: each row was filled with the bias.
-                    unsafe { b.add(MatrixMut::new(part, a.rows(), out), a) };
-                }
-            }
-        });
-        // SAFETY: the product wrote every element.
-        unsafe { y.finish(with_last(x, out)) }
-    }
-
-    #[expect(unsafe_code, reason = "an output written whole is not cleared first")]
-    fn input_gradient(&self, grad: &FlexTensor, weight: &FlexTensor, x: Option<&FlexTensor>) -> FlexTensor {
-        let [out, inner] = dims(weight);
-        let (values, weight) = (dense(grad), dense(weight));
-        let x = self.gelu.then(|| dense(kept(x)));
-        let rows = values.len() / out;
-        let mut dx = Output::new(rows * inner);
-        let b = Factor::new(Matrix::new(&weight, out, inner, inner), rows);
-        let x: Option<&[f32]> = x.as_deref();
-        // What a task writes lies where its part of `x` does.
-        let first = dx.slots().as_ptr() as usize;
-        by_rows(dx.slots(), inner, &values, out, |part, grad| {
-            b.store(MatrixMut::new(part, grad.len() / out, inner), Matrix::new(grad, grad.len() / out, out, out));
-            if let Some(x) = x {
-                let from = (part.as_ptr() as usize - first) / size_of::<f32>();
-                // SAFETY: the product wrote every element.
-                let part = unsafe { part.assume_init_mut() };
-                gelu::scale_by_derivative(&x[from..][..part.len()], part);
-            }
-        });
-        // SAFETY: the product wrote every element.
-        unsafe { dx.finish(with_last(grad, inner)) }
-    }
-
-    #[expect(unsafe_code, reason = "an output written whole is not cleared first")]
-    fn weight_gradient(&self, grad: &FlexTensor, x: &FlexTensor) -> FlexTensor {
-        let width = |tensor: &FlexTensor| tensor.layout().shape()[tensor.layout().num_dims() - 1];
-        let (out, inner) = (width(grad), width(x));
-        let (grad, x) = (dense(grad), dense(x));
-        let activated = self.gelu.then(|| gelu::of(&x));
-        let x = Matrix::new(activated.as_deref().unwrap_or(&x), x.len() / inner, inner, inner);
-        let mut dweight = Output::new(out * inner);
-        let a = Matrix::new(&grad, x.rows(), out, out).transposed();
-        store_product(MatrixMut::new(dweight.slots(), out, inner), a, x, Threads::Pool);
-        // SAFETY: the product wrote every element.
-        unsafe { dweight.finish([out, inner]) }
-    }
-}
-
-/// The right factor of a product with so many rows: rearranged for the tasks it is divided into, or as it is where it is not.
-enum Factor<'a> {
-    Tasks(Packed),
-    Whole(Matrix<'a>),
-}
-
-impl<'a> Factor<'a> {
-    fn new(b: Matrix<'a>, rows: usize) -> Self {
-        if in_tasks(rows) { Self::Tasks(Packed::new(b)) } else { Self::Whole(b) }
-    }
-
-    fn store(&self, to: MatrixMut<'_>, a: Matrix<'_>) {
-        match self {
-            Self::Tasks(b) => b.store(to, a),
-            Self::Whole(b) => store_product(to, a, *b, Threads::Pool),
-        }
-    }
-
-    /// # Safety
-    ///
-    /// Every element of `to` has a value.
-    #[expect(unsafe_code, reason = "the products take pointers")]
-    unsafe fn add(&self, to: MatrixMut<'_>, a: Matrix<'_>) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            match self {
-                Self::Tasks(b) => b.add(to, a),
-                Self::Whole(b) => add_product(to, a, *b, Threads::Pool),
-            }
-        }
     }
 }
 
@@ -224,18 +99,74 @@ fn with_last(tensor: &FlexTensor, last: usize) -> Vec<usize> {
 
 /// Whether a product of this many rows is divided into tasks of [`TASK_ROWS`].
 fn in_tasks(rows: usize) -> bool {
-    rows >= TASK_ROWS
+    rows >= 8 * TASK_ROWS
 }
 
-/// Runs `product` on the rows of `to`, `columns` wide, and the same rows of `a`, `inner` wide: in tasks of [`TASK_ROWS`] on one
-/// thread each, or all at once where there are few. Which of the two depends on the shape alone.
-fn by_rows(to: &mut [Slot], columns: usize, a: &[f32], inner: usize, product: impl Fn(&mut [Slot], &[f32]) + Sync) {
-    if !in_tasks(a.len() / inner) {
-        return product(to, a);
+/// Runs `product` on the rows of `to`, `columns` wide, and the same rows of `a`: in tasks of [`TASK_ROWS`] on one thread
+/// each, or all at once on the pool where there are few. Which of the two depends on the shape alone.
+fn by_rows(to: &mut [Slot], columns: usize, a: Matrix<'_>, product: impl Fn(&mut [Slot], Matrix<'_>, Threads) + Sync) {
+    if !in_tasks(a.rows()) {
+        return product(to, a, Threads::Pool);
     }
-    to.par_chunks_mut(TASK_ROWS * columns)
-        .zip(a.par_chunks(TASK_ROWS * inner))
-        .for_each(|(part, rows)| product(part, rows));
+    to.par_chunks_mut(TASK_ROWS * columns).enumerate().for_each(|(i, part)| {
+        let rows = a.block(i * TASK_ROWS, part.len() / columns);
+        product(part, rows, Threads::One);
+    });
+}
+
+#[expect(unsafe_code, reason = "an output written whole is not cleared first")]
+fn affine(x: &FlexTensor, weight: &FlexTensor, bias: Option<&FlexTensor>) -> FlexTensor {
+    let [out, inner] = dims(weight);
+    let (values, w) = (dense(x), dense(weight));
+    let rows = values.len() / inner;
+    let bias = bias.map(dense);
+    let mut y = Output::new(rows * out);
+    let a = Matrix::new(&values, rows, inner, inner);
+    // Each product would otherwise rearrange the weight for itself.
+    let turned = in_tasks(rows).then(|| transpose(&w, out, inner));
+    let b = match &turned {
+        Some(turned) => Matrix::new(turned, inner, out, out),
+        None => Matrix::new(&w, out, inner, inner).transposed(),
+    };
+    by_rows(y.slots(), out, a, |part, a, threads| match &bias {
+        None => store_product(MatrixMut::new(part, a.rows(), out), a, b, threads),
+        Some(bias) => {
+            for row in part.chunks_exact_mut(out) {
+                row.write_copy_of_slice(bias);
+            }
+            // SAFETY: each row was filled with the bias.
+            unsafe { add_product(MatrixMut::new(part, a.rows(), out), a, b, threads) };
+        }
+    });
+    // SAFETY: the product wrote every element.
+    unsafe { y.finish(with_last(x, out)) }
+}
+
+#[expect(unsafe_code, reason = "an output written whole is not cleared first")]
+fn input_gradient(grad: &FlexTensor, weight: &FlexTensor) -> FlexTensor {
+    let [out, inner] = dims(weight);
+    let (values, weight) = (dense(grad), dense(weight));
+    let rows = values.len() / out;
+    let mut dx = Output::new(rows * inner);
+    let (a, b) = (Matrix::new(&values, rows, out, out), Matrix::new(&weight, out, inner, inner));
+    by_rows(dx.slots(), inner, a, |part, a, threads| {
+        store_product(MatrixMut::new(part, a.rows(), inner), a, b, threads);
+    });
+    // SAFETY: the product wrote every element.
+    unsafe { dx.finish(with_last(grad, inner)) }
+}
+
+#[expect(unsafe_code, reason = "an output written whole is not cleared first")]
+fn weight_gradient(grad: &FlexTensor, x: &FlexTensor) -> FlexTensor {
+    let width = |tensor: &FlexTensor| tensor.layout().shape()[tensor.layout().num_dims() - 1];
+    let (out, inner) = (width(grad), width(x));
+    let (grad, x) = (dense(grad), dense(x));
+    let rows = grad.len() / out;
+    let mut dweight = Output::new(out * inner);
+    let a = Matrix::new(&grad, rows, out, out).transposed();
+    store_product(MatrixMut::new(dweight.slots(), out, inner), a, Matrix::new(&x, rows, inner, inner), Threads::Pool);
+    // SAFETY: the product wrote every element.
+    unsafe { dweight.finish([out, inner]) }
 }
 
 /// Sums over fixed blocks of rows, then over the blocks in order.
@@ -246,16 +177,32 @@ fn bias_gradient(grad: &FlexTensor) -> FlexTensor {
     tensor(column_sums(&blocks.concat(), out), [out])
 }
 
-kernel! {
-    fn column_sums(rows: &[f32], columns: usize) -> Vec<f32> {
-        let mut sums = vec![0.0; columns];
-        for row in rows.chunks_exact(columns) {
-            for (sum, value) in sums.iter_mut().zip(row) {
-                *sum += value;
+#[multiversion(targets = "simd")]
+fn column_sums(rows: &[f32], columns: usize) -> Vec<f32> {
+    let mut sums = vec![0.0; columns];
+    for row in rows.chunks_exact(columns) {
+        for (sum, value) in sums.iter_mut().zip(row) {
+            *sum += value;
+        }
+    }
+    sums
+}
+
+/// The transposed matrix, by square blocks that fit in the first-level cache.
+fn transpose(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+    const BLOCK: usize = 32;
+    let mut turned = vec![0.0; values.len()];
+    for from in (0..rows).step_by(BLOCK) {
+        for column in (0..columns).step_by(BLOCK) {
+            for i in column..columns.min(column + BLOCK) {
+                let to = &mut turned[i * rows..][from..rows.min(from + BLOCK)];
+                for (to, row) in to.iter_mut().zip(from..) {
+                    *to = values[row * columns + i];
+                }
             }
         }
-        sums
     }
+    turned
 }
 
 #[cfg(test)]
@@ -264,11 +211,16 @@ mod tests {
 
     #[test]
     fn a_frozen_weight_does_not_keep_the_input() {
-        let (plain, activated) = (Linear { gelu: false }, Linear { gelu: true });
-        assert_eq!(CpuOp::<3>::keeps(&plain, [true, false, false]), [false, true, false]);
-        assert_eq!(CpuOp::<3>::keeps(&plain, [false, true, true]), [true, false, false]);
-        assert_eq!(CpuOp::<2>::keeps(&plain, [true, false]), [false, true]);
-        assert_eq!(CpuOp::<2>::keeps(&activated, [true, false]), [true, true]);
-        assert_eq!(CpuOp::<2>::keeps(&activated, [false, true]), [true, false]);
+        assert_eq!(CpuOp::<3>::keeps(&Linear, [true, false, false]), [false, true, false]);
+        assert_eq!(CpuOp::<3>::keeps(&Linear, [false, true, true]), [true, false, false]);
+        assert_eq!(CpuOp::<2>::keeps(&Linear, [true, false]), [false, true]);
+    }
+
+    #[test]
+    fn transpose_covers_partial_blocks() {
+        let (rows, columns) = (37, 70);
+        let values: Vec<f32> = (0..rows * columns).map(|i| i as f32).collect();
+        let turned = transpose(&values, rows, columns);
+        assert!((0..rows * columns).all(|i| turned[i % columns * rows + i / columns].to_bits() == values[i].to_bits()));
     }
 }

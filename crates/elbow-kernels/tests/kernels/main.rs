@@ -8,5 +8,4 @@ mod elementwise;
 mod linear;
 mod norm;
 mod optimizer;
-mod paths;
 mod support;
