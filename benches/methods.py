@@ -95,15 +95,15 @@ def verdict(bases, tuned):
 
 
 def page(recipe, folders, args):
+    """What the finished runs did, and the row of the recipe in the table of all."""
     results = [json.loads((f / "result.json").read_text()) for f in folders]
     jpeg = "eval_reward_jpeg" in results[0]["tuned"]
     score = "eval_reward_jpeg" if jpeg else "eval_reward_geneval"
     of = lambda which, name: [r[which].get(name) for r in results]
     base, tuned, judge = of("base", score), of("tuned", score), of("tuned", "eval_reward_judge")
     epochs = max(r["epoch"] for r in records(folders[0]))
-    lines = [f"# {recipe}", "", MADE, "", *header(recipe), ""]
     changes = ", ".join(f"`{change}`" for change in args.set) or "none"
-    lines += [f"Measured: {len(folders)} seed(s), {epochs} epochs; changes to the recipe: {changes}. {verdict(base, tuned)}", ""]
+    lines = [f"Measured: {len(folders)} seed(s), {epochs} epochs; changes to the recipe: {changes}. {verdict(base, tuned)}", ""]
     what = "JPEG reward" if jpeg else "strict score"
     lines += [f"| seed | {what}, base | tuned | judge, tuned |", "|---|---|---|---|"]
     lines += [f"| {i} | {b:.3f} | {t:.3f} | {j:.3f} |" for i, (b, t, j) in enumerate(zip(base, tuned, judge))]
@@ -121,10 +121,10 @@ def page(recipe, folders, args):
     return "\n".join(lines) + "\n", (recipe, what, interval(base), interval(tuned), interval(judge), len(folders), epochs)
 
 
-def failed_page(recipe, seeds, args):
-    told = [(folder(recipe, s, args) / "failure.txt") for s in seeds]
-    told = sorted({t.read_text().strip().splitlines()[-1] for t in told if t.exists()})
-    return "\n".join([f"# {recipe}", "", MADE, "", *header(recipe), "", f"**{len(seeds)} run(s) stopped:**", "", *told, ""])
+def failures(recipe, seeds, args):
+    """What the runs that stopped said last."""
+    told = {(folder(recipe, s, args) / "failure.txt").read_text().strip().splitlines()[-1] for s in seeds}
+    return "\n".join(["", f"**{len(seeds)} run(s) stopped:**", "", *sorted(told), ""])
 
 
 def write(recipes, args):
@@ -135,15 +135,15 @@ def write(recipes, args):
         seeds = range(args.seeds or 10)
         done = [folder(recipe, s, args) for s in seeds if (folder(recipe, s, args) / "result.json").exists()]
         failed = [s for s in seeds if (folder(recipe, s, args) / "failure.txt").exists() and folder(recipe, s, args) not in done]
-        if done:
-            text, summary = page(recipe, done, args)
-            table.append(summary)
-        elif failed:
-            text = failed_page(recipe, failed, args)
-        else:
+        if not done and not failed:
             continue
-        if done and failed:
-            text += "\n" + failed_page(recipe, failed, args).split("\n", 6)[-1]
+        text = "\n".join([f"# {recipe}", "", MADE, "", *header(recipe), "", ""])
+        if done:
+            measured, summary = page(recipe, done, args)
+            text += measured
+            table.append(summary)
+        if failed:
+            text += failures(recipe, failed, args)
         (out / f"{recipe}.md").write_text(text)
     lines = ["# Methods, measured", "", MADE, ""]
     changes = ", ".join(f"`{change}`" for change in args.set) or "none"

@@ -61,7 +61,7 @@ enum Command {
     Sample(commands::sample::Args),
     /// Measure a base model or a run on the held-out prompts, by task.
     Eval(commands::eval::Args),
-    /// Train a base model by flow matching on the embedded scenes.
+    /// Train a base model on the embedded scenes, by flow matching or to predict noise.
     Pretrain(commands::pretrain::Args),
     /// Say what a recipe costs on this machine, before it runs.
     Plan(commands::plan::Args),

@@ -89,8 +89,13 @@ impl Session {
 
 /// The nano model over the given weights, predicting what is customary on the path.
 pub fn nano(base: Params, tuning: Tuning, seed: u64, schedule: Schedule, device: &Device) -> Nano {
-    let config = MmditConfig::default();
-    let network = NetworkPolicy {
+    let network = pixels(MmditConfig::default(), base, tuning, seed, device);
+    Predicting { network, prediction: Prediction::customary(schedule), schedule }
+}
+
+/// A network of the nano model's kind, of any size, over the given weights.
+pub fn pixels(config: MmditConfig, base: Params, tuning: Tuning, seed: u64, device: &Device) -> NetworkPolicy {
+    NetworkPolicy {
         latent: config.latent(),
         network: Network::Mmdit(config),
         base: base.tensors(&device.clone().without_autodiff()),
@@ -98,8 +103,7 @@ pub fn nano(base: Params, tuning: Tuning, seed: u64, schedule: Schedule, device:
         checkpointing: Checkpointing::None,
         text: Box::new(WordCodes { device: device.clone() }),
         seed,
-    };
-    Predicting { network, prediction: Prediction::customary(schedule), schedule }
+    }
 }
 
 fn policy(recipe: &Recipe, device: &Device) -> Result<(Nano, String)> {

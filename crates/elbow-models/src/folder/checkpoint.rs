@@ -147,11 +147,10 @@ impl Checkpoint {
                     let file = self.file_name(t.file);
                     problems.push(format!("  {file}: {name}: {:?} in the file, {expected:?} expected", t.shape));
                 }
-                Some(t) if !matches!(t.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) => {
-                    let file = self.file_name(t.file);
-                    problems.push(format!("  {file}: {name}: stored as {:?}; f32, f16 and bf16 can be read", t.dtype));
+                Some(t) => {
+                    let told = |problem| format!("  {}: {name}: {problem}", self.file_name(t.file));
+                    problems.extend(unreadable(t.dtype).map(told));
                 }
-                Some(_) => {}
             }
         }
         let known: BTreeSet<&str> = shapes.iter().map(|(name, _)| name.as_str()).chain(extra.iter().copied()).collect();
@@ -185,6 +184,12 @@ impl Checkpoint {
     fn file_name(&self, file: usize) -> &str {
         self.files[file].0.file_name().and_then(|name| name.to_str()).unwrap_or("?")
     }
+}
+
+/// Why values of a type are not read, if they are not.
+pub(crate) fn unreadable(dtype: Dtype) -> Option<String> {
+    let read = matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16);
+    (!read).then(|| format!("stored as {dtype:?}; f32, f16 and bf16 can be read"))
 }
 
 /// Maps a file. As with every mapped file, a program that changes it meanwhile changes what is read here.

@@ -16,6 +16,7 @@
 mod checkpoint;
 mod error;
 
+pub(crate) use checkpoint::unreadable;
 pub use checkpoint::{Checkpoint, Shapes};
 pub use error::FolderError;
 

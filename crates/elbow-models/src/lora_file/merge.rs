@@ -1,6 +1,6 @@
 //! Whole weights: the base with what was trained in it.
 
-use super::{Adapter, LoraFileError, Provenance, write::partial};
+use super::{Adapter, LoraFileError, Provenance, layer_and_side, write::partial};
 use crate::folder::{Checkpoint, FolderError};
 use elbow::params::Params;
 use half::{bf16, f16};
@@ -72,12 +72,11 @@ fn check(base: &Checkpoint, trained: Trained<'_>) -> Result<(), LoraFileError> {
         Trained::Full(params) => params,
     };
     let problem = |entry: &elbow::params::Entry| {
-        // Which side of the weight a factor must have.
-        let of = |suffix: &str, side: usize| Some((format!("{}.weight", entry.name.strip_suffix(suffix)?), Some(side)));
-        let factor = || of(".lora_A.weight", 1).or_else(|| of(".lora_B.weight", 0));
-        let (name, side) = match trained {
-            Trained::Full(_) => (entry.name.clone(), None),
-            Trained::Adapter(_) => factor().unwrap_or_else(|| (format!("{}.weight", entry.name), None)),
+        // The weight, and which of its sides a factor must have.
+        let (name, side) = match (trained, layer_and_side(&entry.name)) {
+            (Trained::Full(_), _) => (entry.name.clone(), None),
+            (Trained::Adapter(_), None) => (format!("{}.weight", entry.name), None),
+            (Trained::Adapter(_), Some((layer, side))) => (format!("{layer}.weight"), Some(usize::from(side == "A"))),
         };
         let fits = |weight: &[usize], shape: &[usize]| match side {
             None => weight == shape,

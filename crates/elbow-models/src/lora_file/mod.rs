@@ -33,6 +33,12 @@ pub struct Adapter {
     pub factors: Params,
 }
 
+/// `<layer>.lora_A.weight` as `<layer>` and `A`, the same of B; `None` of another name.
+fn layer_and_side(name: &str) -> Option<(&str, &'static str)> {
+    let side = |side: &'static str, ending: &str| Some((name.strip_suffix(ending)?, side));
+    side("A", ".lora_A.weight").or_else(|| side("B", ".lora_B.weight"))
+}
+
 /// Where weights come from; it goes into the header of every file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Provenance {

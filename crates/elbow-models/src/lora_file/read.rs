@@ -2,7 +2,7 @@
 
 use super::{Adapter, LoraFileError};
 use crate::{
-    folder::{Checkpoint, Shapes, read_json},
+    folder::{Checkpoint, Shapes, read_json, unreadable},
     lora::LoraConfig,
 };
 use elbow::params::{Params, to_f32};
@@ -166,8 +166,8 @@ fn layers(checkpoint: &Checkpoint, file: &Path, base: &Shapes) -> Result<BTreeMa
             }
             continue;
         }
-        if !matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
-            problems.push(format!("  {name}: stored as {dtype:?}; f32, f16 and bf16 can be read"));
+        if let Some(problem) = unreadable(dtype) {
+            problems.push(format!("  {name}: {problem}"));
             continue;
         }
         let (weight, entry) = (weights[layer], layers.entry(layer.to_owned()).or_default());

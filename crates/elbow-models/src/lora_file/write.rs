@@ -87,9 +87,8 @@ fn renamed(adapter: &Adapter, name: impl Fn(&str, &str) -> String) -> Params {
 }
 
 /// `<layer>.lora_A.weight` as `<layer>` and `A`.
-fn layer_and_side(name: &str) -> (&str, &str) {
-    let side = |side: &'static str, ending: &str| Some((name.strip_suffix(ending)?, side));
-    side("A", ".lora_A.weight").or_else(|| side("B", ".lora_B.weight")).expect("invariant: factors have PEFT's names")
+fn layer_and_side(name: &str) -> (&str, &'static str) {
+    super::layer_and_side(name).expect("invariant: factors have PEFT's names")
 }
 
 /// An empty folder beside `folder`, to be filled and renamed.

@@ -9,10 +9,11 @@ use elbow::{
     params::Params,
     policy::{Conditioning, VelocityField},
 };
-use elbow_models::{linear::Weights, lora::LoraConfig, policy::Network, recompute::Checkpointing};
+use elbow_models::{layout::Layout, linear::Weights, lora::LoraConfig, policy::Network, recompute::Checkpointing};
 use safetensors::SafeTensors;
 use std::{collections::BTreeMap, fs, path::Path};
 
+/// Shapes and values by name.
 pub(crate) type Named = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
 /// Relative to the largest value of the reference.
@@ -27,11 +28,65 @@ pub(crate) fn read(file: &str) -> Vec<u8> {
     fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(file)).expect("a fixture")
 }
 
-fn named(file: &[u8]) -> Named {
+/// The float32 tensors of a file under `fixtures/`.
+pub(crate) fn named(file: &str) -> Named {
     let values =
         |bytes: &[u8]| bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("four bytes"))).collect();
-    let tensors = SafeTensors::deserialize(file).expect("a safetensors file");
+    let file = read(file);
+    let tensors = SafeTensors::deserialize(&file).expect("a safetensors file");
     tensors.iter().map(|(name, view)| (name.to_owned(), (view.shape().to_vec(), values(view.data())))).collect()
+}
+
+/// The entries under `prefix`, which is taken off their names.
+pub(crate) fn under(named: &Named, prefix: &str) -> Named {
+    let rest = |(name, entry): (&String, &_)| Some((name.strip_prefix(prefix)?.to_owned(), Clone::clone(entry)));
+    named.iter().filter_map(rest).collect()
+}
+
+pub(crate) fn tensor<const D: usize>(named: &Named, name: &str, device: &Device) -> Tensor<D> {
+    let (shape, values) = &named[name];
+    Tensor::from_data(TensorData::new(values.clone(), shape.clone()), device)
+}
+
+/// What `run` computes under the given weights, and the gradients of its second result with respect to `trained`: all weights,
+/// or factors of adapters with their scale.
+pub(crate) fn differentiate(
+    weights: &Params,
+    (trained, adapter): (&Params, Option<f64>),
+    run: impl FnOnce(Weights<'_>) -> (Vec<f32>, Tensor<1>),
+) -> (Vec<f32>, Params) {
+    let (base, leaves) = (weights.tensors(&Device::flex()), trained.tensors(&Device::flex().autodiff()));
+    let (output, loss) = run(match adapter {
+        None => Weights { base: &leaves, adapter: None },
+        Some(scale) => Weights { base: &base, adapter: Some((&leaves, scale)) },
+    });
+    let mut gradients = trained.zeros_like();
+    gradients.add_gradients(&leaves, &mut loss.backward());
+    (output, gradients)
+}
+
+/// Compares with the output of a case and the gradients it holds, all of them with respect to tensors of `gradients`.
+pub(crate) fn check(case: &str, reference: &Named, (output, gradients): &(Vec<f32>, Params), tolerance: Tolerance) {
+    close(&format!("{case} output"), output, &reference[&format!("{case}.output")].1, tolerance.output);
+    let expected = under(reference, &format!("{case}.gradient."));
+    assert!(!expected.is_empty(), "{case} has gradients");
+    for (name, (shape, values)) in expected {
+        let entry = gradients.entries().iter().find(|e| e.name == name).unwrap_or_else(|| panic!("{name} is unknown"));
+        assert_eq!(shape, entry.shape, "{name}");
+        let got = &gradients.values()[entry.range.clone()];
+        close(&format!("{case} gradient of {name}"), got, &values, tolerance.gradient);
+    }
+}
+
+/// PEFT's factors for these targets, with their scale.
+pub(crate) fn factors(reference: &Named, layout: &Layout, target_modules: &[&str]) -> (Params, f64) {
+    let target_modules = target_modules.iter().map(|&t| t.to_owned()).collect();
+    let lora = LoraConfig { rank: 2, alpha: 4.0, target_modules };
+    assert_eq!(lora.problems(layout.shapes()), Vec::<String>::new());
+    let factors = under(reference, "factor.").into_iter().map(|(name, (shape, values))| (name, shape, values));
+    let file = Params::new(factors).to_safetensors(None);
+    let fresh = lora.initial(layout.shapes(), Key::new(0, Purpose::Initialization, 1));
+    (fresh.with_values_of(&file).expect("PEFT's names and shapes"), lora.scale())
 }
 
 /// A network of diffusers, its weights in this crate's layout, and what it computed.
@@ -50,18 +105,11 @@ impl Golden {
         let own = network.layout();
         let weights = all.filtered(|name| own.shapes().any(|(n, _)| n == name));
         assert_eq!(weights.entries().len(), own.slots().len());
-        Self { network, weights, reference: named(&read(reference)), tolerance }
+        Self { network, weights, reference: named(reference), tolerance }
     }
 
     fn tensor<const D: usize>(&self, name: &str, device: &Device) -> Tensor<D> {
-        let (shape, values) = &self.reference[name];
-        Tensor::from_data(TensorData::new(values.clone(), shape.clone()), device)
-    }
-
-    /// The entries under `prefix`, which is taken off their names.
-    fn under(&self, prefix: &str) -> Named {
-        let rest = |(name, entry): (&String, &_)| Some((name.strip_prefix(prefix)?.to_owned(), Clone::clone(entry)));
-        self.reference.iter().filter_map(rest).collect()
+        tensor(&self.reference, name, device)
     }
 
     /// Output of a case, and the sum of its products with the case's direction.
@@ -81,45 +129,23 @@ impl Golden {
     pub(crate) fn differentiate(
         &self,
         case: &str,
-        (trained, adapter): (&Params, Option<f64>),
+        trained: (&Params, Option<f64>),
         checkpointing: Checkpointing,
     ) -> (Vec<f32>, Params) {
-        let (base, leaves) = (self.weights.tensors(&Device::flex()), trained.tensors(&Device::flex().autodiff()));
-        let weights = match adapter {
-            None => Weights { base: &leaves, adapter: None },
-            Some(scale) => Weights { base: &base, adapter: Some((&leaves, scale)) },
-        };
-        let (output, loss) = self.forward(case, &*self.network.bind(weights, checkpointing), &Device::flex());
-        let mut gradients = trained.zeros_like();
-        gradients.add_gradients(&leaves, &mut loss.backward());
-        (output, gradients)
+        let run =
+            |weights: Weights<'_>| self.forward(case, &*self.network.bind(weights, checkpointing), &Device::flex());
+        differentiate(&self.weights, trained, run)
     }
 
     /// Compares the output of a case and the gradients it holds, all of them with respect to tensors of `trained`.
     pub(crate) fn check(&self, case: &str, trained: &Params, adapter: Option<f64>) {
-        let (output, gradients) = self.differentiate(case, (trained, adapter), Checkpointing::None);
-        close(&format!("{case} output"), &output, &self.reference[&format!("{case}.output")].1, self.tolerance.output);
-        let expected = self.under(&format!("{case}.gradient."));
-        assert!(!expected.is_empty(), "{case} has gradients");
-        for (name, (shape, values)) in expected {
-            let entry =
-                trained.entries().iter().find(|e| e.name == name).unwrap_or_else(|| panic!("{name} is unknown"));
-            assert_eq!(shape, entry.shape, "{name}");
-            let got = &gradients.values()[entry.range.clone()];
-            close(&format!("{case} gradient of {name}"), got, &values, self.tolerance.gradient);
-        }
+        let got = self.differentiate(case, (trained, adapter), Checkpointing::None);
+        check(case, &self.reference, &got, self.tolerance);
     }
 
     /// PEFT's factors for these targets, with their scale.
     pub(crate) fn factors(&self, target_modules: &[&str]) -> (Params, f64) {
-        let target_modules = target_modules.iter().map(|&t| t.to_owned()).collect();
-        let lora = LoraConfig { rank: 2, alpha: 4.0, target_modules };
-        let layout = self.network.layout();
-        assert_eq!(lora.problems(layout.shapes()), Vec::<String>::new());
-        let factors = self.under("factor.").into_iter().map(|(name, (shape, values))| (name, shape, values));
-        let file = Params::new(factors).to_safetensors(None);
-        let fresh = lora.initial(layout.shapes(), Key::new(0, Purpose::Initialization, 1));
-        (fresh.with_values_of(&file).expect("PEFT's names and shapes"), lora.scale())
+        factors(&self.reference, &self.network.layout(), target_modules)
     }
 }
 

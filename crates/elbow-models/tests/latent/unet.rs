@@ -1,6 +1,10 @@
 //! `UNet2DConditionModel`: output, gradients of weights, and gradients of PEFT's factors.
 
-use super::{Named, close, named, read, tensor, text, values};
+use super::{
+    Named, close,
+    common::{Tolerance, check, differentiate, factors, under},
+    named, read, tensor, text, values,
+};
 use burn::tensor::{Device, Tensor, TensorData};
 use elbow::{
     noise::{Key, Purpose},
@@ -11,14 +15,12 @@ use elbow::{
 };
 use elbow_models::{
     linear::Weights,
-    lora::LoraConfig,
     unet::{Unet, UnetConfig},
 };
 
 /// Relative to the largest value of the reference, which computes the frequencies of time in float32, off by up to 7 units
 /// in the last place, and multiplies them by up to 999.
-const OUTPUT: f64 = 1e-4;
-const GRADIENT: f64 = 5e-4;
+const TOLERANCE: Tolerance = Tolerance { output: 1e-4, gradient: 5e-4 };
 
 /// A network of diffusers, its weights in this crate's layout, and what it computed.
 struct Golden {
@@ -36,46 +38,24 @@ impl Golden {
         Self { config, weights, reference: named(&format!("unet/{variant}.reference.safetensors")) }
     }
 
-    /// The entries under `prefix`, which is taken off their names.
-    fn under(&self, prefix: &str) -> Named {
-        let rest = |(name, entry): (&String, &_)| Some((name.strip_prefix(prefix)?.to_owned(), Clone::clone(entry)));
-        self.reference.iter().filter_map(rest).collect()
-    }
-
     /// Compares the output of a case and the gradients it holds, all of them with respect to tensors of `trained`.
     fn check(&self, case: &str, trained: &Params, adapter: Option<f64>) {
-        let (base, leaves) = (self.weights.tensors(&Device::flex()), trained.tensors(&Device::flex().autodiff()));
-        let weights = match adapter {
-            None => Weights { base: &leaves, adapter: None },
-            Some(scale) => Weights { base: &base, adapter: Some((&leaves, scale)) },
+        let inputs = under(&self.reference, &format!("{case}."));
+        let run = |weights: Weights<'_>| {
+            let (x, text) = (tensor::<4>(&inputs, "latent"), tensor::<3>(&inputs, "tokens"));
+            let y = Unet::new(&self.config, weights).forward(x, tensor(&inputs, "timestep"), &text);
+            let loss = (y.clone() * tensor::<4>(&inputs, "direction")).sum();
+            (values(y), loss)
         };
-        let inputs = self.under(&format!("{case}."));
-        let (x, text) = (tensor::<4>(&inputs, "latent"), tensor::<3>(&inputs, "tokens"));
-        let y = Unet::new(&self.config, weights).forward(x, tensor(&inputs, "timestep"), &text);
-        let loss = (y.clone() * tensor::<4>(&inputs, "direction")).sum();
-        close(&format!("{case} output"), &values(y), &inputs["output"].1, OUTPUT);
-        let mut gradients = trained.zeros_like();
-        gradients.add_gradients(&leaves, &mut loss.backward());
-        let expected = self.under(&format!("{case}.gradient."));
-        assert!(!expected.is_empty(), "{case} has gradients");
-        for (name, (shape, values)) in expected {
-            let entry =
-                trained.entries().iter().find(|e| e.name == name).unwrap_or_else(|| panic!("{name} is unknown"));
-            assert_eq!(shape, entry.shape, "{name}");
-            let got = &gradients.values()[entry.range.clone()];
-            close(&format!("{case} gradient of {name}"), got, &values, GRADIENT);
-        }
+        let got = differentiate(&self.weights, (trained, adapter), run);
+        check(case, &self.reference, &got, TOLERANCE);
     }
 
     fn check_all(&self) {
         self.check("square", &self.weights, None);
         self.check("narrow", &self.weights, None);
-        let target_modules = ["to_q", "to_k", "to_v", "to_out.0"].map(String::from).to_vec();
-        let lora = LoraConfig { rank: 2, alpha: 4.0, target_modules };
-        let factors = self.under("factor.").into_iter().map(|(name, (shape, values))| (name, shape, values));
-        let file = Params::new(factors).to_safetensors(None);
-        let fresh = lora.initial(self.config.layout().shapes(), Key::new(0, Purpose::Initialization, 1));
-        self.check("lora", &fresh.with_values_of(&file).expect("PEFT's names and shapes"), Some(lora.scale()));
+        let (factors, scale) = factors(&self.reference, &self.config.layout(), &["to_q", "to_k", "to_v", "to_out.0"]);
+        self.check("lora", &factors, Some(scale));
     }
 }
 
@@ -93,7 +73,7 @@ fn stable_diffusion_2() {
 #[test]
 fn predicted_noise_becomes_velocity() {
     let golden = Golden::new("sd1");
-    let (inputs, base) = (golden.under("square."), golden.weights.tensors(&Device::flex()));
+    let (inputs, base) = (under(&golden.reference, "square."), golden.weights.tensors(&Device::flex()));
     let schedule = Schedule::ScaledLinear { beta_start: 0.00085, beta_end: 0.012 };
     let network = Unet::new(&golden.config, Weights { base: &base, adapter: None });
     let field = Prediction::Noise.of(schedule, Box::new(network));

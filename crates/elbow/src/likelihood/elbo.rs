@@ -16,7 +16,8 @@
 //! | huber | −t (√(mean e² + 10⁻¹⁰) − 10⁻⁵) |
 //! | ghuber | −t ((mean e² + 10⁻¹⁰)^p − 10^(−10p)) / p |
 //!
-//! `normalizer` says whose d the m of adaptive is. path-kl is Girsanov's exact weight (g² = 2t/(1 − t)); adaptive makes the gradient independent of the residual's scale.
+//! `normalizer` says whose d the m of adaptive is. path-kl is Girsanov's exact weight (g² = 2t/(1 − t)); adaptive makes the
+//! gradient independent of the residual's scale.
 //! The last three are AWM's (arXiv 2509.25050), for rectified flow; its `Uniform` is simple, its `t**2` is t, and ghuber is
 //! twice huber at p = ½ and awm-t at p = 1. Departures from the reference code: sums in f64; adaptive's normalizer floor
 //! 10⁻⁵ is the same.
@@ -244,9 +245,11 @@ impl Elbo {
     fn score(self, target: Tensor<4>, gain: Tensor<1>, rollout: &Rollout, t: &[f64]) -> Score {
         let (device, schedule, guidance) = (target.device(), rollout.schedule, rollout.sampling.guidance);
         let per_row = |f: &dyn Fn(f64) -> f64| rows(&t.iter().map(|&t| f(t)).collect::<Vec<_>>(), &device);
-        let path_kl = per_row(&|t| (1.0 - t) / (t + 1e-3));
-        let time = per_row(&|t| t);
-        let noise_gain = per_row(&|t| schedule.level(t).noise_gain());
+        let factor = per_row(&|t| match self.weighting {
+            Weighting::PathKl => (1.0 - t) / (t + 1e-3),
+            Weighting::Noise => schedule.level(t).noise_gain(),
+            _ => t,
+        });
         // Widened before subtracting: an `f32` difference of O(1) numbers would lose what log-ratios of 1e-5 are made of.
         let target = wide(target);
         Box::new(move |velocity, normalizer| {
@@ -259,14 +262,14 @@ impl Elbo {
                     square * gain.clone().square() / size / -guidance
                 }
                 Weighting::Simple => square / -(guidance * guidance),
-                Weighting::PathKl => -square * path_kl.clone(),
+                Weighting::PathKl => -square * factor.clone(),
                 Weighting::T => -square * gain.clone().square(),
-                Weighting::Noise => -square * noise_gain.clone().square(),
-                Weighting::AwmT => -square * time.clone(),
-                Weighting::Huber => ((square + FLOOR).sqrt() - FLOOR.sqrt()) * -time.clone(),
+                Weighting::Noise => -square * factor.clone().square(),
+                Weighting::AwmT => -square * factor.clone(),
+                Weighting::Huber => ((square + FLOOR).sqrt() - FLOOR.sqrt()) * -factor.clone(),
                 Weighting::Ghuber => {
                     let power = (square + FLOOR).powf_scalar(self.power) - FLOOR.powf(self.power);
-                    power * time.clone() / -self.power
+                    power * factor.clone() / -self.power
                 }
             }
         })

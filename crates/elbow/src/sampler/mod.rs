@@ -239,26 +239,17 @@ pub fn sample(
     keys: &[Key],
     trajectory: bool,
 ) -> Vec<Tensor<4>> {
-    let parts = sampling.runs(keys).into_iter().map(|(rows, sampling)| {
-        let (start, cond) = (start.clone().narrow(0, rows.start, rows.len()), cond.narrow(rows.start, rows.len()));
-        walk(field, &sampling, schedule, start, &cond, &keys[rows], trajectory)
-    });
-    let beside = |all: Vec<Tensor<4>>, part: Vec<Tensor<4>>| {
-        all.into_iter().zip(part).map(|(rows, more)| Tensor::cat(vec![rows, more], 0)).collect()
+    let runs = sampling.runs(keys);
+    let [(_, sampling)] = runs[..] else {
+        let part = |(rows, sampling): (Range<usize>, Sampling)| {
+            let (start, cond) = (start.clone().narrow(0, rows.start, rows.len()), cond.narrow(rows.start, rows.len()));
+            sample(field, &sampling, schedule, start, &cond, &keys[rows], trajectory)
+        };
+        let beside = |all: Vec<Tensor<4>>, part: Vec<Tensor<4>>| {
+            all.into_iter().zip(part).map(|(rows, more)| Tensor::cat(vec![rows, more], 0)).collect()
+        };
+        return runs.into_iter().map(part).reduce(beside).unwrap_or_default();
     };
-    parts.reduce(beside).unwrap_or_default()
-}
-
-/// The same where all rows are drawn alike.
-fn walk(
-    field: &dyn VelocityField,
-    sampling: &Sampling,
-    schedule: Schedule,
-    start: Tensor<4>,
-    cond: &Conditioning,
-    keys: &[Key],
-    trajectory: bool,
-) -> Vec<Tensor<4>> {
     let (times, rule, device) = (sampling.times(), sampling.rule.get(), start.device());
     let [n, c, h, w] = start.dims();
     let mut x = start;

@@ -1,6 +1,7 @@
 //! What is measured: a trainer as `elbow train` makes it, its prompts and rewards, and a batch to take a step on.
 
 use super::{Args, Loop, TuningName};
+use crate::session;
 use anyhow::{Context, Result};
 use burn::tensor::Device;
 use elbow::{
@@ -20,10 +21,8 @@ use elbow::{
 use elbow_models::{
     lora::LoraConfig,
     mmdit::MmditConfig,
-    policy::{Network, NetworkPolicy, Tuning},
-    recompute::Checkpointing,
+    policy::{NetworkPolicy, Tuning},
 };
-use elbow_world::encoder::WordCodes;
 use std::sync::LazyLock;
 
 /// Steps from noise to image.
@@ -74,15 +73,7 @@ pub fn policy(args: &Args, device: &Device) -> Result<NetworkPolicy> {
         TuningName::Full => Tuning::Full,
         TuningName::Lora => Tuning::Lora(LoraConfig::default()),
     };
-    Ok(NetworkPolicy {
-        latent: network.latent(),
-        network: Network::Mmdit(network),
-        base: base.tensors(&device.clone().without_autodiff()),
-        tuning,
-        checkpointing: Checkpointing::None,
-        text: Box::new(WordCodes { device: device.clone() }),
-        seed: 0,
-    })
+    Ok(session::pixels(network, base, tuning, 0, device))
 }
 
 /// The parameters, each matrix moved by Gaussian noise of deviation `size / √inputs` and each vector by a fifth of `size`.
