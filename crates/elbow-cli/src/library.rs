@@ -24,6 +24,7 @@ pub const ALL: &[(&str, &str)] = recipes![
     "nano-mix-grpo",
     "nano-tempflow-grpo",
     "nano-sol-rl",
+    "nano-op-grpo",
     "nano-ddpo-sf",
     "nano-ddpo-is",
     "nano-ddpo-compressibility",
@@ -58,6 +59,7 @@ pub const ALL: &[(&str, &str)] = recipes![
     "sd3.5-geneval",
     "sd3.5-flow-grpo",
     "sd3.5-diffusion-nft",
+    "sd3.5-awm",
     "flux-dance-grpo",
 ];
 

@@ -10,7 +10,7 @@ use crate::{
     optimizer::OptimizerConfig,
     sampler::{Branch, SamplerKind, Sampling},
     schedule::Schedule,
-    train::TopUp,
+    train::{Replay, TopUp},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -45,6 +45,8 @@ pub struct Config {
     pub advantage: AdvantageKind,
     /// How groups that say nothing are replaced.
     pub top_up: TopUp,
+    /// Which good images of earlier epochs come back.
+    pub replay: Replay,
     /// How far the policy that draws rollouts lags behind.
     pub behavior: BehaviorLag,
     /// The averaged weights that are evaluated.
@@ -71,6 +73,7 @@ impl Default for Config {
             proximal: Proximal::default(),
             advantage: AdvantageKind::default(),
             top_up: TopUp::default(),
+            replay: Replay::default(),
             behavior: BehaviorLag::default(),
             ema: Ema::default(),
             optimizer: OptimizerConfig::default(),
@@ -130,6 +133,7 @@ impl Config {
         let setting = Setting { likelihood: self.likelihood, advantage: self.advantage, rows: self.batch.rows };
         problems.extend(self.objective.get().problems(&setting));
         problems.extend(self.advantage.get().problems());
+        problems.extend(self.replay.problems(self));
         if problems.is_empty() { Ok(()) } else { Err(ConfigError { problems }) }
     }
 

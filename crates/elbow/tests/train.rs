@@ -16,7 +16,7 @@ use elbow::{
         Branch, Cps, Dance, Ddim, Euler, FlowSde, SaSolver, SamplerKind, Sampling, Sde, Strategy, Unipc, Window,
     },
     toy::{Toy, point},
-    train::{Drawn, TrainError, Trainer},
+    train::{Drawn, Replay, TrainError, Trainer},
 };
 use std::collections::BTreeSet;
 
@@ -64,6 +64,16 @@ fn branching() -> Config {
         sampler: sampler(SamplerKind::Branch(Branch { points: 4, explorations: 8, ..Branch::default() })),
         likelihood: LikelihoodKind::Trajectory(Trajectory { weights: StepWeights::Noise, ..Trajectory::default() }),
         start_noise: StartNoise::PerGroup,
+        ..config()
+    }
+}
+
+/// Two of an epoch's groups meet good images of earlier ones.
+fn replaying() -> Config {
+    Config {
+        sampler: sampler(SamplerKind::FlowSde(FlowSde::default())),
+        likelihood: LikelihoodKind::Trajectory(Trajectory { fraction: 0.7, ..Trajectory::default() }),
+        replay: Replay { prompts: 3, groups: 2, images: 2, ..Replay::default() },
         ..config()
     }
 }
@@ -122,6 +132,7 @@ fn groups_that_share_a_start_and_groups_that_are_chosen_learn() {
         Config { sampler: dance, likelihood: trajectory, start_noise: StartNoise::PerGroup, ..config() },
         branching(),
         Config { drafts, ..config() },
+        Config { batch: Batch { groups: 4, group_size: 16, ..config().batch }, ..replaying() },
     ] {
         let rewards = rewards(config.clone(), 60);
         let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
@@ -179,7 +190,8 @@ fn a_saved_state_continues_bit_for_bit() {
     }
     let batch = Batch { groups: 2, ..branching().batch };
     continues(&Config { batch, ..branching() });
-    continues(&Config { drafts: Drafts { count: 11, ..Drafts::default() }, ..config });
+    continues(&Config { drafts: Drafts { count: 11, ..Drafts::default() }, ..config.clone() });
+    continues(&Config { batch: config.batch, ..replaying() });
 }
 
 /// Six epochs are three epochs, saved and loaded, and three more.

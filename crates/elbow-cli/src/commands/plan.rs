@@ -13,7 +13,7 @@ use elbow::{
     drafts::Drafts,
     kl::Anchor,
     sampler::Sampling,
-    train::{TopUp, Trainer},
+    train::{Replay, TopUp, Trainer},
 };
 use elbow_runlog::{RunFolder, metrics};
 use std::{fmt::Write, path::PathBuf, time::Instant};
@@ -72,6 +72,7 @@ fn calibrate(recipe: &Recipe, session: &Session) -> Result<Measured> {
             batch: Batch { groups, updates: 1, ..recipe.method.batch },
             drafts: Drafts::default(),
             top_up: TopUp::default(),
+            replay: Replay::default(),
             ..recipe.method.clone()
         },
         &session.policy,

@@ -34,6 +34,8 @@ pub struct Rollout {
     pub keys: Vec<Key>,
     /// The same key for all images of a group: that of its first.
     pub group_keys: Vec<Key>,
+    /// How much the objective's loss counts for each: 1, but for images of earlier weights.
+    pub importance: Vec<f64>,
     /// How they were drawn.
     pub sampling: Sampling,
     /// The path they were drawn on.
@@ -59,6 +61,7 @@ impl Rollout {
             cond: Conditioning::cat(&parts.iter().map(|p| &p.cond).collect::<Vec<_>>()),
             keys: parts.iter().flat_map(|p| p.keys.iter().copied()).collect(),
             group_keys: parts.iter().flat_map(|p| p.group_keys.iter().copied()).collect(),
+            importance: parts.iter().flat_map(|p| p.importance.iter().copied()).collect(),
             ..*first
         }
     }
@@ -73,6 +76,7 @@ impl Rollout {
             cond: self.cond.select(rows),
             keys: rows.iter().map(|&r| self.keys[r]).collect(),
             group_keys: rows.iter().map(|&r| self.group_keys[r]).collect(),
+            importance: rows.iter().map(|&r| self.importance[r]).collect(),
             ..*self
         }
     }
@@ -85,6 +89,7 @@ impl Rollout {
             cond: self.cond.narrow(start, len),
             keys: self.keys[start..start + len].to_vec(),
             group_keys: self.group_keys[start..start + len].to_vec(),
+            importance: self.importance[start..start + len].to_vec(),
             ..*self
         }
     }

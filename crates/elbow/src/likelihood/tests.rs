@@ -88,7 +88,8 @@ fn drawn(rule: SamplerKind, steps: usize, shape: [usize; 3]) -> Rollout {
     let start = noise::normal(keys.iter().map(|&k| Key { purpose: Purpose::Start, ..k }), shape, &device);
     let (field, schedule) = (Tanh::new(BEHAVIOR, &device), Schedule::RectifiedFlow);
     let points = sampler::sample(&field, &sampling, schedule, start, &cond, &keys, true);
-    Rollout { points, cond, group_keys: groups(&keys), keys, sampling, schedule }
+    let importance = vec![1.0; ROWS];
+    Rollout { points, cond, group_keys: groups(&keys), keys, importance, sampling, schedule }
 }
 
 /// Given images on the grid of `steps`, as if some ODE sampler had drawn them.
@@ -96,8 +97,8 @@ fn given(images: Tensor<4>, steps: usize, guidance: f64) -> Rollout {
     let n = images.dims()[0];
     let sampling = Sampling { rule: SamplerKind::Dpm2(Dpm2 {}), steps, shift: SHIFT, guidance };
     let (keys, cond) = (keys(n), cond(&vec![0.0; n]));
-    let (points, group_keys) = (vec![images], groups(&keys));
-    Rollout { points, cond, keys, group_keys, sampling, schedule: Schedule::RectifiedFlow }
+    let (points, group_keys, importance) = (vec![images], groups(&keys), vec![1.0; n]);
+    Rollout { points, cond, keys, group_keys, importance, sampling, schedule: Schedule::RectifiedFlow }
 }
 
 fn likelihoods(timesteps: Timesteps) -> Vec<LikelihoodKind> {

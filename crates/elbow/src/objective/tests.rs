@@ -56,6 +56,7 @@ fn rollout(steps: usize) -> Rollout {
         cond: Conditioning { tokens: Tensor::zeros([B, 1, 1], &device), pooled: Tensor::zeros([B, 1], &device) },
         keys: (0..B as u64).map(|i| Key::new(3, Purpose::Step, 0).sample(i)).collect(),
         group_keys: vec![Key::new(3, Purpose::Step, 0); B],
+        importance: vec![1.0; B],
         sampling: Sampling { steps, ..Sampling::default() },
         schedule: Schedule::RectifiedFlow,
     }

@@ -4,12 +4,14 @@
 //! counters: saving those and loading them continues a run bit for bit.
 
 mod record;
+mod replay;
 mod rollout;
 mod state;
 mod top_up;
 mod update;
 
 pub use record::{EpochReport, Sample};
+pub use replay::{Kept, Replay};
 pub use rollout::Drawn;
 pub use state::{State, StateError};
 pub use top_up::{Extra, TopUp};
@@ -143,8 +145,10 @@ impl<'a> Trainer<'a> {
         let start = Instant::now();
         let drawn = self.draw(observer)?;
         let rolled = Instant::now();
+        let kept = replay::kept(self, &drawn);
         let outcome = self.update(&drawn.rollout, &drawn.rewards, observer)?;
         self.remember(&drawn);
+        self.state.kept = kept;
         self.state.epoch += 1;
         let timing = record::Timing { rollout: rolled - start, reward: drawn.reward_time, update: rolled.elapsed() };
         Ok(record::report(self, &drawn, &outcome, timing))

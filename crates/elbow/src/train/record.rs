@@ -1,6 +1,6 @@
 //! What an epoch leaves in the log, under the field's names.
 
-use super::{Drawn, Trainer, update::Outcome};
+use super::{Drawn, Trainer, replay, update::Outcome};
 use crate::{advantage::Moments, prompts::Prompt};
 use image::RgbImage;
 use serde_json::{Map, Value};
@@ -39,8 +39,8 @@ fn mean(values: &[f64]) -> Value {
 }
 
 pub(super) fn report(trainer: &Trainer<'_>, drawn: &Drawn, outcome: &Outcome, timing: Timing) -> EpochReport {
-    let (total, groups) = (drawn.rewards.total(), drawn.rewards.moments());
-    let images = drawn.images.len();
+    let (total, groups) = (Moments::of(&new(drawn, &drawn.rewards.rewards)), drawn.rewards.moments());
+    let images = drawn.images.len() - drawn.replayed.len();
     let drawn_images = images + drawn.extra.groups * trainer.config.batch.group_size;
     let reward = trainer.reward.name();
     let group_std: Vec<f64> = groups.iter().filter(|g| g.count > 0).map(|g| g.std).collect();
@@ -49,7 +49,7 @@ pub(super) fn report(trainer: &Trainer<'_>, drawn: &Drawn, outcome: &Outcome, ti
     let ratios = Moments::of(&outcome.log_ratios);
     let seconds = (timing.rollout + timing.update).as_secs_f64();
     let parts = trainer.reward.parts().iter().zip(&drawn.rewards.parts).flat_map(|(reward, part)| {
-        let of = Moments::of(&part.rewards.iter().flatten().copied().collect::<Vec<_>>());
+        let of = Moments::of(&new(drawn, &part.rewards));
         let name = format!("reward_{}", reward.name);
         [(format!("{name}_std"), Value::from(of.std)), (name, Value::from(of.mean))]
     });
@@ -76,7 +76,13 @@ pub(super) fn report(trainer: &Trainer<'_>, drawn: &Drawn, outcome: &Outcome, ti
         ("time_update".into(), Value::from(timing.update.as_secs_f64())),
         ("samples_per_second".into(), Value::from(drawn_images as f64 / seconds)),
     ];
-    let further = drafts(drawn, reward).into_iter().chain(per_tag).chain(parts).chain(top_up.into_iter().flatten());
+    let replayed = (trainer.config.replay.prompts > 0).then(|| replay::entries(drawn)).into_iter().flatten();
+    let further = drafts(drawn, reward)
+        .into_iter()
+        .chain(replayed)
+        .chain(per_tag)
+        .chain(parts)
+        .chain(top_up.into_iter().flatten());
     let record = entries.into_iter().chain(further).collect();
     let first = |g: usize| g * trainer.config.batch.group_size;
     let sample = |(g, prompt): (usize, &Prompt)| Sample {
@@ -85,6 +91,12 @@ pub(super) fn report(trainer: &Trainer<'_>, drawn: &Drawn, outcome: &Outcome, ti
         reward: drawn.rewards.rewards[first(g)],
     };
     EpochReport { record, samples: drawn.prompts.iter().enumerate().map(sample).collect() }
+}
+
+/// Rewards that are there, of the images drawn in the epoch.
+fn new(drawn: &Drawn, rewards: &[Option<f64>]) -> Vec<f64> {
+    let known = rewards.iter().enumerate().filter(|(i, _)| !drawn.replayed.contains(i));
+    known.filter_map(|(_, reward)| *reward).collect()
 }
 
 /// What the drafts cost and scored, if there were any.
@@ -105,9 +117,9 @@ fn drafts(drawn: &Drawn, reward: &str) -> Vec<(String, Value)> {
 fn tags(drawn: &Drawn) -> std::collections::BTreeMap<&str, Vec<f64>> {
     let mut tags = std::collections::BTreeMap::<&str, Vec<f64>>::new();
     let size = drawn.images.len() / drawn.prompts.len();
-    for (rewards, prompt) in drawn.rewards.rewards.chunks(size).zip(&drawn.prompts) {
-        if let Some(tag) = prompt.tag() {
-            tags.entry(tag).or_default().extend(rewards.iter().flatten());
+    for (i, reward) in drawn.rewards.rewards.iter().enumerate().filter(|(i, _)| !drawn.replayed.contains(i)) {
+        if let Some(tag) = drawn.prompts[i / size].tag() {
+            tags.entry(tag).or_default().extend(reward);
         }
     }
     tags.retain(|_, rewards| !rewards.is_empty());

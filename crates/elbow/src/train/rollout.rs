@@ -1,6 +1,9 @@
 //! Drawing an epoch's images, and scoring them on another thread while the next are drawn.
 
-use super::{Extra, Observer, TrainError, Trainer};
+use super::{
+    Extra, Observer, TrainError, Trainer,
+    replay::{self, Kept},
+};
 use crate::{
     advantage::{Grouped, Part},
     config::StartNoise,
@@ -36,6 +39,8 @@ pub struct Drawn {
     pub drafts: Vec<Option<f64>>,
     /// What was drawn beyond these.
     pub extra: Extra,
+    /// The images that are not of this epoch, by their number.
+    pub replayed: Vec<usize>,
     pub(super) reward_time: Duration,
 }
 
@@ -43,8 +48,8 @@ pub struct Drawn {
 pub(super) fn draw(trainer: &Trainer<'_>, observer: &dyn Observer, numbers: Range<usize>) -> Result<Drawn, TrainError> {
     let (config, epoch) = (&trainer.config, trainer.state.epoch);
     let (first, groups, size) = (numbers.start, numbers.len(), config.batch.group_size);
-    let prompt_key = Key::new(config.seed, Purpose::Prompt, epoch).sample(first as u64);
-    let prompts = trainer.prompts.draw(prompt_key, groups);
+    let slots = config.replay.slots(&trainer.state.kept, groups);
+    let prompts = prompts(trainer, first, &slots);
     let cond = trainer.policy.encode(&prompts)?;
     let field = trainer.field(Some(trainer.drawing()));
     let scene = Scene { trainer, first, prompts: &prompts, cond, field, observer };
@@ -61,30 +66,62 @@ pub(super) fn draw(trainer: &Trainer<'_>, observer: &dyn Observer, numbers: Rang
         StartNoise::PerSample => (0..total).map(|i| first * size + i).collect(),
         StartNoise::PerGroup => (0..total).map(|i| (first + i / size) * size).collect(),
     };
+    let replayed = config.replay.rows(&slots, size);
+    let seats = starts.into_iter().enumerate().filter(|(i, _)| !replayed.contains(i));
+    let seats: Vec<Seat> = seats.map(|(number, start)| Seat { number, start }).collect();
     let keep = config.likelihood.get().needs_trajectory();
     let (parts, Scored { images, scores, time }) =
-        scene.images("rollout", config.sampler.at(config.seed, epoch), &starts, keep);
+        scene.images("rollout", config.sampler.at(config.seed, epoch), size, &seats, keep);
     let (rewards, parts_of_rewards) = check(trainer, &scores)?;
     let memory = config.advantage.get().memory();
     let earlier = |p: &Prompt| if memory == 0 { Vec::new() } else { trainer.state.history.of(&p.text) };
     let compared = config.compared();
-    let earlier = (0..total / compared).map(|g| earlier(&prompts[g * compared / size])).collect();
-    let groups = (0..total).map(|i| i / compared).collect();
-    let rewards = Grouped { rewards, groups, earlier, parts: parts_of_rewards };
+    let rewards = Grouped {
+        rewards,
+        groups: (0..total).map(|i| i / compared).collect(),
+        earlier: (0..total / compared).map(|g| earlier(&prompts[g * compared / size])).collect(),
+        parts: parts_of_rewards,
+    };
     let (rollout, reward_time) = (Rollout::cat(&parts), draft_time + time);
+    let new = New { rollout, images, rewards };
+    let New { rollout, images, rewards } =
+        if replayed.is_empty() { new } else { replay::insert(&scene, new, &slots, &replayed) };
     drop(scene);
-    Ok(Drawn { rollout, prompts, images, rewards, drafts, extra: Extra::default(), reward_time })
+    Ok(Drawn { rollout, prompts, images, rewards, drafts, extra: Extra::default(), replayed, reward_time })
+}
+
+/// Images drawn in an epoch and their rewards.
+pub(super) struct New {
+    pub(super) rollout: Rollout,
+    pub(super) images: Vec<RgbImage>,
+    pub(super) rewards: Grouped,
+}
+
+/// The prompt of each group: that of its slot, or the next of the source.
+fn prompts(trainer: &Trainer<'_>, first: usize, slots: &[Option<&Kept>]) -> Vec<Prompt> {
+    let key = Key::new(trainer.config.seed, Purpose::Prompt, trainer.state.epoch).sample(first as u64);
+    let new = slots.iter().filter(|slot| slot.is_none()).count();
+    let mut new = trainer.prompts.draw(key, new).into_iter();
+    let prompt = |slot: &Option<&Kept>| slot.map_or_else(|| new.next(), |kept| Some(kept.prompt().clone()));
+    slots.iter().filter_map(prompt).collect()
+}
+
+/// An image to draw: its number among those of its scene, and the number in the epoch of its start noise.
+#[derive(Clone, Copy)]
+struct Seat {
+    number: usize,
+    start: usize,
 }
 
 /// What an epoch's images are drawn from.
-struct Scene<'a> {
-    trainer: &'a Trainer<'a>,
+pub(super) struct Scene<'a> {
+    pub(super) trainer: &'a Trainer<'a>,
     /// Number of the first prompt's group in the epoch.
     first: usize,
     prompts: &'a [Prompt],
     /// One row a prompt.
-    cond: Conditioning,
-    field: Box<dyn VelocityField + 'a>,
+    pub(super) cond: Conditioning,
+    pub(super) field: Box<dyn VelocityField + 'a>,
     observer: &'a dyn Observer,
 }
 
@@ -93,38 +130,43 @@ impl Scene<'_> {
     fn drafts(&self) -> Result<(Vec<Option<f64>>, Duration), TrainError> {
         let config = &self.trainer.config;
         let count = config.drafts.count;
-        let starts: Vec<usize> = (self.first * count..(self.first + self.prompts.len()) * count).collect();
-        if starts.is_empty() {
+        let seat = |number| Seat { number, start: self.first * count + number };
+        let seats: Vec<Seat> = (0..self.prompts.len() * count).map(seat).collect();
+        if seats.is_empty() {
             return Ok((Vec::new(), Duration::ZERO));
         }
-        let (_, scored) = self.images("drafts", config.drafts.sampling(config.sampler), &starts, false);
+        let (_, scored) = self.images("drafts", config.drafts.sampling(config.sampler), count, &seats, false);
         Ok((check(self.trainer, &scored.scores)?.0, scored.time))
     }
 
-    /// As many images of each prompt as there are starts for; `starts[i]` is the number in the epoch of the start noise of
-    /// image i. Returns them in parts of `batch.rows`.
+    /// The key of an image of the epoch by its number.
+    pub(super) fn key(&self, number: usize) -> Key {
+        Key::new(self.trainer.config.seed, Purpose::Step, self.trainer.state.epoch).sample(number as u64)
+    }
+
+    /// Draws the images of the given seats, of which each prompt has `size`. Returns them in parts of `batch.rows`.
     fn images(
         &self,
         phase: &'static str,
         sampling: Sampling,
-        starts: &[usize],
+        size: usize,
+        seats: &[Seat],
         trajectory: bool,
     ) -> (Vec<Rollout>, Scored) {
-        let (config, epoch, total) = (&self.trainer.config, self.trainer.state.epoch, starts.len());
-        let (rows, size) = (config.batch.rows, total / self.prompts.len());
+        let (schedule, rows, total) = (self.trainer.config.schedule, self.trainer.config.batch.rows, seats.len());
         let (send, receive) = mpsc::channel::<ToScore>();
         let done = AtomicUsize::new(0);
         let draw = |part: usize, send: &mpsc::Sender<ToScore>| {
-            let samples = part * rows..total.min((part + 1) * rows);
-            let owners: Vec<usize> = samples.clone().map(|i| i / size).collect();
-            let key = |i: usize| Key::new(config.seed, Purpose::Step, epoch).sample(i as u64);
-            let keys: Vec<Key> = samples.clone().map(|i| key(self.first * size + i)).collect();
-            let start = starts[samples].iter().map(|&i| Key { purpose: Purpose::Start, ..key(i) });
+            let seats = &seats[part * rows..total.min((part + 1) * rows)];
+            let owners: Vec<usize> = seats.iter().map(|seat| seat.number / size).collect();
+            let keys: Vec<Key> = seats.iter().map(|seat| self.key(self.first * size + seat.number)).collect();
+            let start = seats.iter().map(|seat| Key { purpose: Purpose::Start, ..self.key(seat.start) });
             let start = noise::normal(start, self.trainer.policy.latent_shape(), &self.trainer.device);
-            let (cond, schedule) = (self.cond.select(&owners), config.schedule);
+            let cond = self.cond.select(&owners);
             let points = sampler::sample(&*self.field, &sampling, schedule, start, &cond, &keys, trajectory);
-            let group_keys = owners.iter().map(|&g| key((self.first + g) * size)).collect();
-            let rollout = Rollout { points, cond, keys, group_keys, sampling, schedule };
+            let group_keys = owners.iter().map(|&g| self.key((self.first + g) * size)).collect();
+            let importance = vec![1.0; keys.len()];
+            let rollout = Rollout { points, cond, keys, group_keys, importance, sampling, schedule };
             let images = self.trainer.policy.decode(rollout.images().clone());
             let prompts = owners.iter().map(|&g| self.prompts[g].clone()).collect();
             send.send(ToScore { part, images, prompts }).expect("invariant: the worker outlives the senders");

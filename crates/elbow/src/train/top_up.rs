@@ -84,12 +84,13 @@ fn replaced(trainer: &Trainer<'_>, drawn: Drawn, more: Drawn, missing: &[usize])
         },
         drafts: [drawn.drafts, more.drafts].concat(),
         extra,
+        replayed: drawn.replayed,
         reward_time: drawn.reward_time + more.reward_time,
     }
 }
 
 /// These of the elements of both.
-fn picked<T: Clone>(mut first: Vec<T>, second: Vec<T>, indices: &[usize]) -> Vec<T> {
+pub(super) fn picked<T: Clone>(mut first: Vec<T>, second: Vec<T>, indices: &[usize]) -> Vec<T> {
     first.extend(second);
     indices.iter().map(|&i| first[i].clone()).collect()
 }

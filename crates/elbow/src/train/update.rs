@@ -122,10 +122,13 @@ fn part(
     for query in &queries {
         let current = trainer.guided(trainer.policy.bind(Some(&leaves)));
         let e = Evaluation::new(query, &*current, frozen.behavior, frozen.reference).with_lagged(frozen.lagged);
-        let data = TensorData::new(advantages.clone(), [rows.len()]);
-        let advantages = Tensor::<1>::from_data(data, (&trainer.device, e.log_prob().dtype()));
+        let number = |values: &[f64]| {
+            let data = TensorData::new(values.to_vec(), [rows.len()]);
+            Tensor::<1>::from_data(data, (&trainer.device, e.log_prob().dtype()))
+        };
+        let (advantages, importance) = (number(&advantages), number(&rollout.importance));
         let objective = config.objective.get();
-        let policy = query.weighted(objective.loss(&e, advantages.clone()));
+        let policy = query.weighted(objective.loss(&e, advantages.clone())) * importance;
         seen.policy_losses.extend(values(policy.clone()));
         let mut loss = policy;
         if let Some(proximity) = config.proximal.value(&e) {

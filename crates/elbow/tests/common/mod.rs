@@ -144,7 +144,8 @@ impl Case {
         let keep = self.likelihood.get().needs_trajectory();
         let points = sampler::sample(&self.field(behavior()), &self.sampling, self.schedule, start, &cond, &keys, keep);
         let group_keys = keys.iter().map(|k| k.sample(k.sample / 2 * 2)).collect();
-        Rollout { points, cond, keys, group_keys, sampling: self.sampling, schedule: self.schedule }
+        let importance = vec![1.0; B];
+        Rollout { points, cond, keys, group_keys, importance, sampling: self.sampling, schedule: self.schedule }
     }
 
     /// The mean loss over samples and queries, and its gradient, as the trainer takes them.

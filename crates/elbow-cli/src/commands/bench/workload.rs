@@ -129,6 +129,7 @@ impl<'a> Workload<'a> {
             points: vec![noise::normal(clean, policy.latent_shape(), device) * 0.5],
             cond: policy.encode(&prompts)?.select(&groups),
             group_keys: groups.iter().map(|&g| key(g * GROUP)).collect(),
+            importance: vec![1.0; groups.len()],
             keys,
             sampling,
             schedule,

@@ -195,6 +195,7 @@ fn of_a_step(noise: &[f32], of: &dyn Fn(&Evaluation<'_>) -> Tensor<1>) -> (Vec<f
         cond: Conditioning { tokens: Tensor::zeros([B, 1, 1], &device), pooled: Tensor::zeros([B, 1], &device) },
         keys: (0..B as u64).map(|i| Key::new(3, Purpose::Step, 0).sample(i)).collect(),
         group_keys: vec![Key::new(3, Purpose::Step, 0); B],
+        importance: vec![1.0; B],
         sampling,
         schedule: Schedule::RectifiedFlow,
     };
