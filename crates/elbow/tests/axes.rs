@@ -242,8 +242,13 @@ fn further() -> Vec<SamplerKind> {
 /// The further samplers and likelihoods, with an objective of each kind rather than all.
 #[test]
 fn further_samplers_and_likelihoods_have_the_gradient_of_their_formulas() {
-    // 3 objectives × (30 likelihoods × 10 samplers + 23 ELBOs × 2), and on the other path 22 × 5 + 15 × 2.
-    for (schedule, expected) in [(Schedule::RectifiedFlow, [1038, 42]), (VARIANCE_PRESERVING, [420, 660])] {
+    // 3 objectives × (30 likelihoods × 10 samplers + 23 ELBOs × 2), and on the other paths 22 × 5 + 15 × 2.
+    let schedules = [
+        (Schedule::RectifiedFlow, [1038, 42]),
+        (VARIANCE_PRESERVING, [420, 660]),
+        (Schedule::ScaledLinear { beta_start: 0.00085, beta_end: 0.012 }, [420, 660]),
+    ];
+    for (schedule, expected) in schedules {
         let (mut worst, mut refused) = (Worst::default(), 0);
         // Without an edge, which a finite difference might step over.
         let objectives = [

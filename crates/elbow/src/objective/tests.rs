@@ -10,7 +10,7 @@ use crate::{
     likelihood::{Elbo, Likelihood, Query, Ratio, Rollout, Timesteps, Weighting},
     noise::{self, Key, Purpose},
     policy::{Conditioning, VelocityField},
-    sampler::{FlowSde, Sampler, SamplerKind, Sampling, Step},
+    sampler::{Ddim, FlowSde, Sampler, SamplerKind, Sampling, Step},
     schedule::Schedule,
 };
 use burn::tensor::{Device, TensorData};

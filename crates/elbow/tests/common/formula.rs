@@ -56,7 +56,21 @@ pub(super) fn level(schedule: Schedule, t: f64) -> [f64; 4] {
             let d_alpha = alpha * (-0.5 * t * (beta_max - beta_min) - 0.5 * beta_min);
             [alpha, sigma, d_alpha, -alpha * d_alpha / sigma]
         }
-        Schedule::ScaledLinear { .. } => unreachable!("the axes are tested on the other two"),
+        Schedule::ScaledLinear { beta_start, beta_end } => {
+            // Hermite's basis between ln α at two steps, with half the sum of the neighboring differences as slopes.
+            let (from, to) = (beta_start.sqrt(), beta_end.sqrt());
+            let less = |i: f64| 0.5 * (1.0 - (from + (to - from) * i / 999.0).powi(2)).ln();
+            let k = (t * 1000.0).floor().min(999.0);
+            let at: f64 = (0..k as usize).map(|i| less(i as f64)).sum();
+            let [f, here, next] = [t * 1000.0 - k, (less(k - 1.0) + less(k)) / 2.0, (less(k) + less(k + 1.0)) / 2.0];
+            let [h00, h10] = [(1.0 + 2.0 * f) * (1.0 - f).powi(2), f * (1.0 - f).powi(2)];
+            let [h01, h11] = [f * f * (3.0 - 2.0 * f), f * f * (f - 1.0)];
+            let log_alpha = h00 * at + h10 * here + h01 * (at + less(k)) + h11 * next;
+            let steep = 6.0 * f * (1.0 - f) * less(k);
+            let rate = 1000.0 * (steep + (1.0 - f) * (1.0 - 3.0 * f) * here + f * (3.0 * f - 2.0) * next);
+            let (alpha, sigma) = (log_alpha.exp(), (1.0 - (2.0 * log_alpha).exp()).sqrt());
+            [alpha, sigma, alpha * rate, -alpha * alpha * rate / sigma]
+        }
     }
 }
 
