@@ -4,7 +4,7 @@
 use crate::model_folder::{fixtures, whole};
 use burn::tensor::{Device, Tensor, TensorData};
 use elbow::{
-    Prompt,
+    Prompt, RgbImage,
     guidance::Guided,
     policy::{Policy, VelocityField},
     prediction::{Predicting, Prediction},
@@ -77,7 +77,7 @@ fn check(pipeline: &str, rule: &dyn Sampler, scale: f64) {
     reference.close("latent", x.clone());
     reference.close("image", policy.network.decoder.values(x.clone()));
     let images = policy.decode(x.clone());
-    assert_eq!(images.iter().map(|image| image.dimensions()).collect::<Vec<_>>(), [(32, 32); 2]);
+    assert_eq!(images.iter().map(RgbImage::dimensions).collect::<Vec<_>>(), [(32, 32); 2]);
     assert_eq!(load(folder.path(), 2).decode(x), images, "slices");
 }
 
