@@ -1,6 +1,7 @@
 //! How an error reaches the user: what is wrong, why, and what to do about it.
 
 use elbow::{config::ConfigError, params::WeightError, policy::EncodeError, prompts::PromptError, train::TrainError};
+use elbow_models::{folder::FolderError, lora_file::LoraFileError};
 use elbow_runlog::RunLogError;
 use std::{error::Error, io};
 
@@ -39,6 +40,12 @@ fn hint(cause: &(dyn Error + 'static)) -> Option<String> {
     if let Some(hint) = cause.downcast_ref::<RunLogError>().and_then(RunLogError::hint) {
         return Some(hint.to_owned());
     }
+    if let Some(error) = cause.downcast_ref::<LoraFileError>() {
+        return adapter(error);
+    }
+    if let Some(error) = cause.downcast_ref::<FolderError>() {
+        return Some(folder(error).to_owned());
+    }
     let fixed = if cause.is::<ConfigError>() {
         "change these fields in the recipe or with --set; `elbow config --explain` has their meaning"
     } else if cause.is::<WeightError>() {
@@ -67,4 +74,28 @@ fn training(error: &TrainError) -> Option<String> {
         TrainError::Encode(error) => return hint(error),
     };
     Some(text.to_owned())
+}
+
+fn adapter(error: &LoraFileError) -> Option<String> {
+    let text = match error {
+        LoraFileError::OtherModel { .. } => "give the base that the adapter was trained on, in diffusers' names",
+        LoraFileError::Unsupported { .. } => "save the adapter again without that, or use another one",
+        LoraFileError::Empty { .. } => "give a file of low-rank factors, or a folder with adapter_model.safetensors",
+        LoraFileError::Folder(error) => folder(error),
+        LoraFileError::Write(error) => return error.hint().map(str::to_owned),
+    };
+    Some(text.to_owned())
+}
+
+fn folder(error: &FolderError) -> &'static str {
+    match error {
+        FolderError::Read { .. } => "check the path; it is relative to the folder that the command runs in",
+        FolderError::Write { .. } => "check that there is room on the disk and that you may write there",
+        FolderError::Missing { .. } => "give a local folder as `diffusers` saves it, with all its files",
+        FolderError::Json { .. } | FolderError::Damaged { .. } | FolderError::Tokenizer { .. } => {
+            "download the file again, whole"
+        }
+        FolderError::Unsupported { .. } => "use a model that has what is named there",
+        FolderError::Mismatch { .. } => "download the weights again, or the config.json that belongs to them",
+    }
 }

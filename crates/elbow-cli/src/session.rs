@@ -117,11 +117,7 @@ fn policy(recipe: &Recipe, device: &Device) -> Result<(Nano, String)> {
         }
     };
     let schedule = recipe.method.schedule;
-    let bytes = match weights {
-        None if schedule == Schedule::RectifiedFlow => NANO.to_vec(),
-        None => NANO_VP.to_vec(),
-        Some(path) => std::fs::read(path).with_context(|| format!("cannot read weights {}", path.display()))?,
-    };
+    let bytes = nano_weights(weights, schedule)?;
     let config = MmditConfig::default();
     let layout = config.initial(Key::new(0, elbow::noise::Purpose::Initialization, 0));
     let place = weights.map_or_else(|| "the embedded weights".to_owned(), |p| format!("weights {}", p.display()));
@@ -134,6 +130,15 @@ fn policy(recipe: &Recipe, device: &Device) -> Result<(Nano, String)> {
         return Err(Hint::error(problems.join("\n"), "the model's section of the recipe must fit the network"));
     }
     Ok((policy, machine::sha256(&bytes)))
+}
+
+/// The file of the nano model's base weights: the given one, or the embedded one for the path from data to noise.
+pub fn nano_weights(weights: Option<&Path>, schedule: Schedule) -> Result<Vec<u8>> {
+    match weights {
+        None if schedule == Schedule::RectifiedFlow => Ok(NANO.to_vec()),
+        None => Ok(NANO_VP.to_vec()),
+        Some(path) => std::fs::read(path).with_context(|| format!("cannot read weights {}", path.display())),
+    }
 }
 
 /// An error if the weights say that they were made for another path; files made elsewhere say nothing.
