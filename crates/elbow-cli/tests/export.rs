@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
 
 mod common;
+#[path = "../../elbow-models/tests/diffusers/model_folder.rs"]
+mod model_folder;
 
 use burn::tensor::{Device, Tensor};
 use common::{SMALL, elbow, files, finished, sets, succeed, text};
@@ -10,12 +12,13 @@ use elbow::{noise, params::Params, policy::Conditioning};
 use elbow_models::{
     folder::{Checkpoint, Shapes},
     linear::Weights,
-    lora::LoraConfig,
+    lora::{JOINT_ATTENTION, LoraConfig},
     lora_file::{Adapter, Provenance, read},
     mmdit::MmditConfig,
     policy::Network,
     recompute::Checkpointing,
 };
+use model_folder::whole;
 use std::{
     collections::BTreeSet,
     fs,
@@ -50,7 +53,7 @@ fn shapes(checkpoint: &Checkpoint) -> Shapes {
 /// The adapter in a checkpoint of [`adapted`].
 fn held(name: &str) -> Adapter {
     let file = Checkpoint::open_file(&adapted().join("checkpoints").join(name)).unwrap();
-    let config = LoraConfig { rank: 4, alpha: 12.0, ..LoraConfig::default() };
+    let config = LoraConfig { rank: 4, alpha: 12.0, ..LoraConfig::default() }.with_usual(&JOINT_ATTENTION);
     let layout = MmditConfig::default().layout();
     let fresh = config.initial(layout.shapes(), noise::Key::new(0, noise::Purpose::Initialization, 0));
     let values = fresh.entries().iter().map(|e| (e.name.clone(), e.shape.clone(), file.values(&e.name)));
@@ -189,6 +192,50 @@ fn a_run_that_trained_every_weight_goes_out_whole() {
         .map(|e| e.name.as_str())
         .collect();
     assert_eq!(fixed, ["pos_embed.pos_embed"]);
+}
+
+/// A run on a model folder goes out in every format, and the adapter into the folder's network.
+fn leaves_a_folder(pipeline: &str, recipe: &str, component: &str, architecture: &str) {
+    let (model, room) = (whole(pipeline), tempfile::tempdir().unwrap());
+    let path = |name: &str| room.path().join(name);
+    fs::write(path("prompts.txt"), "a red cat\nhorse\n").unwrap();
+    let folder = format!("model.path={}", model.path().display());
+    let changes = [&folder, "model.cache=cache", "prompts.train=prompts.txt", "prompts.test=prompts.txt", "epochs=1"];
+    let small = ["model.resolution=32", "reward.kind=jpeg", "batch.groups=2", "batch.group_size=2", "batch.updates=1"];
+    let few = ["sampler.steps=3", "eval.measure.images_per_prompt=1", "eval.measure.sampler.steps=2"];
+    let train = ["train", recipe, "--run", "run"];
+    succeed(elbow(train).args(sets(&changes)).args(sets(&small)).args(sets(&few)).current_dir(room.path()));
+
+    let base = Checkpoint::open(&model.path().join(component), "diffusion_pytorch_model", None).unwrap();
+    let mut adapters = Vec::new();
+    for (format, name) in [("peft", "peft"), ("diffusers", "d.safetensors"), ("kohya", "k.safetensors")] {
+        succeed(export(&path("run"), format, &path(name)).current_dir(room.path()));
+        adapters.push(read(&path(name), &shapes(&base)).unwrap());
+    }
+    assert!(adapters[1..].iter().all(|adapter| same(adapter, &adapters[0])), "{pipeline}");
+    let trained = parameters(&path("run/checkpoints/checkpoint-1/ema.safetensors"));
+    let mut expected = adapters[0].factors.zeros_like();
+    expected.assign(&trained);
+    assert!(expected.norm() > 0.0 && adapters[0].factors == expected, "{pipeline}");
+    let header = Checkpoint::open_file(&path("k.safetensors")).unwrap().metadata()["modelspec.architecture"].clone();
+    assert_eq!(header, format!("{architecture}/lora"));
+
+    succeed(export(&path("run"), "merged", &path("merged")).current_dir(room.path()));
+    succeed(elbow(["merge", "k.safetensors", "--out", "again", "--base"]).arg(model.path()).current_dir(room.path()));
+    let [merged, again] =
+        ["merged", "again"].map(|n| Checkpoint::open(&path(n), "diffusion_pytorch_model", None).unwrap());
+    merged.check(&shapes(&base), &[]).unwrap();
+    let changed = shapes(&base).iter().filter(|(name, _)| merged.values(name) != base.values(name)).count();
+    assert_eq!(2 * changed, adapters[0].factors.entries().len(), "{pipeline}");
+    assert!(shapes(&base).iter().all(|(name, _)| merged.values(name) == again.values(name)), "{pipeline}");
+    let config = |folder: &Path| fs::read(folder.join("config.json")).unwrap();
+    assert_eq!(config(&path("merged")), config(&model.path().join(component)));
+}
+
+#[test]
+fn runs_on_model_folders_go_out_in_every_format() {
+    leaves_a_folder("sd3", "sd3.5-geneval", "transformer", "stable-diffusion-3");
+    leaves_a_folder("sd1", "sd1.5-ddpo-compressibility", "unet", "stable-diffusion-v2-512");
 }
 
 /// Runs a command that must fail with all `parts` in its message, in a folder that must stay as it is.

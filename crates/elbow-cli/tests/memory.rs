@@ -17,7 +17,7 @@ use elbow::{
 };
 use elbow_models::{
     mmdit::MmditConfig,
-    policy::{Network, NetworkPolicy, Tuning},
+    policy::{Decoder, Network, NetworkPolicy, Tuning},
     recompute::Checkpointing,
 };
 use elbow_rewards::jpeg::{Aim, Jpeg};
@@ -89,6 +89,7 @@ fn the_elbo_needs_no_more_memory_for_more_steps_and_the_trajectory_does() {
         tuning: Tuning::Full,
         checkpointing: Checkpointing::None,
         text: Box::new(WordCodes { device }),
+        decoder: Decoder::Pixels,
         seed: 0,
     };
     let fixed = Elbo { timesteps: Timesteps::Stratified { count: 4, first: false, fraction: 1.0 }, ..Elbo::default() };

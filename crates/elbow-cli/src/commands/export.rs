@@ -2,24 +2,27 @@
 
 use crate::{
     failure::Hint,
-    machine, output,
-    recipe::{self, Model, PromptsConfig, Recipe},
-    session::{self, Session},
+    machine,
+    model::{Model, STEM},
+    output,
+    recipe::{self, PromptsConfig, Recipe},
+    reward::RewardConfig,
+    session::Session,
     target,
 };
 use anyhow::{Context, Result};
 use elbow::{params::Params, policy::Policy};
 use elbow_models::{
-    folder::{Checkpoint, Folder},
     lora_file::{
         Adapter, Merge, Network, Provenance, Trained, architecture, write_diffusers, write_kohya, write_merged,
         write_merged_file, write_peft,
     },
     policy::Tuning,
 };
+use elbow_rewards::jpeg::Aim;
 use elbow_runlog::{RunFolder, checkpoint};
 use safetensors::Dtype;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Arguments of `elbow export`.
 #[derive(clap::Args)]
@@ -100,8 +103,6 @@ impl Precision {
     }
 }
 
-/// Name of a network's weights in a model folder, without the ending.
-pub const STEM: &str = "diffusion_pytorch_model";
 /// Most bytes of one file of weights; `diffusers` cuts there too.
 pub const SHARD: usize = 10_000_000_000;
 
@@ -109,8 +110,9 @@ pub const SHARD: usize = 10_000_000_000;
 pub fn run(args: &Args) -> Result<()> {
     let folder = RunFolder::open(&args.run)?;
     let (_, mut recipe) = recipe::load(Some(&folder.config()), &[])?;
-    // The run's prompts are of no use here, and their files may be gone.
+    // The run's own prompts and reward are of no use here; files may be gone, and a base may not suit the default reward.
     recipe.setting.prompts = PromptsConfig::default();
+    recipe.setting.reward = RewardConfig::Jpeg { aim: Aim::default() };
     let nano = matches!(recipe.setting.model, Model::Nano { .. });
     match args.format {
         Format::Diffusers | Format::Kohya => target::file(&args.out, args.force)?,
@@ -127,7 +129,7 @@ pub fn run(args: &Args) -> Result<()> {
         run: machine::sha256(&std::fs::read(folder.config())?),
         step: epoch,
         ema: args.weights == Weights::Ema,
-        base: format!("{} sha256:{}", base_name(&recipe), session.base_hash),
+        base: format!("{} sha256:{}", recipe.setting.model.name(), session.base_hash),
         architecture: architecture(&session.policy.network.network).into(),
     };
     write(args, &recipe, &session, trained, &about)?;
@@ -156,35 +158,16 @@ fn write(args: &Args, recipe: &Recipe, session: &Session, trained: Params, about
         Format::Diffusers => write_diffusers(factors()?, network, about, &args.out)?,
         Format::Kohya => write_kohya(factors()?, network, about, &args.out)?,
         Format::Merged => {
-            let base = base(recipe, network)?;
+            let base = recipe.setting.model.base(&recipe.method, network.component())?;
             let trained = adapter.as_ref().map_or(Trained::Full(&trained), Trained::Adapter);
             let merge = Merge { base: &base, trained, dtype: args.dtype.dtype(), about };
             match &recipe.setting.model {
                 Model::Nano { .. } => write_merged_file(&merge, &args.out)?,
-                Model::Diffusers { .. } => write_merged(&merge, STEM, SHARD, &args.out)?,
+                Model::Diffusers(_) => write_merged(&merge, STEM, SHARD, &args.out)?,
             }
         }
     }
     Ok(())
-}
-
-/// The weights before training, as they are stored.
-fn base(recipe: &Recipe, network: Network) -> Result<Checkpoint> {
-    match &recipe.setting.model {
-        Model::Nano { weights, .. } => {
-            let bytes = session::nano_weights(weights.as_deref(), recipe.method.schedule)?;
-            let place = weights.as_deref().unwrap_or(Path::new("the embedded weights"));
-            Ok(Checkpoint::from_bytes(place, &bytes)?)
-        }
-        Model::Diffusers { path, .. } => Ok(Folder::open(path, None)?.checkpoint(network.component(), STEM)?),
-    }
-}
-
-fn base_name(recipe: &Recipe) -> String {
-    match &recipe.setting.model {
-        Model::Nano { weights: None, .. } => "elbow-nano".to_owned(),
-        Model::Nano { weights: Some(path), .. } | Model::Diffusers { path, .. } => path.display().to_string(),
-    }
 }
 
 /// An error if the base weights are not those that the run started from.

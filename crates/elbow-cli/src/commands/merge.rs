@@ -1,7 +1,7 @@
 //! `elbow merge`: an adapter of any program into the weights it was trained on.
 
-use super::export::{Precision, SHARD, STEM};
-use crate::{output, target};
+use super::export::{Precision, SHARD};
+use crate::{model::STEM, output, target};
 use anyhow::Result;
 use elbow_models::{
     folder::{Checkpoint, Folder, Pipeline, Shapes},
