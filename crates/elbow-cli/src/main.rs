@@ -15,6 +15,7 @@ mod reward;
 mod schema;
 mod session;
 mod table;
+mod target;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -50,6 +51,7 @@ Examples:
   elbow train --resume runs/nano-geneval-1            go on where a run stopped, bit for bit
   elbow sample --run runs/nano-geneval-1 \"a photo of a red car left of a cat\"
   elbow eval --run runs/nano-geneval-1
+  elbow export runs/my-run-1 --format peft --out my-lora
   elbow plan nano-flow-grpo                           seconds and memory, before a run
   elbow methods                                       what there is to choose from
   elbow config --explain                              every field with its meaning";
@@ -64,6 +66,10 @@ enum Command {
     Eval(commands::eval::Args),
     /// Train a base model on the embedded scenes, by flow matching or to predict noise.
     Pretrain(commands::pretrain::Args),
+    /// Write what a run trained in the formats of other programs: an adapter, or whole weights.
+    Export(commands::export::Args),
+    /// Put an adapter of any program into the weights it was trained on.
+    Merge(commands::merge::Args),
     /// Say what a recipe costs on this machine, before it runs.
     Plan(commands::plan::Args),
     /// List every objective, likelihood, sampler, advantage and recipe, each with its paper.
@@ -81,6 +87,8 @@ fn main() -> ExitCode {
         Command::Sample(args) => commands::sample::run(&args),
         Command::Eval(args) => commands::eval::run(&args),
         Command::Pretrain(args) => commands::pretrain::run(&args),
+        Command::Export(args) => commands::export::run(&args),
+        Command::Merge(args) => commands::merge::run(&args),
         Command::Plan(args) => commands::plan::run(&args),
         Command::Methods(args) => {
             commands::methods::run(&args);

@@ -11,9 +11,10 @@ use elbow::{
     schedule::Schedule,
 };
 use elbow_models::{
+    folder::{Checkpoint, Folder},
     lora::LoraConfig,
     mmdit::MmditConfig,
-    pipeline::{Options, Setup, Source},
+    pipeline::{Options, Setup, Source, SourceError},
     policy::{Decoder, Network, NetworkPolicy, Tuning},
     recompute::Checkpointing,
 };
@@ -26,6 +27,9 @@ use std::path::{Path, PathBuf};
 /// The embedded base models: one for each path from data to noise.
 const NANO: &[u8] = include_bytes!("../../../assets/nano.safetensors");
 const NANO_VP: &[u8] = include_bytes!("../../../assets/nano-vp.safetensors");
+
+/// Name of a network's weights in a model folder, without the ending.
+pub const STEM: &str = "diffusion_pytorch_model";
 
 /// A network as a policy, whatever it predicts.
 pub type ModelPolicy = Predicting<NetworkPolicy>;
@@ -55,31 +59,31 @@ pub enum Model {
 #[serde(deny_unknown_fields)]
 pub struct Diffusers {
     /// The folder that holds `model_index.json`, the network, the autoencoder, the text encoders and their tokenizers.
-    path: PathBuf,
+    pub path: PathBuf,
     /// Weights that exist in this variant, such as `fp16`, are read in it; without it the plain files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    variant: Option<String>,
+    pub variant: Option<String>,
     /// Which layers get a low-rank adapter.
     #[serde(default)]
-    lora: LoraConfig,
+    pub lora: LoraConfig,
     /// What becomes of the values inside the network's blocks until the backward pass.
     #[serde(default)]
-    checkpointing: Checkpointing,
+    pub checkpointing: Checkpointing,
     /// Height and width of images in pixels.
     #[serde(default = "resolution")]
-    resolution: usize,
+    pub resolution: usize,
     /// T5 tokens of a prompt (SD3, FLUX.1): the field trains SD3.5 with 128 and FLUX.1 with 512.
     #[serde(default = "text_length")]
-    text_length: usize,
+    pub text_length: usize,
     /// How strong the guidance shall be that FLUX.1-dev, a distilled model, is told; others have no use for it.
     #[serde(default = "guidance")]
-    guidance: f64,
+    pub guidance: f64,
     /// Images that the autoencoder decodes at once: memory grows with them.
     #[serde(default = "one")]
-    decode_slice: usize,
+    pub decode_slice: usize,
     /// Folder of prompt embeddings, a few MB each, made once and shared by runs; without it the user's cache folder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    cache: Option<PathBuf>,
+    pub cache: Option<PathBuf>,
 }
 
 fn full() -> Tuning {
@@ -150,18 +154,62 @@ impl Model {
             Self::Diffusers(folder) => folder.policy(method, device),
         }
     }
+
+    /// The network's weights before training, as they are stored. `component` is the network's in a folder.
+    pub fn base(&self, method: &Config, component: &str) -> Result<Checkpoint> {
+        match self {
+            Self::Nano { weights, .. } => {
+                let bytes = nano_weights(weights.as_deref(), method.schedule)?;
+                let place = weights.as_deref().unwrap_or(Path::new("the embedded weights"));
+                Ok(Checkpoint::from_bytes(place, &bytes)?)
+            }
+            Self::Diffusers(folder) => {
+                Ok(Folder::open(&folder.path, folder.variant.as_deref())?.checkpoint(component, STEM)?)
+            }
+        }
+    }
+
+    /// What the base is called in a header.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Nano { weights: None, .. } => "elbow-nano".to_owned(),
+            Self::Nano { weights: Some(path), .. } | Self::Diffusers(Diffusers { path, .. }) => {
+                path.display().to_string()
+            }
+        }
+    }
 }
 
 impl Diffusers {
-    fn policy(&self, method: &Config, device: &Device) -> Result<(ModelPolicy, String)> {
-        let place = || format!("cannot use model {}", self.path.display());
+    /// A folder of which nothing else was said.
+    pub fn at(path: PathBuf) -> Self {
+        Self {
+            path,
+            variant: None,
+            lora: LoraConfig::default(),
+            checkpointing: Checkpointing::default(),
+            resolution: resolution(),
+            text_length: text_length(),
+            guidance: guidance(),
+            decode_slice: one(),
+            cache: None,
+        }
+    }
+
+    /// Opens and checks the folder.
+    pub fn open(&self) -> Result<Source, SourceError> {
         let options = Options {
             variant: self.variant.as_deref(),
             resolution: self.resolution,
             text_length: self.text_length,
             guidance: self.guidance,
         };
-        let source = Source::open(&self.path, &options).with_context(place)?;
+        Source::open(&self.path, &options)
+    }
+
+    fn policy(&self, method: &Config, device: &Device) -> Result<(ModelPolicy, String)> {
+        let place = || format!("cannot use model {}", self.path.display());
+        let source = self.open().with_context(place)?;
         same_schedule(source.scheduler.schedule, method.schedule).with_context(place)?;
         let tuning = Tuning::Lora(self.lora.clone()).of(&source.network);
         fits(source.network.problems(source.latent, &tuning, self.checkpointing)).with_context(place)?;
@@ -233,11 +281,7 @@ fn nano_policy(
     device: &Device,
 ) -> Result<(ModelPolicy, String)> {
     let schedule = method.schedule;
-    let bytes = match weights {
-        None if schedule == Schedule::RectifiedFlow => NANO.to_vec(),
-        None => NANO_VP.to_vec(),
-        Some(path) => std::fs::read(path).with_context(|| format!("cannot read weights {}", path.display()))?,
-    };
+    let bytes = nano_weights(weights, schedule)?;
     let layout = MmditConfig::default().initial(Key::new(0, Purpose::Initialization, 0));
     let place = weights.map_or_else(|| "the embedded weights".to_owned(), |p| format!("weights {}", p.display()));
     let base = layout.with_values_of(&bytes).with_context(|| format!("cannot use {place}"))?;
@@ -246,6 +290,15 @@ fn nano_policy(
     policy.network.checkpointing = checkpointing;
     fits(policy.network.problems())?;
     Ok((policy, machine::sha256(&bytes)))
+}
+
+/// The file of the nano model's base weights: the given one, or the embedded one for the path from data to noise.
+fn nano_weights(weights: Option<&Path>, schedule: Schedule) -> Result<Vec<u8>> {
+    match weights {
+        None if schedule == Schedule::RectifiedFlow => Ok(NANO.to_vec()),
+        None => Ok(NANO_VP.to_vec()),
+        Some(path) => std::fs::read(path).with_context(|| format!("cannot read weights {}", path.display())),
+    }
 }
 
 /// An error if the weights say that they were made for another path; files made elsewhere say nothing.

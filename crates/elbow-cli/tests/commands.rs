@@ -10,9 +10,19 @@ use std::{collections::BTreeSet, fs, path::Path};
 
 #[test]
 fn every_command_shows_examples() {
-    for command in
-        [&[][..], &["train"], &["sample"], &["eval"], &["pretrain"], &["config"], &["bench"], &["plan"], &["methods"]]
-    {
+    for command in [
+        &[][..],
+        &["train"],
+        &["sample"],
+        &["eval"],
+        &["pretrain"],
+        &["config"],
+        &["bench"],
+        &["plan"],
+        &["methods"],
+        &["export"],
+        &["merge"],
+    ] {
         let help = succeed(elbow(command).arg("--help"));
         let examples = help.split("Examples:\n").nth(1).unwrap_or_else(|| panic!("{command:?} has no examples"));
         let line = format!("  elbow {}", command.first().unwrap_or(&"train"));

@@ -70,7 +70,7 @@ pub fn write(root: &Path, step: u64, files: &[(&str, &[u8])], state: &Value) -> 
 /// The complete checkpoint of the highest step. Folders without a manifest are passed over, and nothing is changed,
 /// so this is safe beside a process that trains. An absent `root` has no checkpoint.
 pub fn latest(root: &Path) -> Result<Option<(u64, PathBuf)>, RunLogError> {
-    Ok(complete(root)?.pop())
+    Ok(all(root)?.pop())
 }
 
 /// [`latest`], after removing what a kill left: for the one process that goes on with the run.
@@ -123,7 +123,7 @@ pub fn read(path: &Path) -> Result<Checkpoint, RunLogError> {
 
 /// Removes all complete checkpoints but those of the `n` highest steps; at least one is kept.
 pub fn keep_last(root: &Path, n: usize) -> Result<(), RunLogError> {
-    let all = complete(root)?;
+    let all = all(root)?;
     for (_, path) in &all[..all.len().saturating_sub(n.max(1))] {
         // Renamed first: a kill during the removal must not leave half a checkpoint under a good name.
         let doomed = hidden(path, ".tmp");
@@ -151,8 +151,8 @@ fn read_checked(path: &Path, expected: u64, hash: &str) -> Result<Vec<u8>, RunLo
     Ok(bytes)
 }
 
-/// Complete checkpoints, by rising step.
-fn complete(root: &Path) -> Result<Vec<(u64, PathBuf)>, RunLogError> {
+/// All complete checkpoints with their steps, by rising step; as safe as [`latest`].
+pub fn all(root: &Path) -> Result<Vec<(u64, PathBuf)>, RunLogError> {
     let mut found: Vec<_> = names(root)?
         .into_iter()
         .filter_map(|name| Some((step(&name)?, root.join(name))))

@@ -3,6 +3,8 @@
 pub mod bench;
 pub mod config;
 pub mod eval;
+pub mod export;
+pub mod merge;
 pub mod methods;
 pub mod plan;
 pub mod pretrain;

@@ -3,7 +3,7 @@
 use super::{FolderError, read_json};
 use burn::tensor::Device;
 use elbow::params::{Params, Tensors, to_f32};
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapMut};
 use safetensors::{SafeTensors, tensor::Dtype};
 use sha2::{Digest, Sha256};
 use std::{
@@ -61,9 +61,17 @@ impl Checkpoint {
 
     /// A single file.
     pub fn open_file(path: &Path) -> Result<Self, FolderError> {
-        let empty = (Vec::new(), BTreeMap::new(), HashMap::new());
-        let mut checkpoint = Self { place: path.into(), files: empty.0, tensors: empty.1, metadata: empty.2 };
-        checkpoint.add_file(path)?;
+        let mut checkpoint = Self::empty(path);
+        checkpoint.add(path, map(path)?)?;
+        Ok(checkpoint)
+    }
+
+    /// A safetensors file that is in memory already; `place` is what errors call it.
+    pub fn from_bytes(place: &Path, bytes: &[u8]) -> Result<Self, FolderError> {
+        let mut checkpoint = Self::empty(place);
+        let mut copy = MmapMut::map_anon(bytes.len().max(1)).map_err(FolderError::read(place))?;
+        copy[..bytes.len()].copy_from_slice(bytes);
+        checkpoint.add(place, copy.make_read_only().map_err(FolderError::read(place))?)?;
         Ok(checkpoint)
     }
 
@@ -81,9 +89,10 @@ impl Checkpoint {
             let problems = absent.iter().map(|s| format!("  {s}: this shard is missing")).collect();
             return Err(FolderError::Mismatch { folder: folder.into(), problems });
         }
-        let mut all = Self { place: folder.into(), files: vec![], tensors: BTreeMap::new(), metadata: HashMap::new() };
+        let mut all = Self::empty(folder);
         for shard in shards {
-            all.add_file(&folder.join(shard))?;
+            let path = folder.join(shard);
+            all.add(&path, map(&path)?)?;
         }
         let elsewhere = |(name, shard): (&String, &String)| match all.tensors.get(name) {
             None => Some(format!("  {shard}: {name}: listed in {index}, and not in the shard")),
@@ -94,8 +103,11 @@ impl Checkpoint {
         if problems.is_empty() { Ok(all) } else { Err(FolderError::Mismatch { folder: folder.into(), problems }) }
     }
 
-    fn add_file(&mut self, path: &Path) -> Result<(), FolderError> {
-        let map = map(path)?;
+    fn empty(place: &Path) -> Self {
+        Self { place: place.into(), files: Vec::new(), tensors: BTreeMap::new(), metadata: HashMap::new() }
+    }
+
+    fn add(&mut self, path: &Path, map: Mmap) -> Result<(), FolderError> {
         let (header, metadata) = SafeTensors::read_metadata(&map)
             .map_err(|error| FolderError::Damaged { path: path.into(), reason: truncation(&map, &error) })?;
         let data = header + 8;

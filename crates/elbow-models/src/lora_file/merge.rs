@@ -1,7 +1,7 @@
 //! Whole weights: the base with what was trained in it.
 
 use super::{Adapter, LoraFileError, Provenance, layer_and_side, write::partial};
-use crate::folder::{Checkpoint, FolderError};
+use crate::folder::{Checkpoint, FolderError, unreadable};
 use elbow::params::Params;
 use half::{bf16, f16};
 use safetensors::{
@@ -19,18 +19,24 @@ pub enum Trained<'a> {
     Full(&'a Params),
 }
 
-/// Replaces `folder` by the component of `base` with `trained` in it: weights in shards of at most `shard` bytes, each
-/// tensor in the type of the base, one tensor in memory at a time, and the base's `config.json`.
-pub fn write_merged(
-    base: &Checkpoint,
-    stem: &str,
-    trained: Trained<'_>,
-    about: &Provenance,
-    shard: usize,
-    folder: &Path,
-) -> Result<(), LoraFileError> {
-    let tensors: Vec<Merged<'_>> = base.shapes().map(|(name, _)| Merged { base, name, trained }).collect();
-    check(base, trained)?;
+/// A base, what goes into it, and how the result is stored.
+#[derive(Clone, Copy, Debug)]
+pub struct Merge<'a> {
+    /// The weights before training.
+    pub base: &'a Checkpoint,
+    /// What was trained.
+    pub trained: Trained<'a>,
+    /// F32, F16 or BF16 for all tensors; without it each keeps the type it has in the base, and what was trained is rounded
+    /// to that.
+    pub dtype: Option<Dtype>,
+    /// For the header of every file.
+    pub about: &'a Provenance,
+}
+
+/// Replaces `folder` by a component of a model folder: weights in shards of at most `shard` bytes, one tensor in memory at a
+/// time, and the base's `config.json`. What does not fit the base is an error before anything is written.
+pub fn write_merged(merge: &Merge<'_>, stem: &str, shard: usize, folder: &Path) -> Result<(), LoraFileError> {
+    let tensors = merge.tensors()?;
     let mut shards: Vec<Vec<&Merged<'_>>> = vec![Vec::new()];
     let mut room = shard;
     for tensor in &tensors {
@@ -48,8 +54,7 @@ pub fn write_merged(
         let single = format!("{stem}.safetensors");
         let name = if count == 1 { single } else { format!("{stem}-{:05}-of-{count:05}.safetensors", i + 1) };
         let file = partial.join(&name);
-        let views = shard.iter().map(|tensor| (tensor.name, *tensor));
-        serialize_to_file(views, Some(about.metadata("")), &file).map_err(FolderError::write(&file))?;
+        merge.serialize(shard.iter().copied(), &file)?;
         places.extend(shard.iter().map(|tensor| (tensor.name, name.clone())));
     }
     if count > 1 {
@@ -58,14 +63,49 @@ pub fn write_merged(
         let file = partial.join(format!("{stem}.safetensors.index.json"));
         elbow_runlog::write_atomic(&file, format!("{index:#}\n").as_bytes())?;
     }
-    let config = base.place().join("config.json");
+    let config = merge.base.place().join("config.json");
     if config.is_file() {
         fs::copy(&config, partial.join("config.json")).map_err(FolderError::write(&partial))?;
     }
     Ok(elbow_runlog::replace_dir(&partial, folder)?)
 }
 
-/// Everything trained must be in the base, under its shape.
+/// The same as one file, which takes its name when it is complete.
+pub fn write_merged_file(merge: &Merge<'_>, file: &Path) -> Result<(), LoraFileError> {
+    let tensors = merge.tensors()?;
+    let name = file.file_name().unwrap_or_default().to_string_lossy();
+    let partial = file.with_file_name(format!(".{name}.tmp"));
+    merge.serialize(tensors.iter(), &partial)?;
+    fs::rename(&partial, file).map_err(FolderError::write(file))?;
+    Ok(())
+}
+
+impl<'a> Merge<'a> {
+    /// The tensors of the base, which are known to take what was trained.
+    fn tensors(&self) -> Result<Vec<Merged<'a>>, LoraFileError> {
+        let Self { base, trained, .. } = *self;
+        check(base, trained)?;
+        let tensor = |name| {
+            let (stored, ..) = base.stored(name).expect("invariant: a name of the base");
+            // Whole numbers and the like stay as they are.
+            let dtype = if unreadable(stored).is_some() { stored } else { self.dtype.unwrap_or(stored) };
+            Merged { base, name, trained, dtype }
+        };
+        Ok(base.shapes().map(|(name, _)| tensor(name)).collect())
+    }
+
+    /// Writes tensors to `file` and waits until the disk has them. What this program wrote into the base's header, such as
+    /// the path from data to noise that it was made for, stays true of what is made of it.
+    fn serialize<'t>(&self, tensors: impl Iterator<Item = &'t Merged<'t>>, file: &Path) -> Result<(), FolderError> {
+        let mut metadata = self.about.metadata("");
+        metadata.extend(self.base.metadata().get_key_value("elbow").map(|(key, value)| (key.clone(), value.clone())));
+        serialize_to_file(tensors.map(|tensor| (tensor.name, tensor)), Some(metadata), file)
+            .map_err(FolderError::write(file))?;
+        fs::File::open(file).and_then(|file| file.sync_all()).map_err(FolderError::write(file))
+    }
+}
+
+/// Everything trained must be in the base, under its shape and in a type that is read.
 fn check(base: &Checkpoint, trained: Trained<'_>) -> Result<(), LoraFileError> {
     let params = match trained {
         Trained::Adapter(adapter) => &adapter.factors,
@@ -84,7 +124,9 @@ fn check(base: &Checkpoint, trained: Trained<'_>) -> Result<(), LoraFileError> {
         };
         match base.stored(&name) {
             None => Some(format!("  {}: no such layer in the model", entry.name)),
-            Some((_, weight, _)) if fits(weight, &entry.shape) => None,
+            Some((dtype, weight, _)) if fits(weight, &entry.shape) => {
+                unreadable(dtype).map(|problem| format!("  {name}: {problem}"))
+            }
             Some((_, weight, _)) => {
                 Some(format!("  {}: {:?}, the layer's weight is {weight:?}", entry.name, entry.shape))
             }
@@ -100,6 +142,7 @@ struct Merged<'a> {
     base: &'a Checkpoint,
     name: &'a str,
     trained: Trained<'a>,
+    dtype: Dtype,
 }
 
 impl Merged<'_> {
@@ -129,7 +172,7 @@ impl Merged<'_> {
 
 impl View for &Merged<'_> {
     fn dtype(&self) -> Dtype {
-        self.stored().0
+        self.dtype
     }
 
     fn shape(&self) -> &[usize] {
@@ -137,19 +180,24 @@ impl View for &Merged<'_> {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        let (dtype, _, bytes) = self.stored();
+        let (stored, _, bytes) = self.stored();
         let encode = |values: Vec<f32>| -> Vec<u8> {
-            match dtype {
+            match self.dtype {
                 Dtype::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
                 Dtype::BF16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
                 _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
             }
         };
-        self.values().map_or(Cow::Borrowed(bytes), |values| Cow::Owned(encode(values)))
+        match self.values() {
+            Some(values) => Cow::Owned(encode(values)),
+            None if stored == self.dtype => Cow::Borrowed(bytes),
+            None => Cow::Owned(encode(self.base.values(self.name))),
+        }
     }
 
     fn data_len(&self) -> usize {
-        self.stored().2.len()
+        let (stored, _, bytes) = self.stored();
+        bytes.len() * 8 / stored.bitsize() * self.dtype.bitsize() / 8
     }
 }
 

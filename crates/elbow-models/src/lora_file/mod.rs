@@ -16,11 +16,11 @@ mod read;
 mod write;
 
 pub use error::LoraFileError;
-pub use merge::{Trained, write_merged};
+pub use merge::{Merge, Trained, write_merged, write_merged_file};
 pub use read::read;
 pub use write::{write_diffusers, write_kohya, write_peft};
 
-use crate::lora::LoraConfig;
+use crate::{lora::LoraConfig, mmdit::MmditConfig, policy, unet::UnetConfig};
 use elbow::params::Params;
 use std::collections::HashMap;
 
@@ -40,9 +40,9 @@ fn layer_and_side(name: &str) -> Option<(&str, &'static str)> {
 }
 
 /// Where weights come from; it goes into the header of every file.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Provenance {
-    /// Hash of the run's configuration.
+    /// Hash of the run's configuration; empty of weights that no run of this program made.
     pub run: String,
     /// Epoch or step.
     pub step: u64,
@@ -50,25 +50,39 @@ pub struct Provenance {
     pub ema: bool,
     /// The base model: its folder or hub name, and its hash.
     pub base: String,
-    /// The architecture in the words of `modelspec.architecture`, such as `stable-diffusion-v3-medium`.
+    /// The architecture in the words of `modelspec.architecture`, see [`architecture`]; empty if unknown.
     pub architecture: String,
 }
 
 impl Provenance {
+    /// What the header of a file that this program wrote says; of another file, nothing.
+    pub fn of(header: &HashMap<String, String>) -> Self {
+        let text = |key: &str| header.get(key).cloned().unwrap_or_default();
+        Self {
+            run: text("elbow.run"),
+            step: text("elbow.step").parse().unwrap_or(0),
+            ema: text("elbow.weights") == "ema",
+            base: text("elbow.base_model"),
+            architecture: text("modelspec.architecture").trim_end_matches("/lora").to_owned(),
+        }
+    }
+
     /// As entries of a safetensors header. `kind` is `lora`, or empty for whole weights.
     fn metadata(&self, kind: &str) -> HashMap<String, String> {
-        let architecture = [self.architecture.as_str(), kind].join("/");
-        let entries = [
-            ("format", "pt".to_owned()),
-            ("modelspec.sai_model_spec", "1.0.0".to_owned()),
-            ("modelspec.architecture", architecture.trim_end_matches('/').to_owned()),
-            ("modelspec.title", format!("elbow run {} step {}", self.run, self.step)),
-            ("elbow.run", self.run.clone()),
-            ("elbow.step", self.step.to_string()),
-            ("elbow.weights", if self.ema { "ema" } else { "raw" }.to_owned()),
-            ("elbow.base_model", self.base.clone()),
-        ];
-        entries.map(|(key, value)| (key.to_owned(), value)).into()
+        let Self { run, step, architecture, base, .. } = self;
+        let mut entries = vec![("format", "pt".to_owned()), ("modelspec.sai_model_spec", "1.0.0".to_owned())];
+        if !architecture.is_empty() {
+            let whole = [architecture.as_str(), kind].join("/");
+            entries.push(("modelspec.architecture", whole.trim_end_matches('/').to_owned()));
+        }
+        if !run.is_empty() {
+            entries.push(("modelspec.title", format!("elbow run {run} step {step}")));
+            entries.push(("elbow.run", run.clone()));
+            entries.push(("elbow.step", step.to_string()));
+            entries.push(("elbow.weights", if self.ema { "ema" } else { "raw" }.to_owned()));
+        }
+        entries.push(("elbow.base_model", base.clone()));
+        entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
     }
 }
 
@@ -82,11 +96,38 @@ pub enum Network {
 }
 
 impl Network {
+    /// The component that a network is.
+    pub fn of(network: &policy::Network) -> Self {
+        match network {
+            policy::Network::Mmdit(_) | policy::Network::Flux { .. } => Self::Transformer,
+            policy::Network::Unet(_) => Self::Unet,
+        }
+    }
+
     /// The component's name in a model folder.
     pub fn component(self) -> &'static str {
         match self {
             Self::Transformer => "transformer",
             Self::Unet => "unet",
         }
+    }
+}
+
+/// A network in the words of `modelspec.architecture`, which tools sort files by: `stable-diffusion-3-5-medium`. A size that
+/// was never published gets the name of its family.
+pub fn architecture(network: &policy::Network) -> &'static str {
+    match network {
+        policy::Network::Mmdit(config) if *config == MmditConfig::default() => "elbow-nano",
+        policy::Network::Mmdit(config) => match (config.num_layers, config.width(), config.qk_norm.is_some()) {
+            (24, 1536, false) => "stable-diffusion-3-m",
+            (24, 1536, true) => "stable-diffusion-3-5-medium",
+            (38, 2432, true) => "stable-diffusion-3-5-large",
+            _ => "stable-diffusion-3",
+        },
+        policy::Network::Flux { config, .. } if config.guidance_embeds => "flux-1-dev",
+        policy::Network::Flux { .. } => "flux-1-schnell",
+        policy::Network::Unet(UnetConfig { cross_attention_dim: 768, .. }) => "stable-diffusion-v1",
+        policy::Network::Unet(UnetConfig { sample_size: Some(96), .. }) => "stable-diffusion-v2-768-v",
+        policy::Network::Unet(_) => "stable-diffusion-v2-512",
     }
 }

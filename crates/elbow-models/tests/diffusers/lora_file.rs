@@ -8,10 +8,11 @@ use elbow_models::{
     folder::{Checkpoint, Shapes},
     lora::{JOINT_ATTENTION, LoraConfig},
     lora_file::{
-        Adapter, LoraFileError, Network, Provenance, Trained, read, write_diffusers, write_kohya, write_merged,
-        write_peft,
+        Adapter, LoraFileError, Merge, Network, Provenance, Trained, read, write_diffusers, write_kohya, write_merged,
+        write_merged_file, write_peft,
     },
 };
+use safetensors::tensor::Dtype;
 use std::{fs, path::Path};
 
 /// The model the fixtures' adapter is for.
@@ -122,7 +123,10 @@ fn keys_and_provenance_are_in_the_files() {
 fn merged_weights_are_the_base_plus_the_product() {
     let (folder, base, adapter) = (tempfile::tempdir().expect("a folder"), base(), golden());
     let out = folder.path().join("transformer");
-    let merge = |trained, shard| write_merged(&base, "diffusion_pytorch_model", trained, &about(), shard, &out);
+    let merge = |trained, shard| {
+        let merge = Merge { base: &base, trained, dtype: None, about: &about() };
+        write_merged(&merge, "diffusion_pytorch_model", shard, &out)
+    };
     for shard in [usize::MAX, 20_000] {
         merge(Trained::Adapter(&adapter), shard).expect("written");
         let merged = Checkpoint::open(&out, "diffusion_pytorch_model", None).expect("read");
@@ -156,6 +160,43 @@ fn merged_weights_are_the_base_plus_the_product() {
     let merged = Checkpoint::open(&out, "diffusion_pytorch_model", None).expect("read");
     assert_eq!(merged.values("proj_out.bias"), [0.5; 16]);
     assert_eq!(merged.values("proj_out.weight"), base.values("proj_out.weight"));
+}
+
+/// A base of half the precision: one file in its type, or in the one that is asked for, and the base's own header entry.
+#[test]
+fn one_file_in_any_type_from_a_base_in_memory() {
+    let (folder, adapter, whole) = (tempfile::tempdir().expect("a folder"), golden(), base());
+    let tensors = whole.params(&shapes(&whole), &[]).expect("the tensors");
+    let header = [("elbow".to_owned(), "{}".to_owned()), ("other".to_owned(), "x".to_owned())];
+    let half = tensors.to_safetensors_f16(Some(header.into()));
+    let half = Checkpoint::from_bytes(Path::new("the base"), &half).expect("reads");
+    let file = folder.path().join("merged.safetensors");
+    let read = |dtype| {
+        let merge = Merge { base: &half, trained: Trained::Adapter(&adapter), dtype, about: &about() };
+        write_merged_file(&merge, &file).expect("written");
+        let bytes = fs::read(&file).expect("read").len();
+        (Checkpoint::open_file(&file).expect("a file"), bytes)
+    };
+    let (same, bytes) = read(None);
+    assert_eq!(same.metadata()["elbow"], "{}");
+    assert_eq!(same.metadata().get("other"), None);
+    let about = Provenance::of(same.metadata());
+    assert_eq!((about.run.as_str(), about.step, about.ema), ("0123abcd", 40, true));
+    let (single, twice) = read(Some(Dtype::F32));
+    assert!(2 * bytes - twice < 10_000 && twice > bytes, "{bytes} and {twice} bytes");
+    for (name, _) in half.shapes() {
+        let changed = adapter
+            .factors
+            .entries()
+            .iter()
+            .any(|e| name.strip_suffix("weight").is_some_and(|l| e.name.starts_with(l)));
+        let (base, same, single) = (half.values(name), same.values(name), single.values(name));
+        assert_eq!(base == single, !changed, "{name}");
+        let rounded: Vec<f32> = single.iter().map(|&v| half::f16::from_f32(v).to_f32()).collect();
+        assert_eq!(same, rounded, "{name}");
+    }
+    let error = Checkpoint::from_bytes(Path::new("the base"), b"PK").expect_err("no file").to_string();
+    assert!(error.contains("the base"), "{error}");
 }
 
 /// What reading `adapter` is refused with, after `damage` to its PEFT folder.
@@ -222,6 +263,6 @@ fn exports_for_the_reference_packages() {
     write_diffusers(&adapter, Network::Transformer, &about(), &file).expect("written");
     write_kohya(&adapter, Network::Unet, &about(), &folder.join("kohya.safetensors")).expect("written");
     let merged = folder.join("transformer");
-    write_merged(&base(), "diffusion_pytorch_model", Trained::Adapter(&adapter), &about(), 20_000, &merged)
-        .expect("written");
+    let merge = Merge { base: &base(), trained: Trained::Adapter(&adapter), dtype: None, about: &about() };
+    write_merged(&merge, "diffusion_pytorch_model", 20_000, &merged).expect("written");
 }

@@ -1,0 +1,213 @@
+//! `elbow export`: what a run trained, in the formats of other programs.
+
+use crate::{
+    failure::Hint,
+    machine,
+    model::{Model, STEM},
+    output,
+    recipe::{self, PromptsConfig, Recipe},
+    reward::RewardConfig,
+    session::Session,
+    target,
+};
+use anyhow::{Context, Result};
+use elbow::{params::Params, policy::Policy};
+use elbow_models::{
+    lora_file::{
+        Adapter, Merge, Network, Provenance, Trained, architecture, write_diffusers, write_kohya, write_merged,
+        write_merged_file, write_peft,
+    },
+    policy::Tuning,
+};
+use elbow_rewards::jpeg::Aim;
+use elbow_runlog::{RunFolder, checkpoint};
+use safetensors::Dtype;
+use std::path::PathBuf;
+
+/// Arguments of `elbow export`.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  elbow export runs/my-run-1 --format peft --out my-lora
+  elbow export runs/my-run-1 --format diffusers --out pytorch_lora_weights.safetensors
+  elbow export runs/my-run-1 --format kohya --out my-lora.safetensors
+  elbow export runs/my-run-1 --format merged --out transformer --dtype bf16
+  elbow export runs/my-run-1 --format merged --out epoch-40.safetensors --epoch 40 --weights raw
+
+Formats:
+  peft       a folder for PeftModel.from_pretrained
+  diffusers  one file for pipe.load_lora_weights
+  kohya      one file for ComfyUI and A1111
+  merged     the whole network: of a model folder its transformer/ or unet/, of the nano model one file for
+             --set model.weights=FILE
+
+Every file says in its header which run, epoch and base it is of.")]
+pub struct Args {
+    /// A run folder.
+    run: PathBuf,
+    /// What to write.
+    #[arg(long, value_enum)]
+    format: Format,
+    /// The file or folder to write, which must not be there.
+    #[arg(long, value_name = "PATH")]
+    out: PathBuf,
+    /// The averaged weights, which evaluation uses, or the last ones.
+    #[arg(long, value_enum, default_value_t = Weights::Ema)]
+    weights: Weights,
+    /// The checkpoint of this epoch in place of the last one.
+    #[arg(long)]
+    epoch: Option<u64>,
+    /// How merged weights are stored.
+    #[arg(long, value_enum, default_value_t = Precision::Base)]
+    dtype: Precision,
+    /// Replace what is at --out.
+    #[arg(long)]
+    force: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Format {
+    Peft,
+    Diffusers,
+    Kohya,
+    Merged,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Weights {
+    Ema,
+    Raw,
+}
+
+/// A type of stored numbers.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Precision {
+    /// Each tensor as in the base.
+    Base,
+    /// 32 bits.
+    F32,
+    /// 16 bits, 5 of them exponent.
+    F16,
+    /// 16 bits, 8 of them exponent.
+    Bf16,
+}
+
+impl Precision {
+    /// In the words of safetensors; none for the base's own.
+    pub fn dtype(self) -> Option<Dtype> {
+        match self {
+            Self::Base => None,
+            Self::F32 => Some(Dtype::F32),
+            Self::F16 => Some(Dtype::F16),
+            Self::Bf16 => Some(Dtype::BF16),
+        }
+    }
+}
+
+/// Most bytes of one file of weights; `diffusers` cuts there too.
+pub const SHARD: usize = 10_000_000_000;
+
+/// Runs the command.
+pub fn run(args: &Args) -> Result<()> {
+    let folder = RunFolder::open(&args.run)?;
+    let (_, mut recipe) = recipe::load(Some(&folder.config()), &[])?;
+    // The run's own prompts and reward are of no use here; files may be gone, and a base may not suit the default reward.
+    recipe.setting.prompts = PromptsConfig::default();
+    recipe.setting.reward = RewardConfig::Jpeg { aim: Aim::default() };
+    let nano = matches!(recipe.setting.model, Model::Nano { .. });
+    match args.format {
+        Format::Diffusers | Format::Kohya => target::file(&args.out, args.force)?,
+        Format::Merged if nano => target::file(&args.out, args.force)?,
+        Format::Peft | Format::Merged => target::folder(&args.out, args.force)?,
+    }
+    if args.dtype != Precision::Base && args.format != Format::Merged {
+        return Err(Hint::error("--dtype is for merged weights; adapters are f32", "leave out --dtype"));
+    }
+    let session = Session::new(&recipe)?;
+    same_base(&folder, &session)?;
+    let (epoch, trained) = trained(args, &folder, &session)?;
+    let about = Provenance {
+        run: machine::sha256(&std::fs::read(folder.config())?),
+        step: epoch,
+        ema: args.weights == Weights::Ema,
+        base: format!("{} sha256:{}", recipe.setting.model.name(), session.base_hash),
+        architecture: architecture(&session.policy.network.network).into(),
+    };
+    write(args, &recipe, &session, trained, &about)?;
+    let weights = if about.ema { "averaged" } else { "last" };
+    output::line(&format!("the {weights} weights of epoch {epoch} in {}", args.out.display()));
+    Ok(())
+}
+
+fn write(args: &Args, recipe: &Recipe, session: &Session, trained: Params, about: &Provenance) -> Result<()> {
+    let policy = &session.policy.network;
+    let adapter = match &policy.tuning {
+        Tuning::Lora(config) => Some(Adapter { config: config.clone(), factors: trained.clone() }),
+        Tuning::Full => None,
+    };
+    let network = Network::of(&policy.network);
+    let factors = || {
+        adapter.as_ref().ok_or_else(|| {
+            Hint::error(
+                format!("{} trained every weight: there is no adapter in it", args.run.display()),
+                "write the whole weights with --format merged, or train with model.tuning.kind = \"lora\"",
+            )
+        })
+    };
+    match args.format {
+        Format::Peft => write_peft(factors()?, about, &args.out)?,
+        Format::Diffusers => write_diffusers(factors()?, network, about, &args.out)?,
+        Format::Kohya => write_kohya(factors()?, network, about, &args.out)?,
+        Format::Merged => {
+            let base = recipe.setting.model.base(&recipe.method, network.component())?;
+            let trained = adapter.as_ref().map_or(Trained::Full(&trained), Trained::Adapter);
+            let merge = Merge { base: &base, trained, dtype: args.dtype.dtype(), about };
+            match &recipe.setting.model {
+                Model::Nano { .. } => write_merged_file(&merge, &args.out)?,
+                Model::Diffusers(_) => write_merged(&merge, STEM, SHARD, &args.out)?,
+            }
+        }
+    }
+    Ok(())
+}
+
+/// An error if the base weights are not those that the run started from.
+fn same_base(folder: &RunFolder, session: &Session) -> Result<()> {
+    let path = folder.manifest();
+    let place = || format!("cannot read {}", path.display());
+    let text = std::fs::read(&path).with_context(place)?;
+    let manifest: serde_json::Value = serde_json::from_slice(&text).with_context(place)?;
+    if manifest["base_sha256"] == session.base_hash.as_str() {
+        return Ok(());
+    }
+    Err(Hint::error(
+        format!("the base weights differ from those that {} was started with", folder.path().display()),
+        "restore the files it was started with: what it trained fits no other base",
+    ))
+}
+
+/// The epoch and the weights that were asked for.
+fn trained(args: &Args, folder: &RunFolder, session: &Session) -> Result<(u64, Params)> {
+    let mut all = checkpoint::all(&folder.checkpoints())?;
+    let found = match args.epoch {
+        None => all.pop(),
+        Some(epoch) => all.iter().position(|(step, _)| *step == epoch).map(|i| all.swap_remove(i)),
+    };
+    let Some((epoch, path)) = found else {
+        let listed: Vec<String> = all.iter().map(|(step, _)| step.to_string()).collect();
+        return Err(match args.epoch {
+            Some(epoch) if !all.is_empty() => Hint::error(
+                format!("{} has no checkpoint of epoch {epoch}", args.run.display()),
+                format!("there are those of epoch {}", listed.join(", ")),
+            ),
+            _ => Hint::error(
+                format!("{} has no checkpoint yet", args.run.display()),
+                "let the run reach its first checkpoint (keep.checkpoint_every), or stop it with Ctrl-C, which writes one",
+            ),
+        });
+    };
+    let name = if args.weights == Weights::Ema { "ema.safetensors" } else { "weights.safetensors" };
+    let saved = checkpoint::read(&path)?;
+    let place = || format!("cannot use checkpoint {}", path.display());
+    let file = saved.files.get(name).with_context(|| format!("it has no {name}")).with_context(place)?;
+    Ok((epoch, session.policy.initial().with_values_of(file).with_context(place)?))
+}

@@ -1,0 +1,114 @@
+//! Peak memory of an epoch of the nano model by the number of rollout steps: flat under the ELBO, which looks at the final
+//! image; growing under the likelihood of the trajectory, which is kept whole. The ELBO's times are those of the rollout unless
+//! told otherwise, so that more steps are more points too; they are made for one micro-batch at a time. The only test of
+//! this program, since it counts every allocation.
+
+#![expect(clippy::print_stdout, reason = "the table is what docs/performance.md shows")]
+
+use burn::tensor::Device;
+use elbow::{
+    Prompt,
+    advantage::{AdvantageKind, Standard},
+    config::{Batch, Config},
+    likelihood::{Elbo, LikelihoodKind, Timesteps, Trajectory},
+    noise::{Key, Purpose},
+    sampler::{FlowSde, SamplerKind, Sampling},
+    train::Trainer,
+};
+use elbow_models::{
+    mmdit::MmditConfig,
+    policy::{Decoder, Network, NetworkPolicy, Tuning},
+    recompute::Checkpointing,
+};
+use elbow_rewards::jpeg::{Aim, Jpeg};
+use elbow_world::encoder::WordCodes;
+use std::{
+    alloc::{GlobalAlloc, Layout, System},
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+};
+
+/// The system's allocator, counting bytes.
+struct Counting;
+
+static LIVE: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+#[expect(unsafe_code, reason = "an allocator cannot be written otherwise")]
+// SAFETY: every call goes to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        PEAK.fetch_max(LIVE.fetch_add(layout.size(), Relaxed) + layout.size(), Relaxed);
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        LIVE.fetch_sub(layout.size(), Relaxed);
+        // SAFETY: the caller's promise.
+        unsafe { System.dealloc(at, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+const GROUPS: usize = 2;
+const GROUP_SIZE: usize = 8;
+const ROWS: usize = 4;
+
+/// The most bytes that the rollout and the update of an epoch held, beyond those held before.
+fn epoch(policy: &NetworkPolicy, likelihood: LikelihoodKind, steps: usize) -> usize {
+    let prompts: Vec<Prompt> = ["a photo of a cat", "a photo of a red car"].map(Prompt::from).into();
+    let rule = SamplerKind::FlowSde(FlowSde::default());
+    let config = Config {
+        batch: Batch { groups: GROUPS, group_size: GROUP_SIZE, updates: 1, rows: ROWS },
+        advantage: AdvantageKind::Standard(Standard::default()),
+        sampler: Sampling { rule, steps, ..Sampling::default() },
+        likelihood,
+        ..Config::default()
+    };
+    let reward = Jpeg { aim: Aim::default() };
+    let mut trainer = Trainer::new(config, policy, &prompts, &reward, Device::flex()).expect("a valid configuration");
+    let before = LIVE.load(Relaxed);
+    PEAK.store(before, Relaxed);
+    let report = trainer.epoch(&()).expect("an epoch");
+    let trained = report.record["trained_samples"].as_u64().expect("a number");
+    assert_eq!(trained, (GROUPS * GROUP_SIZE) as u64);
+    PEAK.load(Relaxed) - before
+}
+
+#[test]
+fn the_elbo_needs_no_more_memory_for_more_steps_and_the_trajectory_does() {
+    // One micro-batch at a time, so that the peak does not depend on how several meet.
+    rayon::ThreadPoolBuilder::new().num_threads(1).build_global().expect("the first to ask");
+    let (device, config) = (Device::flex(), MmditConfig::default());
+    let policy = NetworkPolicy {
+        latent: config.latent(),
+        base: config.initial(Key::new(0, Purpose::Initialization, 0)).tensors(&device),
+        network: Network::Mmdit(config),
+        tuning: Tuning::Full,
+        checkpointing: Checkpointing::None,
+        text: Box::new(WordCodes { device }),
+        decoder: Decoder::Pixels,
+        seed: 0,
+    };
+    let fixed = Elbo { timesteps: Timesteps::Stratified { count: 4, first: false, fraction: 1.0 }, ..Elbo::default() };
+    let kinds = [
+        LikelihoodKind::Elbo(fixed),
+        LikelihoodKind::Elbo(Elbo::default()),
+        LikelihoodKind::Trajectory(Trajectory::default()),
+    ];
+    epoch(&policy, kinds[0], 5); // what is allocated once
+    let steps = [5, 10, 20, 40];
+    let rows = steps.map(|steps| kinds.map(|kind| epoch(&policy, kind, steps)));
+    println!("| rollout steps | ELBO at 4 times | ELBO at the rollout's times | trajectory |\n|---|---|---|---|");
+    for (steps, bytes) in steps.iter().zip(rows) {
+        let [fixed, grid, trajectory] = bytes.map(|bytes| bytes as f64 / f64::from(1 << 20));
+        println!("| {steps} | {fixed:.1} MiB | {grid:.1} MiB | {trajectory:.1} MiB |");
+    }
+    let more = [0, 1, 2].map(|kind| rows[3][kind].saturating_sub(rows[0][kind]));
+    let image = policy.latent.iter().product::<usize>() * size_of::<f32>();
+    assert!(rows[3][0].abs_diff(rows[0][0]) < rows[0][0] / 200, "the ELBO: {rows:?}");
+    assert!(more[1] < 35 * 5 * ROWS * image, "the points of one micro-batch: {rows:?}");
+    assert!(more[2] > 35 * GROUPS * GROUP_SIZE * image, "every point of every image: {rows:?}");
+}
