@@ -212,7 +212,9 @@ fn leaves_a_folder(pipeline: &str, recipe: &str, component: &str, architecture: 
         succeed(export(&path("run"), format, &path(name)).current_dir(room.path()));
         adapters.push(read(&path(name), &shapes(&base)).unwrap());
     }
-    assert!(adapters[1..].iter().all(|adapter| same(adapter, &adapters[0])), "{pipeline}");
+    // A format without a list of layers names them in its own way.
+    let told = |a: &Adapter| (a.factors.clone(), a.config.rank, a.config.alpha.to_bits());
+    assert!(adapters[1..].iter().all(|adapter| told(adapter) == told(&adapters[0])), "{pipeline}");
     let trained = parameters(&path("run/checkpoints/checkpoint-1/ema.safetensors"));
     let mut expected = adapters[0].factors.zeros_like();
     expected.assign(&trained);
@@ -226,7 +228,10 @@ fn leaves_a_folder(pipeline: &str, recipe: &str, component: &str, architecture: 
         ["merged", "again"].map(|n| Checkpoint::open(&path(n), "diffusion_pytorch_model", None).unwrap());
     merged.check(&shapes(&base), &[]).unwrap();
     let changed = shapes(&base).iter().filter(|(name, _)| merged.values(name) != base.values(name)).count();
-    assert_eq!(2 * changed, adapters[0].factors.entries().len(), "{pipeline}");
+    // Not every layer learns: what the text asks in the last block leads nowhere.
+    let factors = adapters[0].factors.entries().iter().filter(|e| e.name.ends_with("lora_B.weight"));
+    let learned = factors.filter(|e| adapters[0].factors.values()[e.range.clone()].iter().any(|&v| v != 0.0)).count();
+    assert!(changed == learned && learned > 4, "{pipeline}: {changed} and {learned}");
     assert!(shapes(&base).iter().all(|(name, _)| merged.values(name) == again.values(name)), "{pipeline}");
     let config = |folder: &Path| fs::read(folder.join("config.json")).unwrap();
     assert_eq!(config(&path("merged")), config(&model.path().join(component)));
