@@ -5,10 +5,11 @@
 
 Needs the release build and Python 3.9 alone. Runs are kept in --runs; what is finished there is not run again, and what was
 cut off goes on where it stopped, so the same command may be given until it is through. `--jobs 2` runs two at a time, each on
-one thread: the numbers are the same, the times are not. Without --seeds nothing is run: pages are made of what is there.
+one thread: the numbers are the same, the times are not. Without --seeds nothing is run: pages are made of what is there, with the changes to the recipe that the runs themselves name.
 """
 
 import argparse
+import collections
 import concurrent.futures
 import json
 import math
@@ -41,6 +42,17 @@ def run(recipe, seed, args):
     print(f"{recipe}, seed {seed}: {'finished' if done.returncode == 0 else done.stderr.strip()}", flush=True)
     if done.returncode != 0 and place.exists():
         (place / "failure.txt").write_text(done.stderr)
+
+
+def changes(place):
+    """What the run's recipe was changed in, as its manifest has it; the seed, and what the run folder keeps, change no number."""
+    arguments = json.loads((place / "manifest.json").read_text())["arguments"]
+    sets = [change for flag, change in zip(arguments, arguments[1:]) if flag == "--set"]
+    return [change for change in sets if not change.startswith(("seed=", "keep."))]
+
+
+def listed(changes):
+    return ", ".join(f"`{change}`" for change in changes) or "none"
 
 
 def records(place):
@@ -94,7 +106,7 @@ def verdict(bases, tuned):
     return f"**It does not learn here**, or not with every seed, in so many epochs: {interval(gains)} against the base."
 
 
-def page(recipe, folders, args):
+def page(recipe, folders):
     """What the finished runs did, and the row of the recipe in the table of all."""
     results = [json.loads((f / "result.json").read_text()) for f in folders]
     jpeg = "eval_reward_jpeg" in results[0]["tuned"]
@@ -102,8 +114,8 @@ def page(recipe, folders, args):
     of = lambda which, name: [r[which].get(name) for r in results]
     base, tuned, judge = of("base", score), of("tuned", score), of("tuned", "eval_reward_judge")
     epochs = max(r["epoch"] for r in records(folders[0]))
-    changes = ", ".join(f"`{change}`" for change in args.set) or "none"
-    lines = [f"Measured: {len(folders)} seed(s), {epochs} epochs; changes to the recipe: {changes}. {verdict(base, tuned)}", ""]
+    made = changes(folders[0])
+    lines = [f"Measured: {len(folders)} seed(s), {epochs} epochs; changes to the recipe: {listed(made)}. {verdict(base, tuned)}", ""]
     what = "JPEG reward" if jpeg else "strict score"
     lines += [f"| seed | {what}, base | tuned | judge, tuned |", "|---|---|---|---|"]
     lines += [f"| {i} | {b:.3f} | {t:.3f} | {j:.3f} |" for i, (b, t, j) in enumerate(zip(base, tuned, judge))]
@@ -118,7 +130,7 @@ def page(recipe, folders, args):
     for epoch, row in rows.items():
         cells = ["" if all(v is None for v in row[name]) else interval(row[name]) for name in columns]
         lines.append(f"| {epoch} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n", (recipe, what, interval(base), interval(tuned), interval(judge), len(folders), epochs)
+    return "\n".join(lines) + "\n", (recipe, what, interval(base), interval(tuned), interval(judge), len(folders), epochs, made)
 
 
 def failures(recipe, seeds, args):
@@ -139,17 +151,21 @@ def write(recipes, args):
             continue
         text = "\n".join([f"# {recipe}", "", MADE, "", *header(recipe), "", ""])
         if done:
-            measured, summary = page(recipe, done, args)
+            measured, summary = page(recipe, done)
             text += measured
             table.append(summary)
         if failed:
             text += failures(recipe, failed, args)
         (out / f"{recipe}.md").write_text(text)
     lines = ["# Methods, measured", "", MADE, ""]
-    changes = ", ".join(f"`{change}`" for change in args.set) or "none"
-    lines += [f"Held-out prompts of the embedded world, with 95 % intervals over seeds. Changes to every recipe: {changes}.", ""]
-    lines += ["| recipe | measure | base | tuned | judge, tuned | seeds | epochs |", "|---|---|---|---|---|---|---|"]
-    lines += [f"| [{r}]({r}.md) | {w} | {b} | {t} | {j} | {n} | {e} |" for r, w, b, t, j, n, e in table]
+    # What most recipes were changed in goes without saying in their rows.
+    kinds = collections.Counter(tuple(row[-1]) for row in table)
+    common = kinds.most_common(1)[0][0] if kinds else ()
+    lines += [f"Held-out prompts of the embedded world, with 95 % intervals over seeds. Changes to the recipes: {listed(common)}.", ""]
+    lines += ["| recipe | measure | base | tuned | judge, tuned | seeds | epochs | other changes |", "|---" * 8 + "|"]
+    for r, w, b, t, j, n, e, made in table:
+        other = [change for change in made if change not in common]
+        lines.append(f"| [{r}]({r}.md) | {w} | {b} | {t} | {j} | {n} | {e} | {listed(other) if other else ''} |")
     (out / "README.md").write_text("\n".join(lines) + "\n")
 
 

@@ -1,6 +1,7 @@
 //! How an error reaches the user: what is wrong, why, and what to do about it.
 
 use elbow::{config::ConfigError, params::WeightError, policy::EncodeError, prompts::PromptError, train::TrainError};
+use elbow_models::{folder::FolderError, pipeline::SourceError};
 use elbow_runlog::RunLogError;
 use std::{error::Error, io};
 
@@ -43,8 +44,10 @@ fn hint(cause: &(dyn Error + 'static)) -> Option<String> {
         "change these fields in the recipe or with --set; `elbow config --explain` has their meaning"
     } else if cause.is::<WeightError>() {
         "give a complete file for this network, such as `elbow pretrain` writes, or leave model.weights out for the embedded model"
-    } else if cause.is::<EncodeError>() {
-        "write the prompt with the words of the embedded scenes, for example \"a photo of a red car left of a cat\""
+    } else if let Some(error) = cause.downcast_ref::<EncodeError>() {
+        encoding(error)
+    } else if cause.is::<SourceError>() || cause.is::<FolderError>() {
+        "model.path must be a whole model as diffusers saves it: download again what is named above, or choose another model"
     } else if cause.is::<PromptError>() {
         "a prompt file has one prompt a line: plain text in .txt, a JSON object with `prompt` in .jsonl"
     } else if let Some(error) = cause.downcast_ref::<TrainError>() {
@@ -55,6 +58,14 @@ fn hint(cause: &(dyn Error + 'static)) -> Option<String> {
         return None;
     };
     Some(fixed.to_owned())
+}
+
+fn encoding(error: &EncodeError) -> &'static str {
+    if error.reason.contains("word") {
+        "write the prompt with the words of the embedded scenes, for example \"a photo of a red car left of a cat\""
+    } else {
+        "the text encoders of model.path must stay whole, and model.cache must be a folder that can be written to"
+    }
 }
 
 fn training(error: &TrainError) -> Option<String> {

@@ -61,6 +61,7 @@ pub const ALL: &[(&str, &str)] = recipes![
     "sd3.5-diffusion-nft",
     "sd3.5-awm",
     "flux-dance-grpo",
+    "sd1.5-ddpo-compressibility",
 ];
 
 /// The text of a recipe: that of the file, or where there is none, of the recipe of that name (`nano-geneval` or

@@ -6,6 +6,7 @@ mod commands;
 mod failure;
 mod library;
 mod machine;
+mod model;
 mod output;
 mod overlay;
 mod recipe;

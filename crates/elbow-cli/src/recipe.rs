@@ -3,6 +3,7 @@
 use crate::{
     failure::Hint,
     library,
+    model::Model,
     overlay::overlay,
     reward::RewardConfig,
     schema::{self, Field},
@@ -12,7 +13,6 @@ use elbow::{
     config::{Config, ConfigError},
     eval::EvalConfig,
 };
-use elbow_models::{lora::LoraConfig, policy::Tuning, recompute::Checkpointing};
 use elbow_world::prompts::TaskWeights;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -42,52 +42,6 @@ pub struct Setting {
     pub eval: Eval,
     /// What the run folder keeps.
     pub keep: Keep,
-}
-
-/// The policy.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
-pub enum Model {
-    /// The embedded nano MMDiT on 32×32 emoji scenes.
-    Nano {
-        /// A safetensors file with the base weights, such as `elbow pretrain` writes; without it the embedded ones.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        weights: Option<PathBuf>,
-        /// Which parameters are trained.
-        #[serde(default = "full")]
-        tuning: Tuning,
-        /// What becomes of the values inside the network's blocks until the backward pass.
-        #[serde(default)]
-        checkpointing: Checkpointing,
-    },
-    /// A local folder in diffusers' format.
-    Diffusers {
-        /// The folder that holds `transformer/`, `vae/` and the text encoders.
-        path: PathBuf,
-        /// Which layers get a low-rank adapter.
-        #[serde(default)]
-        lora: LoraConfig,
-        /// What becomes of the values inside the network's blocks until the backward pass.
-        #[serde(default)]
-        checkpointing: Checkpointing,
-        /// Height and width of images in pixels.
-        #[serde(default = "resolution")]
-        resolution: usize,
-    },
-}
-
-fn full() -> Tuning {
-    Tuning::Full
-}
-
-fn resolution() -> usize {
-    512
-}
-
-impl Default for Model {
-    fn default() -> Self {
-        Self::Nano { weights: None, tuning: Tuning::Full, checkpointing: Checkpointing::None }
-    }
 }
 
 /// Where prompts come from.
@@ -302,6 +256,7 @@ impl Recipe {
     fn problems(&self) -> Vec<String> {
         let Setting { model, prompts, reward, eval, keep } = &self.setting;
         let (measure, mut problems) = (&eval.measure, reward.problems());
+        problems.extend(model.problems());
         for (key, value) in [
             ("eval.prompts_per_task", eval.prompts_per_task),
             ("eval.measure.images_per_prompt", measure.images_per_prompt),
@@ -320,11 +275,6 @@ impl Recipe {
             }
         }
         problems.extend(measure.sampler.refuses(self.method.schedule));
-        if let Model::Nano { tuning: Tuning::Lora(lora), .. } | Model::Diffusers { lora, .. } = model
-            && lora.rank == 0
-        {
-            problems.push("the rank of LoRA is 0: must be at least 1".into());
-        }
         if let PromptsConfig::Scenes { weights: w } = prompts {
             let all = [w.single_object, w.two_object, w.counting, w.colors, w.position, w.color_attr];
             if all.iter().any(|w| !(w.is_finite() && *w >= 0.0)) || all.iter().all(|&w| w == 0.0) {

@@ -1,6 +1,6 @@
 //! Scores by task, as text.
 
-use elbow::eval::Summary;
+use elbow::eval::{Measured, Summary};
 use std::fmt::Write;
 
 /// One column of a table: its title and, row by row, its numbers.
@@ -9,6 +9,16 @@ pub struct Column<'a> {
     pub title: &'a str,
     /// Scores of one reward.
     pub summary: Summary,
+}
+
+/// `<name> base` and `<name> tuned` of each measure that there is; nothing if there is none.
+pub fn comparison(names: &[&str], base: &Measured, tuned: &Measured) -> Option<String> {
+    let named = |&name: &&str| {
+        Some([(format!("{name} base"), base.summary(name)?), (format!("{name} tuned"), tuned.summary(name)?)])
+    };
+    let all: Vec<(String, Summary)> = names.iter().filter_map(named).flatten().collect();
+    let columns: Vec<Column<'_>> = all.iter().map(|(title, s)| Column { title, summary: s.clone() }).collect();
+    (!columns.is_empty()).then(|| scores(&columns))
 }
 
 /// Rows are tasks, the last their mean; columns as given.

@@ -118,7 +118,10 @@ fn values_that_cannot_run_are_told_with_their_numbers_all_at_once() {
     );
     refused_changes(&["prompts.weights.colors=-1"], &["prompts.weights"]);
     refused_changes(&["model.tuning.kind=lora", "model.tuning.rank=0"], &["rank of LoRA is 0"]);
-    refused_changes(&["model.kind=diffusers", "model.path=x"], &["diffusers folders cannot be loaded", "model x"]);
+    let size = ["model.kind=diffusers", "model.path=x", "reward.kind=jpeg"];
+    refused_changes(&size, &["cannot use model x", "x has none of: model_index.json"]);
+    refused_changes(&size[..2], &["32 × 32 pixels", "model.resolution = 512"]);
+    refused_changes(&[&size[..], &["model.decode_slice=0"]].concat(), &["model.decode_slice = 0: must be at least 1"]);
     refused_changes(&["model.kind=diffusers"], &["model", "missing field `path`"]);
 }
 

@@ -12,6 +12,7 @@ pub mod linear;
 pub mod lora;
 pub mod lora_file;
 pub mod mmdit;
+pub mod pipeline;
 pub mod policy;
 pub mod recompute;
 mod resnet;

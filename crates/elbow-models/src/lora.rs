@@ -4,6 +4,21 @@ use elbow::{noise::Key, params::Params};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+/// Attention of the transformers over image and text (SD3, FLUX.1, nano): what the field adapts in them.
+pub const JOINT_ATTENTION: [&str; 8] = [
+    "attn.to_q",
+    "attn.to_k",
+    "attn.to_v",
+    "attn.to_out.0",
+    "attn.add_q_proj",
+    "attn.add_k_proj",
+    "attn.add_v_proj",
+    "attn.to_add_out",
+];
+
+/// Attention of UNets to themselves and to the text: what the field adapts in them.
+pub const UNET_ATTENTION: [&str; 4] = ["to_q", "to_k", "to_v", "to_out.0"];
+
 /// Low-rank adapters with PEFT's names: the field trains rank 32 with alpha 64.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -12,23 +27,15 @@ pub struct LoraConfig {
     pub rank: usize,
     /// The update is scaled by alpha / rank.
     pub alpha: f64,
-    /// A layer is adapted if its name is one of these or ends in `.` and one of these.
+    /// A layer is adapted if its name is one of these or ends in `.` and one of these. If none is named, those that the field
+    /// adapts: `to_q`, `to_k`, `to_v` and `to_out.0` of a UNet; of other networks those of `attn` and, for the text,
+    /// `attn.add_q_proj`, `attn.add_k_proj`, `attn.add_v_proj` and `attn.to_add_out`.
     pub target_modules: Vec<String>,
 }
 
 impl Default for LoraConfig {
     fn default() -> Self {
-        let targets = [
-            "attn.to_q",
-            "attn.to_k",
-            "attn.to_v",
-            "attn.to_out.0",
-            "attn.add_q_proj",
-            "attn.add_k_proj",
-            "attn.add_v_proj",
-            "attn.to_add_out",
-        ];
-        Self { rank: 32, alpha: 64.0, target_modules: targets.map(String::from).to_vec() }
+        Self { rank: 32, alpha: 64.0, target_modules: Vec::new() }
     }
 }
 
@@ -36,6 +43,15 @@ impl LoraConfig {
     /// alpha / rank
     pub fn scale(&self) -> f64 {
         self.alpha / self.rank as f64
+    }
+
+    /// The same with `usual` layers if none is named.
+    #[must_use]
+    pub fn with_usual(mut self, usual: &[&str]) -> Self {
+        if self.target_modules.is_empty() {
+            self.target_modules = usual.iter().map(|&layer| layer.to_owned()).collect();
+        }
+        self
     }
 
     /// Whether a layer is adapted.
@@ -94,7 +110,7 @@ mod tests {
     #[test]
     fn only_targets_get_factors_and_b_starts_at_zero() {
         let base = ["blocks.0.attn.to_q.weight", "blocks.0.attn.to_qx.weight", "attn2.to_q.weight", "ff.net.2.weight"];
-        let lora = LoraConfig { rank: 4, ..LoraConfig::default() };
+        let lora = LoraConfig { rank: 4, ..LoraConfig::default() }.with_usual(&JOINT_ATTENTION);
         let factors = lora.initial(base.map(|n| (n, &[2, 3][..])), Key::new(0, Purpose::Initialization, 0));
         let names: Vec<_> = factors.entries().iter().map(|e| (e.name.as_str(), e.shape.clone())).collect();
         let expected =
@@ -102,6 +118,14 @@ mod tests {
         assert_eq!(names, expected);
         assert!(factors.values()[..12].iter().all(|&v| v != 0.0) && factors.values()[12..].iter().all(|&v| v == 0.0));
     }
+
+    #[test]
+    fn targets_that_are_named_stay() {
+        let named = LoraConfig { target_modules: vec!["ff".into()], ..LoraConfig::default() };
+        assert_eq!(named.clone().with_usual(&UNET_ATTENTION), named);
+        assert_eq!(LoraConfig::default().with_usual(&UNET_ATTENTION).target_modules, UNET_ATTENTION);
+    }
+
     #[test]
     fn targets_that_match_nothing_are_named() {
         let lora = LoraConfig { target_modules: vec!["to_q".into(), "to_qq".into()], ..LoraConfig::default() };

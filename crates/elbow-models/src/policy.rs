@@ -4,10 +4,11 @@ use crate::{
     flux::{Flux, FluxConfig},
     layout::Layout,
     linear::Weights,
-    lora::LoraConfig,
+    lora::{JOINT_ATTENTION, LoraConfig, UNET_ATTENTION},
     mmdit::{Mmdit, MmditConfig},
     recompute::Checkpointing,
     unet::{Unet, UnetConfig},
+    vae::Vae,
 };
 use burn::tensor::Tensor;
 use elbow::{
@@ -32,6 +33,17 @@ pub enum Tuning {
 impl Default for Tuning {
     fn default() -> Self {
         Self::Lora(LoraConfig::default())
+    }
+}
+
+impl Tuning {
+    /// The same for one network: layers that are not named are those that are usual for it.
+    #[must_use]
+    pub fn of(self, network: &Network) -> Self {
+        match self {
+            Self::Full => Self::Full,
+            Self::Lora(lora) => Self::Lora(lora.with_usual(network.usual_targets())),
+        }
     }
 }
 
@@ -71,6 +83,36 @@ impl Network {
         }
     }
 
+    /// Width of a text token, and of the pooled text if the network uses it.
+    pub fn text_widths(&self) -> (usize, Option<usize>) {
+        match self {
+            Self::Mmdit(config) => (config.joint_attention_dim, Some(config.pooled_projection_dim)),
+            Self::Flux { config, .. } => (config.joint_attention_dim, Some(config.pooled_projection_dim)),
+            Self::Unet(config) => (config.cross_attention_dim, None),
+        }
+    }
+
+    /// The layers that the field adapts.
+    pub fn usual_targets(&self) -> &'static [&'static str] {
+        match self {
+            Self::Mmdit(_) | Self::Flux { .. } => &JOINT_ATTENTION,
+            Self::Unet(_) => &UNET_ATTENTION,
+        }
+    }
+
+    /// What of latents, training and memory does not suit the network, a line each.
+    pub fn problems(&self, latent: [usize; 3], tuning: &Tuning, checkpointing: Checkpointing) -> Vec<String> {
+        let mut problems: Vec<String> = self.latent_problem(latent).into_iter().collect();
+        if let Tuning::Lora(lora) = tuning {
+            problems.extend(lora.problems(self.layout().shapes()));
+        }
+        if matches!(self, Self::Unet(_)) && checkpointing != Checkpointing::None {
+            problems
+                .push("checkpointing: the blocks of a UNet are joined across its depth, none can be recomputed".into());
+        }
+        problems
+    }
+
     /// Why latents `[channels, height, width]` do not fit, if they do not.
     pub fn latent_problem(&self, latent: [usize; 3]) -> Option<String> {
         match self {
@@ -81,10 +123,45 @@ impl Network {
     }
 }
 
+/// Latents to pictures.
+#[derive(Clone, Debug)]
+pub enum Decoder {
+    /// Latents are pixels in [−1, 1].
+    Pixels,
+    /// The autoencoder of a latent model.
+    Vae {
+        /// Its frozen weights.
+        vae: Box<Vae>,
+        /// Latents decoded at once: memory grows with them.
+        slice: usize,
+    },
+}
+
+impl Decoder {
+    /// Latents `[N, C, h, w]` to pictures around [−1, 1] `[N, 3, H, W]`, a slice at a time.
+    pub fn values(&self, latents: Tensor<4>) -> Tensor<4> {
+        match self {
+            Self::Pixels => latents,
+            Self::Vae { vae, slice } => {
+                let parts = latents.split((*slice).max(1), 0).into_iter().map(|part| vae.decode(part));
+                Tensor::cat(parts.collect(), 0)
+            }
+        }
+    }
+
+    /// The same as 8-bit pictures.
+    pub fn pictures(&self, latents: Tensor<4>) -> Vec<RgbImage> {
+        match self {
+            Self::Pixels => decode_pixels(latents),
+            Self::Vae { vae, slice } => vae.pictures(latents, *slice),
+        }
+    }
+}
+
 /// Fixed positions, not trained even by full fine-tuning.
 const BUFFER: &str = "pos_embed.pos_embed";
 
-/// A network, its frozen text encoder and what of it is trained.
+/// A network, its frozen text encoder and decoder, and what of it is trained.
 pub struct NetworkPolicy {
     /// The network.
     pub network: Network,
@@ -99,6 +176,8 @@ pub struct NetworkPolicy {
     pub checkpointing: Checkpointing,
     /// Prompts to embeddings.
     pub text: Box<dyn TextEncoder>,
+    /// Latents to pictures.
+    pub decoder: Decoder,
     /// Decides fresh LoRA factors.
     pub seed: u64,
 }
@@ -106,11 +185,7 @@ pub struct NetworkPolicy {
 impl NetworkPolicy {
     /// What does not fit together, a line each.
     pub fn problems(&self) -> Vec<String> {
-        let mut problems: Vec<String> = self.network.latent_problem(self.latent).into_iter().collect();
-        if let Tuning::Lora(lora) = &self.tuning {
-            problems.extend(lora.problems(self.network.layout().shapes()));
-        }
-        problems
+        self.network.problems(self.latent, &self.tuning, self.checkpointing)
     }
 
     /// A copy of the base weights.
@@ -163,7 +238,7 @@ impl Policy for NetworkPolicy {
     }
 
     fn decode(&self, latents: Tensor<4>) -> Vec<RgbImage> {
-        decode_pixels(latents)
+        self.decoder.pictures(latents)
     }
 }
 

@@ -13,9 +13,9 @@ use elbow::{
 };
 use elbow_models::{
     flux::FluxConfig,
-    lora::LoraConfig,
+    lora::{JOINT_ATTENTION, LoraConfig},
     mmdit::{MmditConfig, QkNorm},
-    policy::{Network, NetworkPolicy, Tuning},
+    policy::{Decoder, Network, NetworkPolicy, Tuning},
     recompute::Checkpointing,
 };
 
@@ -75,7 +75,7 @@ fn flux(guidance_embeds: bool) -> Golden {
 }
 
 fn attention() -> Vec<String> {
-    LoraConfig::default().target_modules
+    JOINT_ATTENTION.map(String::from).to_vec()
 }
 
 fn check_mmdit(variant: &str, more: &[&str]) {
@@ -173,9 +173,10 @@ fn a_policy_starts_at_its_reference_and_trains_factors_alone() {
         network: golden.network.clone(),
         latent: [4, 8, 4],
         base: golden.weights.tensors(&Device::flex()),
-        tuning: Tuning::default(),
+        tuning: Tuning::default().of(&golden.network),
         checkpointing: Checkpointing::Block,
         text: Box::new(NoText),
+        decoder: Decoder::Pixels,
         seed: 0,
     };
     assert_eq!((policy.problems(), policy.base()), (Vec::new(), golden.weights.clone()));

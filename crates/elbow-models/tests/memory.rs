@@ -7,7 +7,13 @@ use elbow::{
     params::{Params, Tensors},
     policy::Conditioning,
 };
-use elbow_models::{linear::Weights, lora::LoraConfig, mmdit::MmditConfig, policy::Network, recompute::Checkpointing};
+use elbow_models::{
+    linear::Weights,
+    lora::{JOINT_ATTENTION, LoraConfig},
+    mmdit::MmditConfig,
+    policy::Network,
+    recompute::Checkpointing,
+};
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
@@ -87,7 +93,7 @@ fn recomputed_blocks_need_a_fraction_of_the_memory_at_depth_24() {
         pooled_projection_dim: 32,
         ..MmditConfig::default()
     };
-    let lora = LoraConfig { rank: 4, alpha: 8.0, ..LoraConfig::default() };
+    let lora = LoraConfig { rank: 4, alpha: 8.0, ..LoraConfig::default() }.with_usual(&JOINT_ATTENTION);
     let factors = lora.initial(config.layout().shapes(), Key::new(0, Purpose::Initialization, 1));
     let factors = randomized(&factors, 0.2, 1);
     let base = randomized(&config.initial(Key::new(0, Purpose::Initialization, 0)), 0.1, 2).tensors(&Device::flex());

@@ -89,4 +89,9 @@ pub struct EncodeError {
 pub trait TextEncoder: Send + Sync {
     /// One row a prompt; the empty prompt is the unconditional one.
     fn encode(&self, prompts: &[Prompt]) -> Result<Conditioning, EncodeError>;
+
+    /// Makes sure that these prompts can be encoded, and does now what need not be done again when they are.
+    fn prepare(&self, prompts: &[Prompt]) -> Result<(), EncodeError> {
+        self.encode(prompts).map(drop)
+    }
 }

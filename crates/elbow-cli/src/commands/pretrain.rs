@@ -2,8 +2,9 @@
 
 use crate::{
     failure::Hint,
-    machine, output,
-    session::{Nano, nano},
+    machine,
+    model::{ModelPolicy, nano},
+    output,
 };
 use anyhow::{Context, Result};
 use burn::tensor::Device;
@@ -142,7 +143,7 @@ pub fn run(args: &Args) -> Result<()> {
 /// Takes steps until step `until` or an interrupt. The last state is saved in either case.
 fn steps(
     training: &mut Pretraining,
-    policy: &Nano,
+    policy: &ModelPolicy,
     config: &PretrainConfig,
     data: &SceneData,
     seed: u64,

@@ -5,10 +5,12 @@ use crate::{
     failure::Hint,
     output,
     recipe::{self, PromptsConfig, Recipe},
+    reward::RewardConfig,
     session::Session,
 };
 use anyhow::{Context, Result};
 use elbow::{Prompt, eval::Measured, params::Params, policy::Policy};
+use elbow_rewards::jpeg::Aim;
 use elbow_runlog::{RunFolder, RunLogError, checkpoint, grid, save_png};
 use std::path::PathBuf;
 
@@ -74,8 +76,9 @@ pub fn run(args: &Args) -> Result<()> {
         return Err(Hint::error("--images 0: nothing to draw", "ask for at least one image a prompt"));
     }
     let mut recipe = args.source.recipe()?;
-    // The run's own prompts are of no use here, and their files may be gone.
+    // The run's own prompts and reward are of no use here; files may be gone, and a base may not suit the default reward.
     recipe.setting.prompts = PromptsConfig::default();
+    recipe.setting.reward = RewardConfig::Jpeg { aim: Aim::default() };
     recipe.setting.eval.measure.images_per_prompt = args.images;
     recipe.setting.eval.measure.seed = args.seed;
     let mut session = Session::new(&recipe)?;

@@ -5,7 +5,7 @@ use crate::{
     machine,
     recipe::{self, Recipe},
     session::Session,
-    table::{self, Column},
+    table,
 };
 use anyhow::{Context, Result};
 use elbow::{
@@ -278,20 +278,18 @@ impl<'a> Job<'a> {
         let tiles = |measured: &Measured| super::sample::tiles(measured, 24);
         let image = grid::before_after(("base", &tiles(before)), ("tuned", &tiles(&after)), 6, 4);
         save_png(&self.folder.images().join("before-after.png"), &image)?;
+        if let Some(table) = table::comparison(&["geneval", "judge"], before, &after) {
+            let what = "strict scores on held-out prompts (judge: an independent detector, never trained on)";
+            self.bars.say(&format!("\n{what}\n{table}"));
+        }
         let reward = session.reward.name();
-        let columns: Vec<(String, _)> = ["geneval", "judge"]
-            .into_iter()
-            .chain((reward != "geneval").then_some(reward))
-            .flat_map(|name| {
-                [(format!("{name} base"), before.summary(name)), (format!("{name} tuned"), after.summary(name))]
-            })
-            .filter_map(|(title, summary)| Some((title, summary?)))
-            .collect();
-        let columns: Vec<Column<'_>> = columns.iter().map(|(title, s)| Column { title, summary: s.clone() }).collect();
+        if reward != "geneval"
+            && let Some(table) = table::comparison(&[reward], before, &after)
+        {
+            self.bars.say(&format!("\nthe reward on held-out prompts\n{table}"));
+        }
         self.bars.say(&format!(
-            "\nstrict scores on held-out prompts (judge: an independent detector, never trained on)\n{}\n\nrun folder: {}\n\
-             pictures:   {}",
-            table::scores(&columns),
+            "\nrun folder: {}\npictures:   {}",
             self.folder.path().display(),
             self.folder.images().join("before-after.png").display()
         ));

@@ -5,6 +5,7 @@ use burn::tensor::Device;
 use elbow::params::{Params, Tensors, to_f32};
 use memmap2::Mmap;
 use safetensors::{SafeTensors, tensor::Dtype};
+use sha2::{Digest, Sha256};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fs::File,
@@ -109,6 +110,21 @@ impl Checkpoint {
         self.metadata.extend(metadata.metadata().clone().unwrap_or_default());
         self.files.push((path.into(), map));
         Ok(())
+    }
+
+    /// The same tensors under other names.
+    #[must_use]
+    pub fn renamed(mut self, name: impl Fn(&str) -> String) -> Self {
+        self.tensors = self.tensors.into_iter().map(|(old, tensor)| (name(&old), tensor)).collect();
+        self
+    }
+
+    /// Adds all names, types, shapes and bytes to `hash`. How tensors are spread over files does not matter.
+    pub fn digest(&self, hash: &mut Sha256) {
+        for (name, t) in &self.tensors {
+            hash.update(format!("{name} {:?} {:?}\n", t.dtype, t.shape));
+            hash.update(&self.files[t.file].1[t.bytes.clone()]);
+        }
     }
 
     /// The folder, or the only file.

@@ -67,6 +67,14 @@ pub enum FolderError {
         /// One line a tensor, with its file where it has one.
         problems: Vec<String>,
     },
+    /// Parts that are good one by one and do not fit each other.
+    #[error("the parts of {} do not fit each other:\n{}", folder.display(), problems.join("\n"))]
+    Parts {
+        /// The model folder.
+        folder: PathBuf,
+        /// One line each.
+        problems: Vec<String>,
+    },
     /// A tokenizer's files do not make a tokenizer.
     #[error("{}: not a tokenizer that can be used: {reason}", path.display())]
     Tokenizer {

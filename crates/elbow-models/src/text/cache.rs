@@ -32,15 +32,8 @@ pub struct Cached {
 impl Cached {
     /// `cache` is made when the first embedding is written.
     pub fn new(parts: TextParts, cache: &Path, device: &Device) -> Result<Self, FolderError> {
-        let mut hash = Sha256::new();
-        hash.update(format!("elbow-text/1 {:?} {}\n", parts.pipeline, parts.width));
-        for part in &parts.clips {
-            digest(part, &mut hash)?;
-        }
-        if let Some(part) = &parts.t5 {
-            digest(part, &mut hash)?;
-        }
-        Ok(Self { parts, cache: cache.into(), encoders: hash.finalize().into(), device: device.clone() })
+        let encoders = parts.digest()?;
+        Ok(Self { parts, cache: cache.into(), encoders, device: device.clone() })
     }
 
     /// Where the embedding of a prompt is kept.
@@ -50,7 +43,9 @@ impl Cached {
     }
 
     /// Encodes prompts and keeps them; the encoders live as long as this call.
-    fn add(&self, prompts: &[Prompt]) -> Result<(), EncodeError> {
+    fn add(&self, mut prompts: Vec<Prompt>) -> Result<(), EncodeError> {
+        prompts.sort_by(|a, b| a.text.cmp(&b.text));
+        prompts.dedup_by(|a, b| a.text == b.text);
         let Some(first) = prompts.first() else { return Ok(()) };
         let failed = |reason: String| EncodeError { prompt: first.text.clone(), reason };
         let model = self.parts.load(&self.device).map_err(|error| failed(error.to_string()))?;
@@ -90,14 +85,32 @@ impl Cached {
     }
 }
 
+impl TextParts {
+    /// A hash of everything that decides an embedding, as [`Cached`] uses it.
+    pub fn digest(&self) -> Result<[u8; 32], FolderError> {
+        let mut hash = Sha256::new();
+        hash.update(format!("elbow-text/1 {:?} {}\n", self.pipeline, self.width));
+        for part in &self.clips {
+            digest(part, &mut hash)?;
+        }
+        if let Some(part) = &self.t5 {
+            digest(part, &mut hash)?;
+        }
+        Ok(hash.finalize().into())
+    }
+}
+
 impl TextEncoder for Cached {
+    /// Encodes those without a file; nothing is read back.
+    fn prepare(&self, prompts: &[Prompt]) -> Result<(), EncodeError> {
+        let absent = prompts.iter().filter(|prompt| self.read(prompt).is_none()).cloned();
+        self.add(absent.collect())
+    }
+
     fn encode(&self, prompts: &[Prompt]) -> Result<Conditioning, EncodeError> {
         let mut rows: Vec<Option<Conditioning>> = prompts.iter().map(|prompt| self.read(prompt)).collect();
         let absent = prompts.iter().zip(&rows).filter(|(_, row)| row.is_none());
-        let mut missing: Vec<Prompt> = absent.map(|(prompt, _)| prompt.clone()).collect();
-        missing.sort_by(|a, b| a.text.cmp(&b.text));
-        missing.dedup_by(|a, b| a.text == b.text);
-        self.add(&missing)?;
+        self.add(absent.map(|(prompt, _)| prompt.clone()).collect())?;
         for (row, prompt) in rows.iter_mut().zip(prompts).filter(|(row, _)| row.is_none()) {
             let reason = || format!("its embedding cannot be read back from {}", self.file(prompt).display());
             let read = self.read(prompt);

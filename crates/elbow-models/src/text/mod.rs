@@ -93,6 +93,11 @@ impl TextParts {
         Ok(Self { pipeline, clips, t5, width })
     }
 
+    /// Width of a text token, and of the pooled text.
+    pub fn widths(&self) -> (usize, usize) {
+        (self.width, self.clips.iter().map(|part| part.config.pooled_width()).sum())
+    }
+
     /// Reads the weights.
     pub fn load(&self, device: &Device) -> Result<TextModel<'_>, FolderError> {
         let clips = self.clips.iter().map(|part| Clip::load(part.config.clone(), &part.checkpoint, device));

@@ -6,7 +6,7 @@ use elbow::noise::{Key, Purpose};
 use elbow::params::Params;
 use elbow_models::{
     folder::{Checkpoint, Shapes},
-    lora::LoraConfig,
+    lora::{JOINT_ATTENTION, LoraConfig},
     lora_file::{
         Adapter, LoraFileError, Network, Provenance, Trained, read, write_diffusers, write_kohya, write_merged,
         write_peft,
@@ -26,7 +26,7 @@ fn shapes(checkpoint: &Checkpoint) -> Shapes {
 /// The adapter of the fixtures, from the file that also holds what it computes.
 fn golden() -> Adapter {
     let reference = Checkpoint::open_file(&fixtures().join("mmdit/plain.reference.safetensors")).expect("a fixture");
-    let config = LoraConfig { rank: 2, alpha: 4.0, ..LoraConfig::default() };
+    let config = LoraConfig { rank: 2, alpha: 4.0, ..LoraConfig::default() }.with_usual(&JOINT_ATTENTION);
     let weights = base();
     let tensors = shapes(&weights);
     let tensors = tensors.iter().map(|(name, shape)| (&**name, &**shape));

@@ -3,4 +3,5 @@
 mod folder;
 mod lora_file;
 mod model_folder;
+mod pipeline;
 mod text;

@@ -1,4 +1,4 @@
-//! Tiny model folders, put together from `fixtures/text`.
+//! Tiny model folders, put together from `fixtures/text`, `fixtures/vae` and `fixtures/pipeline`.
 
 use std::{
     fs,
@@ -8,6 +8,24 @@ use tempfile::TempDir;
 
 pub(crate) fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures")
+}
+
+/// The same with network, autoencoder and scheduler.
+pub(crate) fn whole(pipeline: &str) -> TempDir {
+    let folder = assemble(pipeline);
+    let (network, vae) = if pipeline == "sd1" { ("unet", "sd1") } else { ("transformer", "sd3") };
+    for (from, to) in [
+        (format!("pipeline/{pipeline}.network.json"), format!("{network}/config.json")),
+        (format!("pipeline/{pipeline}.network.safetensors"), format!("{network}/diffusion_pytorch_model.safetensors")),
+        (format!("vae/{vae}.json"), "vae/config.json".to_owned()),
+        (format!("vae/{vae}.weights.safetensors"), "vae/diffusion_pytorch_model.safetensors".to_owned()),
+        (format!("pipeline/{pipeline}.scheduler.json"), "scheduler/scheduler_config.json".to_owned()),
+    ] {
+        let to = folder.path().join(to);
+        fs::create_dir_all(to.parent().expect("a folder")).expect("made");
+        fs::copy(fixtures().join(from), to).expect("copied");
+    }
+    folder
 }
 
 /// A folder of `sd3`, `flux` or `sd1` with its text encoders.

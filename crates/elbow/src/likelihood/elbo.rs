@@ -262,10 +262,9 @@ impl Elbo {
                     square * gain.clone().square() / size / -guidance
                 }
                 Weighting::Simple => square / -(guidance * guidance),
-                Weighting::PathKl => -square * factor.clone(),
+                Weighting::PathKl | Weighting::AwmT => -square * factor.clone(),
                 Weighting::T => -square * gain.clone().square(),
                 Weighting::Noise => -square * factor.clone().square(),
-                Weighting::AwmT => -square * factor.clone(),
                 Weighting::Huber => ((square + FLOOR).sqrt() - FLOOR.sqrt()) * -factor.clone(),
                 Weighting::Ghuber => {
                     let power = (square + FLOOR).powf_scalar(self.power) - FLOOR.powf(self.power);

@@ -1,6 +1,6 @@
 //! One rollout and one step as a file, for another program to do the same and compare (`benches/peers/`).
 
-use super::{Args, TuningName, workload::Workload};
+use super::{Args, workload::Workload};
 use anyhow::Result;
 use burn::tensor::Tensor;
 use elbow::{
@@ -8,7 +8,7 @@ use elbow::{
     params::Params,
     policy::Policy,
 };
-use elbow_models::{lora::LoraConfig, policy::NetworkPolicy};
+use elbow_models::policy::{NetworkPolicy, Tuning};
 use elbow_runlog::write_atomic;
 use serde_json::json;
 use std::{collections::HashMap, path::Path};
@@ -25,7 +25,7 @@ pub fn write(path: &Path, args: &Args, policy: &NetworkPolicy, workload: &mut Wo
     entries.extend(rollout(policy, workload)?);
     entries.extend(step(workload)?);
     let optimizer = &workload.trainer.config().optimizer;
-    let lora = (args.tuning == TuningName::Lora).then(LoraConfig::default);
+    let lora = if let Tuning::Lora(lora) = &policy.tuning { Some(lora) } else { None };
     let facts = json!({
         "network": super::workload::network(args),
         "batch": args.batch,

@@ -1,7 +1,7 @@
 //! What is measured: a trainer as `elbow train` makes it, its prompts and rewards, and a batch to take a step on.
 
 use super::{Args, Loop, TuningName};
-use crate::session;
+use crate::model;
 use anyhow::{Context, Result};
 use burn::tensor::Device;
 use elbow::{
@@ -73,7 +73,7 @@ pub fn policy(args: &Args, device: &Device) -> Result<NetworkPolicy> {
         TuningName::Full => Tuning::Full,
         TuningName::Lora => Tuning::Lora(LoraConfig::default()),
     };
-    Ok(session::pixels(network, base, tuning, 0, device))
+    Ok(model::pixels(network, base, tuning, 0, device))
 }
 
 /// The parameters, each matrix moved by Gaussian noise of deviation `size / √inputs` and each vector by a fifth of `size`.

@@ -1,0 +1,267 @@
+//! The model of a recipe: what it may say, and the policy it stands for.
+
+use crate::{failure::Hint, machine};
+use anyhow::{Context, Result};
+use burn::tensor::Device;
+use elbow::{
+    config::Config,
+    noise::{Key, Purpose},
+    params::Params,
+    prediction::{Predicting, Prediction},
+    schedule::Schedule,
+};
+use elbow_models::{
+    lora::LoraConfig,
+    mmdit::MmditConfig,
+    pipeline::{Options, Setup, Source},
+    policy::{Decoder, Network, NetworkPolicy, Tuning},
+    recompute::Checkpointing,
+};
+use elbow_world::{encoder::WordCodes, scene::SIDE};
+use safetensors::SafeTensors;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// The embedded base models: one for each path from data to noise.
+const NANO: &[u8] = include_bytes!("../../../assets/nano.safetensors");
+const NANO_VP: &[u8] = include_bytes!("../../../assets/nano-vp.safetensors");
+
+/// A network as a policy, whatever it predicts.
+pub type ModelPolicy = Predicting<NetworkPolicy>;
+
+/// The policy.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Model {
+    /// The embedded nano MMDiT on 32×32 emoji scenes.
+    Nano {
+        /// A safetensors file with the base weights, such as `elbow pretrain` writes; without it the embedded ones.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        weights: Option<PathBuf>,
+        /// Which parameters are trained.
+        #[serde(default = "full")]
+        tuning: Tuning,
+        /// What becomes of the values inside the network's blocks until the backward pass.
+        #[serde(default)]
+        checkpointing: Checkpointing,
+    },
+    /// A local folder in diffusers' format: SD3, SD3.5, FLUX.1, Stable Diffusion 1 or 2.
+    Diffusers(Diffusers),
+}
+
+/// A local folder in diffusers' format: SD3, SD3.5, FLUX.1, Stable Diffusion 1 or 2.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Diffusers {
+    /// The folder that holds `model_index.json`, the network, the autoencoder, the text encoders and their tokenizers.
+    path: PathBuf,
+    /// Weights that exist in this variant, such as `fp16`, are read in it; without it the plain files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    variant: Option<String>,
+    /// Which layers get a low-rank adapter.
+    #[serde(default)]
+    lora: LoraConfig,
+    /// What becomes of the values inside the network's blocks until the backward pass.
+    #[serde(default)]
+    checkpointing: Checkpointing,
+    /// Height and width of images in pixels.
+    #[serde(default = "resolution")]
+    resolution: usize,
+    /// T5 tokens of a prompt (SD3, FLUX.1): the field trains SD3.5 with 128 and FLUX.1 with 512.
+    #[serde(default = "text_length")]
+    text_length: usize,
+    /// How strong the guidance shall be that FLUX.1-dev, a distilled model, is told; others have no use for it.
+    #[serde(default = "guidance")]
+    guidance: f64,
+    /// Images that the autoencoder decodes at once: memory grows with them.
+    #[serde(default = "one")]
+    decode_slice: usize,
+    /// Folder of prompt embeddings, a few MB each, made once and shared by runs; without it the user's cache folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cache: Option<PathBuf>,
+}
+
+fn full() -> Tuning {
+    Tuning::Full
+}
+
+fn resolution() -> usize {
+    512
+}
+
+fn text_length() -> usize {
+    128
+}
+
+fn guidance() -> f64 {
+    3.5
+}
+
+fn one() -> usize {
+    1
+}
+
+impl Default for Model {
+    fn default() -> Self {
+        Self::Nano { weights: None, tuning: Tuning::Full, checkpointing: Checkpointing::None }
+    }
+}
+
+impl Model {
+    /// What is wrong with it, as far as types cannot tell; one sentence each.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if let Self::Nano { tuning: Tuning::Lora(lora), .. } | Self::Diffusers(Diffusers { lora, .. }) = self
+            && lora.rank == 0
+        {
+            problems.push("the rank of LoRA is 0: must be at least 1".into());
+        }
+        let Self::Diffusers(folder) = self else { return problems };
+        for (key, value) in [
+            ("resolution", folder.resolution),
+            ("text_length", folder.text_length),
+            ("decode_slice", folder.decode_slice),
+        ] {
+            if value == 0 {
+                problems.push(format!("model.{key} = 0: must be at least 1"));
+            }
+        }
+        if !(folder.guidance >= 0.0 && folder.guidance.is_finite()) {
+            problems.push(format!("model.guidance = {}: must be 0 or a positive number", folder.guidance));
+        }
+        problems
+    }
+
+    /// Height and width of its images in pixels.
+    pub fn resolution(&self) -> usize {
+        match self {
+            Self::Nano { .. } => SIDE,
+            Self::Diffusers(folder) => folder.resolution,
+        }
+    }
+
+    /// The policy and the SHA-256 of its base. All that can be wrong with a folder is found before its weights are read.
+    pub fn policy(&self, method: &Config, device: &Device) -> Result<(ModelPolicy, String)> {
+        match self {
+            Self::Nano { weights, tuning, checkpointing } => {
+                nano_policy(weights.as_deref(), tuning, *checkpointing, method, device)
+            }
+            Self::Diffusers(folder) => folder.policy(method, device),
+        }
+    }
+}
+
+impl Diffusers {
+    fn policy(&self, method: &Config, device: &Device) -> Result<(ModelPolicy, String)> {
+        let place = || format!("cannot use model {}", self.path.display());
+        let options = Options {
+            variant: self.variant.as_deref(),
+            resolution: self.resolution,
+            text_length: self.text_length,
+            guidance: self.guidance,
+        };
+        let source = Source::open(&self.path, &options).with_context(place)?;
+        same_schedule(source.scheduler.schedule, method.schedule).with_context(place)?;
+        let tuning = Tuning::Lora(self.lora.clone()).of(&source.network);
+        fits(source.network.problems(source.latent, &tuning, self.checkpointing)).with_context(place)?;
+        let hash = source.digest().with_context(place)?;
+        let setup = Setup {
+            tuning,
+            checkpointing: self.checkpointing,
+            decode_slice: self.decode_slice,
+            cache: &self.cache.clone().unwrap_or_else(user_cache),
+            seed: method.seed,
+        };
+        Ok((source.load(setup, device).with_context(place)?, hash))
+    }
+}
+
+/// An error if the model was made for another path than the recipe's.
+fn same_schedule(made: Schedule, asked: Schedule) -> Result<()> {
+    if made == asked {
+        return Ok(());
+    }
+    let toml = |schedule| toml::Value::try_from(schedule).map(|value| value.to_string()).unwrap_or_default();
+    Err(Hint::error(
+        format!("its scheduler_config.json says {}, and the recipe says {}", toml(made), toml(asked)),
+        format!("put `schedule = {}` into the recipe", toml(made)),
+    ))
+}
+
+fn fits(problems: Vec<String>) -> Result<()> {
+    if problems.is_empty() {
+        return Ok(());
+    }
+    Err(Hint::error(problems.join("\n"), "the model's section of the recipe must fit the network"))
+}
+
+/// Where programs keep what they can make again.
+fn user_cache() -> PathBuf {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let root = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")));
+    root.unwrap_or_else(std::env::temp_dir).join("elbow/text")
+}
+
+/// The nano model over the given weights, predicting what is customary on the path.
+pub fn nano(base: Params, tuning: Tuning, seed: u64, schedule: Schedule, device: &Device) -> ModelPolicy {
+    let network = pixels(MmditConfig::default(), base, tuning, seed, device);
+    Predicting { network, prediction: Prediction::customary(schedule), schedule }
+}
+
+/// A network of the nano model's kind, of any size, over the given weights.
+pub fn pixels(config: MmditConfig, base: Params, tuning: Tuning, seed: u64, device: &Device) -> NetworkPolicy {
+    let latent = config.latent();
+    let network = Network::Mmdit(config);
+    NetworkPolicy {
+        latent,
+        tuning: tuning.of(&network),
+        network,
+        base: base.tensors(&device.clone().without_autodiff()),
+        checkpointing: Checkpointing::None,
+        text: Box::new(WordCodes { device: device.clone() }),
+        decoder: Decoder::Pixels,
+        seed,
+    }
+}
+
+fn nano_policy(
+    weights: Option<&Path>,
+    tuning: &Tuning,
+    checkpointing: Checkpointing,
+    method: &Config,
+    device: &Device,
+) -> Result<(ModelPolicy, String)> {
+    let schedule = method.schedule;
+    let bytes = match weights {
+        None if schedule == Schedule::RectifiedFlow => NANO.to_vec(),
+        None => NANO_VP.to_vec(),
+        Some(path) => std::fs::read(path).with_context(|| format!("cannot read weights {}", path.display()))?,
+    };
+    let layout = MmditConfig::default().initial(Key::new(0, Purpose::Initialization, 0));
+    let place = weights.map_or_else(|| "the embedded weights".to_owned(), |p| format!("weights {}", p.display()));
+    let base = layout.with_values_of(&bytes).with_context(|| format!("cannot use {place}"))?;
+    made_for(&bytes, schedule).with_context(|| format!("cannot use {place}"))?;
+    let mut policy = nano(base, tuning.clone(), method.seed, schedule, device);
+    policy.network.checkpointing = checkpointing;
+    fits(policy.network.problems())?;
+    Ok((policy, machine::sha256(&bytes)))
+}
+
+/// An error if the weights say that they were made for another path; files made elsewhere say nothing.
+fn made_for(weights: &[u8], schedule: Schedule) -> Result<()> {
+    let (_, metadata) = SafeTensors::read_metadata(weights)?;
+    let made = metadata.metadata().as_ref().and_then(|entries| entries.get("elbow"));
+    let Some(made) = made.and_then(|text| serde_json::from_str::<serde_json::Value>(text).ok()) else { return Ok(()) };
+    // Before there were several, it went without saying.
+    let path = &made["pretrain"]["config"]["schedule"];
+    let path = if path.is_null() { Schedule::RectifiedFlow } else { serde_json::from_value(path.clone())? };
+    if path == schedule {
+        return Ok(());
+    }
+    let written = |schedule| serde_json::to_string(&schedule).unwrap_or_default();
+    Err(Hint::error(
+        format!("they were made for {}, and the recipe says {}", written(path), written(schedule)),
+        "set `schedule` to what the weights were made for, or make others with `elbow pretrain --schedule`",
+    ))
+}

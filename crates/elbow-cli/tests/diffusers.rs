@@ -1,0 +1,159 @@
+//! Tiny models in `diffusers`' format, through the recipes of the large ones: trained, resumed, sampled, measured, refused.
+
+#![expect(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
+
+mod common;
+#[path = "../../elbow-models/tests/diffusers/model_folder.rs"]
+mod model_folder;
+
+use common::{assert_same, elbow, files, records, resume, sets, succeed, text};
+use model_folder::whole;
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use std::{fs, path::Path, process::Command};
+use tempfile::TempDir;
+
+/// `--set` of the small run, apart from paths.
+const SMALL: [&str; 11] = [
+    "model.resolution=32",
+    "reward.kind=jpeg",
+    "batch.groups=2",
+    "batch.group_size=2",
+    "batch.updates=1",
+    "sampler.steps=3",
+    "eval.measure.images_per_prompt=1",
+    "eval.measure.sampler.steps=2",
+    "eval.measure.every=2",
+    "keep.checkpoint_every=1",
+    "keep.images_every=1",
+];
+
+/// A model, prompts, and room for runs and the cache.
+struct Place {
+    model: TempDir,
+    room: TempDir,
+}
+
+impl Place {
+    fn new(pipeline: &str) -> Self {
+        let room = tempfile::tempdir().unwrap();
+        fs::write(room.path().join("prompts.txt"), "a red cat\na photo of 3 dogs\nhorse\n").unwrap();
+        Self { model: whole(pipeline), room }
+    }
+
+    /// `elbow train recipe` with the small run's changes, writing to `run`.
+    fn train(&self, recipe: &str, run: &str, changes: &[&str]) -> Command {
+        let mut command = elbow(["train", recipe, "--run", run]);
+        let model = format!("model.path={}", self.model.path().display());
+        let paths = [&model, "model.cache=cache", "prompts.train=prompts.txt", "prompts.test=prompts.txt"];
+        command.args(sets(&SMALL)).args(sets(&paths)).args(sets(changes)).current_dir(self.room.path());
+        command
+    }
+
+    fn run(&self, name: &str) -> std::path::PathBuf {
+        self.room.path().join(name)
+    }
+}
+
+/// Trains two epochs at once and one after the other, and uses what came of it.
+fn trains(pipeline: &str, recipe: &str, changes: &[&str]) {
+    let place = Place::new(pipeline);
+    let train = |run: &str, epochs| place.train(recipe, run, &[changes, &[epochs]].concat());
+    let printed = succeed(&mut train("straight", "epochs=2"));
+    assert!(printed.contains("the reward on held-out prompts") && printed.contains("jpeg tuned"), "{printed}");
+    assert!(!printed.contains("strict scores"), "{printed}");
+    let straight = place.run("straight");
+    let scored = records(&straight);
+    assert_eq!(scored.len(), 3);
+    assert!(scored[0]["eval_reward_jpeg"].as_f64().unwrap() < -0.6 && scored[2]["eval_reward_jpeg"].is_number());
+    assert!(!scored[0].contains_key("eval_reward_geneval"));
+    let checkpoints = files(&straight.join("checkpoints"));
+    let factors: Vec<&Vec<u8>> =
+        checkpoints.iter().filter(|(name, _)| name.ends_with("weights.safetensors")).map(|(_, bytes)| bytes).collect();
+    assert!(factors.len() == 2 && factors[0] != factors[1], "{:?}", checkpoints.keys());
+
+    succeed(&mut train("resumed", "epochs=1"));
+    succeed(resume(Path::new("resumed")).args(sets(&["epochs=2"])).current_dir(place.room.path()));
+    assert_same(&straight, &place.run("resumed"));
+
+    let run = ["--run", "straight"];
+    let sample = ["sample", "a cat", "--images", "2", "--out", "cat.png"];
+    succeed(elbow(sample).args(run).current_dir(place.room.path()));
+    assert!(fs::read(place.run("cat.png")).unwrap().starts_with(b"\x89PNG"));
+    let measured = succeed(elbow(["eval"]).args(run).current_dir(place.room.path()));
+    assert!(measured.contains("jpeg"), "{measured}");
+}
+
+#[test]
+fn stable_diffusion_3_trains_with_the_papers_recipe() {
+    trains("sd3", "sd3.5-geneval", &["model.text_length=24", "model.checkpointing=block"]);
+}
+
+#[test]
+fn stable_diffusion_1_trains_with_ddpo() {
+    trains("sd1", "sd1.5-ddpo-compressibility", &[]);
+}
+
+#[test]
+fn flux_trains_with_dance_grpo() {
+    trains("flux", "flux-dance-grpo", &["model.text_length=24", "model.decode_slice=3"]);
+}
+
+/// `damage` must make the command fail with `parts` in its message, and nothing written.
+#[track_caller]
+fn refused(pipeline: &str, changes: &[&str], damage: impl FnOnce(&Path), parts: &[&str]) {
+    let place = Place::new(pipeline);
+    damage(place.model.path());
+    let before = files(place.room.path());
+    let output = place.train("sd3.5-geneval", "run", changes).output().unwrap();
+    let told = text(&output);
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(told.starts_with("error: cannot use model") && told.contains("\nhint: "), "{told}");
+    for part in parts {
+        assert!(told.contains(part), "{part:?} is not in\n{told}");
+    }
+    assert!(before.keys().eq(files(place.room.path()).keys()));
+}
+
+#[test]
+fn folders_that_cannot_be_used_are_refused_with_file_and_tensor() {
+    let network = "transformer/diffusion_pytorch_model.safetensors";
+    let cut = |file: &Path| {
+        let bytes = fs::read(file).unwrap();
+        fs::write(file, &bytes[..bytes.len() - 5]).unwrap();
+    };
+    refused("sd3", &[], |model| cut(&model.join(network)), &[network, "bytes, in tensor `"]);
+    let shard = "text_encoder_3/model-00002-of-00003.safetensors";
+    refused("sd3", &[], |model| cut(&model.join(shard)), &[shard, "bytes, in tensor `encoder"]);
+    let gone = |model: &Path| fs::remove_file(model.join("tokenizer_2/tokenizer.json")).unwrap();
+    refused("sd3", &[], gone, &["tokenizer_2", "tokenizer.json"]);
+    let other = |model: &Path| {
+        let index = fs::read_to_string(model.join("model_index.json")).unwrap();
+        let index = index.replace("StableDiffusion3Pipeline", "StableDiffusionXLPipeline");
+        fs::write(model.join("model_index.json"), index).unwrap();
+    };
+    refused("sd3", &[], other, &["model_index.json", "StableDiffusionXLPipeline"]);
+    let eighth = |model: &Path| {
+        let bytes = fs::read(model.join(network)).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        let halved = tensors.iter().map(|(name, view)| {
+            let narrow = |v: &TensorView<'_>| {
+                let data = &bytes[..v.data().len() / 2];
+                TensorView::new(Dtype::F8_E4M3, v.shape().to_vec(), data).unwrap()
+            };
+            (name.to_owned(), if name == "proj_out.weight" { narrow(&view) } else { view })
+        });
+        fs::write(model.join(network), safetensors::serialize(halved, None).unwrap()).unwrap();
+    };
+    refused("sd3", &[], eighth, &["diffusion_pytorch_model.safetensors: proj_out.weight: stored as F8_E4M3"]);
+}
+
+#[test]
+fn recipes_that_do_not_suit_the_model_are_refused_with_what_to_set() {
+    let whole = |_: &Path| ();
+    refused("sd1", &[], whole, &["scheduler_config.json says", "rectified-flow", "put `schedule = { beta_end = 0.012"]);
+    refused("sd3", &["model.resolution=30"], whole, &["resolution 30", "4 x 4 pixels"]);
+    let targets = "model.lora.target_modules=['attn9.to_q']";
+    refused("sd3", &[targets], whole, &["\"attn9.to_q\": no dense layer of this network ends so"]);
+    let path = ["schedule.kind=scaled-linear", "sampler.rule={kind='ddim', eta=0}", "model.checkpointing=block"];
+    refused("sd1", &path, whole, &["blocks of a UNet"]);
+}

@@ -1,0 +1,208 @@
+//! A model folder of `diffusers` as a policy: text encoders, network and autoencoder, with what the scheduler's file says of
+//! the path and of the network's output.
+//!
+//! [`Source::open`] reads the small files and the headers of the large ones and reports everything that is wrong with any of
+//! them; [`Source::load`] reads the weights.
+
+use crate::{
+    config_json::ConfigError,
+    flux::FluxConfig,
+    folder::{Checkpoint, Folder, FolderError, Pipeline, Shapes},
+    layout::Layout,
+    linear::Weights,
+    mmdit::MmditConfig,
+    policy::{Decoder, Network, NetworkPolicy, Tuning},
+    recompute::Checkpointing,
+    scheduler::Scheduler,
+    text::{Cached, TextParts},
+    unet::UnetConfig,
+    vae::{Vae, VaeConfig, current_name},
+};
+use burn::tensor::Device;
+use elbow::prediction::Predicting;
+use sha2::{Digest, Sha256};
+use std::{fs, path::Path};
+
+/// Networks and autoencoders are saved by `diffusers`.
+const STEM: &str = "diffusion_pytorch_model";
+
+/// Everything that is wrong with a model folder.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+pub struct SourceError {
+    /// One for each part of the model, at least one.
+    pub faults: Vec<FolderError>,
+}
+
+impl From<FolderError> for SourceError {
+    fn from(fault: FolderError) -> Self {
+        Self { faults: vec![fault] }
+    }
+}
+
+/// What a folder does not say of the images and of the text.
+#[derive(Clone, Copy, Debug)]
+pub struct Options<'a> {
+    /// Weights that exist in this variant (`fp16`) are read in it.
+    pub variant: Option<&'a str>,
+    /// Height and width of pictures, in pixels.
+    pub resolution: usize,
+    /// T5 tokens of a prompt.
+    pub text_length: usize,
+    /// How strong the guidance shall be that a distilled model (FLUX.1-dev) is told.
+    pub guidance: f64,
+}
+
+/// How the policy is trained and run.
+#[derive(Clone, Debug)]
+pub struct Setup<'a> {
+    /// What is trained.
+    pub tuning: Tuning,
+    /// What of a forward pass is kept for the backward pass.
+    pub checkpointing: Checkpointing,
+    /// Latents decoded at once.
+    pub decode_slice: usize,
+    /// Folder of prompt embeddings, made when the first is written.
+    pub cache: &'a Path,
+    /// Decides fresh LoRA factors.
+    pub seed: u64,
+}
+
+/// A model folder of which everything was checked and no weight was read.
+#[derive(Debug)]
+pub struct Source {
+    /// The network and its sizes.
+    pub network: Network,
+    /// `[C, H, W]` of one latent.
+    pub latent: [usize; 3],
+    /// Path, prediction and shift.
+    pub scheduler: Scheduler,
+    weights: Checkpoint,
+    vae: VaeConfig,
+    vae_weights: Checkpoint,
+    text: TextParts,
+}
+
+impl Source {
+    /// Opens and checks a folder: configurations, names, shapes and types of all tensors, tokenizers, and whether the parts
+    /// fit each other and the resolution.
+    pub fn open(path: &Path, options: &Options<'_>) -> Result<Self, SourceError> {
+        let folder = Folder::open(path, options.variant)?;
+        let mut faults = Vec::new();
+        let network = kept(network(&folder, options.guidance), &mut faults);
+        let vae = kept(autoencoder(&folder), &mut faults);
+        let text = kept(TextParts::open(&folder, options.text_length), &mut faults);
+        let scheduler = kept(scheduler(path), &mut faults);
+        let (Some((network, weights)), Some((vae, vae_weights)), Some(text), Some(scheduler)) =
+            (network, vae, text, scheduler)
+        else {
+            return Err(SourceError { faults });
+        };
+        let side = options.resolution / vae.reduction();
+        let source =
+            Self { network, latent: [vae.latent_channels, side, side], scheduler, weights, vae, vae_weights, text };
+        let problems = source.misfits(options.resolution);
+        if problems.is_empty() {
+            return Ok(source);
+        }
+        Err(FolderError::Parts { folder: path.into(), problems }.into())
+    }
+
+    /// What of the parts does not fit the network, a line each.
+    fn misfits(&self, resolution: usize) -> Vec<String> {
+        let (reduction, (token, pooled)) = (self.vae.reduction(), self.network.text_widths());
+        let (text_token, text_pooled) = self.text.widths();
+        let mut problems = Vec::new();
+        if !resolution.is_multiple_of(reduction) {
+            problems.push(format!(
+                "resolution {resolution}: a latent stands for {reduction} x {reduction} pixels, take a multiple"
+            ));
+        }
+        problems.extend(self.network.latent_problem(self.latent));
+        if token != text_token {
+            problems.push(format!("the text encoders give tokens of width {text_token}, the network takes {token}"));
+        }
+        if let Some(pooled) = pooled.filter(|&pooled| pooled != text_pooled) {
+            problems
+                .push(format!("the text encoders give pooled text of width {text_pooled}, the network takes {pooled}"));
+        }
+        problems
+    }
+
+    /// SHA-256 of what decides the policy's numbers before training: all bytes of the network's and the autoencoder's
+    /// weights (a second for 2 GB), their sizes, the scheduler, and of the text encoders what the cache of embeddings goes
+    /// by. The same model in other shards has the same hash; in another type of number it has another.
+    pub fn digest(&self) -> Result<String, FolderError> {
+        let mut hash = Sha256::new();
+        hash.update(format!("elbow-model/1 {:?} {:?} {:?}\n", self.network, self.vae, self.scheduler));
+        self.weights.digest(&mut hash);
+        self.vae_weights.digest(&mut hash);
+        hash.update(self.text.digest()?);
+        Ok(format!("{:x}", hash.finalize()))
+    }
+
+    /// Reads network and autoencoder; text encoders are read when prompts need them. Nothing of it needs gradients, so
+    /// everything lies on `device` without them.
+    pub fn load(self, setup: Setup<'_>, device: &Device) -> Result<Predicting<NetworkPolicy>, FolderError> {
+        let device = device.clone().without_autodiff();
+        let text = Cached::new(self.text, setup.cache, &device)?;
+        let base = self.weights.tensors(&shapes(&self.network.layout()), &[], &device)?;
+        let vae_base = self.vae_weights.tensors(&shapes(&self.vae.layout()), &[], &device)?;
+        let vae = Box::new(Vae::new(&self.vae, Weights { base: &vae_base, adapter: None }));
+        let network = NetworkPolicy {
+            tuning: setup.tuning.of(&self.network),
+            network: self.network,
+            latent: self.latent,
+            base,
+            checkpointing: setup.checkpointing,
+            text: Box::new(text),
+            decoder: Decoder::Vae { vae, slice: setup.decode_slice },
+            seed: setup.seed,
+        };
+        Ok(Predicting { network, prediction: self.scheduler.prediction, schedule: self.scheduler.schedule })
+    }
+}
+
+/// The value, or the fault noted.
+fn kept<T>(result: Result<T, FolderError>, faults: &mut Vec<FolderError>) -> Option<T> {
+    result.map_err(|fault| faults.push(fault)).ok()
+}
+
+fn network(folder: &Folder, guidance: f64) -> Result<(Network, Checkpoint), FolderError> {
+    let (component, class) = match folder.pipeline() {
+        Pipeline::StableDiffusion3 => ("transformer", "SD3Transformer2DModel"),
+        Pipeline::Flux => ("transformer", "FluxTransformer2DModel"),
+        Pipeline::StableDiffusion => ("unet", "UNet2DConditionModel"),
+    };
+    let file = folder.component(component, &[class])?.join("config.json");
+    let network = read(&file, |json| match folder.pipeline() {
+        Pipeline::StableDiffusion3 => MmditConfig::from_json(json).map(Network::Mmdit),
+        Pipeline::Flux => FluxConfig::from_json(json).map(|config| Network::Flux { config, guidance }),
+        Pipeline::StableDiffusion => UnetConfig::from_json(json).map(Network::Unet),
+    })?;
+    let weights = folder.checkpoint(component, STEM)?;
+    weights.check(&shapes(&network.layout()), &[])?;
+    Ok((network, weights))
+}
+
+fn autoencoder(folder: &Folder) -> Result<(VaeConfig, Checkpoint), FolderError> {
+    let file = folder.component("vae", &["AutoencoderKL"])?.join("config.json");
+    let config = read(&file, VaeConfig::from_json)?;
+    let weights = folder.checkpoint("vae", STEM)?.renamed(current_name);
+    weights.check(&shapes(&config.layout()), &[])?;
+    Ok((config, weights))
+}
+
+/// Whichever scheduler model_index.json names, its own file says what it is.
+fn scheduler(path: &Path) -> Result<Scheduler, FolderError> {
+    read(&path.join("scheduler/scheduler_config.json"), Scheduler::from_json)
+}
+
+fn read<T>(file: &Path, parse: impl FnOnce(&str) -> Result<T, ConfigError>) -> Result<T, FolderError> {
+    let json = fs::read_to_string(file).map_err(FolderError::read(file))?;
+    parse(&json).map_err(|error| FolderError::Json { path: file.into(), reason: error.to_string() })
+}
+
+fn shapes(layout: &Layout) -> Shapes {
+    layout.shapes().map(|(name, shape)| (name.to_owned(), shape.to_vec())).collect()
+}
