@@ -42,7 +42,8 @@ impl FromStr for DeviceName {
         let (_, kind) = *KINDS.iter().find(|(known, _)| *known == name).ok_or_else(|| {
             format!("no device is called {name:?}; there are {}, all but the first with a number as in cuda:1", known())
         })?;
-        let number = number.map(|n| n.parse().map_err(|_| format!("{n:?} is not the number of a device: 0 is the first")));
+        let number =
+            number.map(|n| n.parse().map_err(|_| format!("{n:?} is not the number of a device: 0 is the first")));
         match (kind, number.transpose()?) {
             (Kind::Cpu, Some(_)) => Err("the CPU has no number: say cpu".to_owned()),
             (kind, number) => Ok(Self { kind, number }),
@@ -110,7 +111,11 @@ impl DeviceName {
 
 /// The devices that this build can reach, by name.
 pub fn reachable() -> Vec<&'static str> {
-    KINDS.iter().filter(|(_, kind)| DeviceName { kind: *kind, number: None }.reach().is_some()).map(|(n, _)| *n).collect()
+    KINDS
+        .iter()
+        .filter(|(_, kind)| DeviceName { kind: *kind, number: None }.reach().is_some())
+        .map(|(n, _)| *n)
+        .collect()
 }
 
 #[cfg(test)]

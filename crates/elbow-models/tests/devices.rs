@@ -63,7 +63,8 @@ struct Seen {
 
 fn epoch(config: Config, device: &Device) -> Seen {
     let network = MmditConfig::default();
-    let base = network.initial(Key::new(0, Purpose::Initialization, 0)).with_values_of(NANO).expect("the embedded weights");
+    let base =
+        network.initial(Key::new(0, Purpose::Initialization, 0)).with_values_of(NANO).expect("the embedded weights");
     let policy = NetworkPolicy {
         latent: network.latent(),
         text: Box::new(Codes(device.clone(), network.clone())),
@@ -118,8 +119,13 @@ fn an_epoch_on_a_device_is_that_on_the_cpu() {
                 off(&seen.gradient, &cpu.gradient),
                 off(&seen.weights, &cpu.weights),
             ];
-            eprintln!("{device:?}: latents {latents:.1e}, losses {losses:.1e}, gradient {gradient:.1e}, weights {weights:.1e}");
-            assert!(latents < 1e-4 && losses < 1e-4 && gradient < 1e-3, "{device:?}: {latents:e} {losses:e} {gradient:e}");
+            eprintln!(
+                "{device:?}: latents {latents:.1e}, losses {losses:.1e}, gradient {gradient:.1e}, weights {weights:.1e}"
+            );
+            assert!(
+                latents < 1e-4 && losses < 1e-4 && gradient < 1e-3,
+                "{device:?}: {latents:e} {losses:e} {gradient:e}"
+            );
             assert!(weights < 1e-3, "{device:?}: {weights:e}");
         }
     }

@@ -1,6 +1,7 @@
 //! `elbow plan`: what a recipe costs here, before it runs.
 
 use crate::{
+    device::DeviceName,
     failure::Hint,
     output,
     recipe::{self, Recipe},
@@ -41,11 +42,11 @@ pub struct Args {
 const CALIBRATION: f64 = 1.0;
 
 /// Runs the command.
-pub fn run(args: &Args) -> Result<()> {
+pub fn run(args: &Args, device: DeviceName) -> Result<()> {
     let folder = args.run.as_ref().map(RunFolder::open).transpose()?;
     let source = folder.as_ref().map(RunFolder::config).or_else(|| args.recipe.clone());
     let (_, recipe) = recipe::load(source.as_deref(), &args.set)?;
-    let session = Session::new(&recipe)?;
+    let session = Session::new(&recipe, device)?;
     let measured = calibrate(&recipe, &session)?;
     let plan = Plan::new(&recipe, &session, measured);
     output::line(&plan.text(&recipe));
