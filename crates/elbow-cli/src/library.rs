@@ -61,6 +61,7 @@ pub const ALL: &[(&str, &str)] = recipes![
     "sd3.5-diffusion-nft",
     "sd3.5-awm",
     "flux-dance-grpo",
+    "flux-mix-grpo",
     "sd1.5-ddpo-compressibility",
 ];
 

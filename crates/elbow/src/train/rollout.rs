@@ -102,8 +102,8 @@ fn prompts(trainer: &Trainer<'_>, first: usize, slots: &[Option<&Kept>]) -> Vec<
     let key = Key::new(trainer.config.seed, Purpose::Prompt, trainer.state.epoch).sample(first as u64);
     let new = slots.iter().filter(|slot| slot.is_none()).count();
     let mut new = trainer.prompts.draw(key, new).into_iter();
-    let prompt = |slot: &Option<&Kept>| slot.map_or_else(|| new.next(), |kept| Some(kept.prompt().clone()));
-    slots.iter().filter_map(prompt).collect()
+    let prompt = |slot: Option<&Kept>| slot.map_or_else(|| new.next(), |kept| Some(kept.prompt().clone()));
+    slots.iter().copied().filter_map(prompt).collect()
 }
 
 /// An image to draw: its number among those of its scene, and the number in the epoch of its start noise.

@@ -62,7 +62,8 @@ pub(super) fn level(schedule: Schedule, t: f64) -> [f64; 4] {
             let less = |i: f64| 0.5 * (1.0 - (from + (to - from) * i / 999.0).powi(2)).ln();
             let k = (t * 1000.0).floor().min(999.0);
             let at: f64 = (0..k as usize).map(|i| less(i as f64)).sum();
-            let [f, here, next] = [t * 1000.0 - k, (less(k - 1.0) + less(k)) / 2.0, (less(k) + less(k + 1.0)) / 2.0];
+            let [f, here, next] =
+                [t * 1000.0 - k, f64::midpoint(less(k - 1.0), less(k)), f64::midpoint(less(k), less(k + 1.0))];
             let [h00, h10] = [(1.0 + 2.0 * f) * (1.0 - f).powi(2), f * (1.0 - f).powi(2)];
             let [h01, h11] = [f * f * (3.0 - 2.0 * f), f * f * (f - 1.0)];
             let log_alpha = h00 * at + h10 * here + h01 * (at + less(k)) + h11 * next;
