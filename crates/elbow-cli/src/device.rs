@@ -64,7 +64,7 @@ impl DeviceName {
     pub fn open(self) -> Result<Device> {
         let Some(device) = self.reach() else {
             return Err(Hint::error(
-                format!("--device {self}: this build cannot reach it"),
+                format!("--device {self}: this build reaches {} only", reachable().join(", ")),
                 format!("build it with `cargo build --release --features {}`, or use --device cpu", self.feature()),
             ));
         };
@@ -140,7 +140,7 @@ mod tests {
         for (name, kind) in KINDS {
             if !reachable().contains(&name) {
                 let error = DeviceName { kind, number: None }.open().expect_err("not built in");
-                assert!(error.to_string().contains("cannot reach"), "{error}");
+                assert!(error.to_string().contains("this build reaches cpu"), "{error}");
             }
         }
     }

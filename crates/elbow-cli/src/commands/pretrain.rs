@@ -8,7 +8,6 @@ use crate::{
     output,
 };
 use anyhow::{Context, Result};
-use burn::tensor::Device;
 use elbow::{
     noise::{Key, Purpose},
     params::Params,

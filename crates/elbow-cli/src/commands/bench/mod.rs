@@ -6,7 +6,6 @@ mod workload;
 
 use crate::{device::DeviceName, failure::Hint, machine, output};
 use anyhow::Result;
-use burn::tensor::Device;
 use elbow::policy::Policy;
 use operations::{Loop, Operations};
 use serde_json::{Value, json};
