@@ -3,6 +3,7 @@
 #![expect(unreachable_pub, reason = "a binary exports nothing")]
 
 mod commands;
+mod device;
 mod failure;
 mod library;
 mod machine;
@@ -40,6 +41,10 @@ fn keep_pages() {
 #[derive(Parser)]
 #[command(name = "elbow", version, propagate_version = true, after_help = EXAMPLES)]
 struct Cli {
+    /// Where tensors live: cpu, or cuda, wgpu, vulkan, metal or rocm with or without a number, as in cuda:1, if the program was built
+    /// with that feature.
+    #[arg(long, global = true, value_name = "DEVICE", default_value_t)]
+    device: device::DeviceName,
     #[command(subcommand)]
     command: Command,
 }
@@ -85,21 +90,22 @@ enum Command {
 
 fn main() -> ExitCode {
     keep_pages();
-    let result = match Cli::parse().command {
-        Command::Train(args) => commands::train::run(args),
-        Command::Sample(args) => commands::sample::run(&args),
-        Command::Eval(args) => commands::eval::run(&args),
-        Command::Pretrain(args) => commands::pretrain::run(&args),
+    let Cli { device, command } = Cli::parse();
+    let result = match command {
+        Command::Train(args) => commands::train::run(args, device),
+        Command::Sample(args) => commands::sample::run(&args, device),
+        Command::Eval(args) => commands::eval::run(&args, device),
+        Command::Pretrain(args) => commands::pretrain::run(&args, device),
         Command::Export(args) => commands::export::run(&args),
         Command::Merge(args) => commands::merge::run(&args),
-        Command::Doctor(args) => commands::doctor::run(&args),
-        Command::Plan(args) => commands::plan::run(&args),
+        Command::Doctor(args) => commands::doctor::run(&args, device),
+        Command::Plan(args) => commands::plan::run(&args, device),
         Command::Methods(args) => {
             commands::methods::run(&args);
             Ok(())
         }
         Command::Config(args) => commands::config::run(&args),
-        Command::Bench(args) => commands::bench::run(&args),
+        Command::Bench(args) => commands::bench::run(&args, device),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

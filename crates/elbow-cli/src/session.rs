@@ -1,6 +1,7 @@
 //! A recipe made real: weights loaded, prompts read, rewards built.
 
 use crate::{
+    device::DeviceName,
     failure::Hint,
     machine,
     model::{Model, ModelPolicy},
@@ -47,9 +48,9 @@ pub struct Session {
 
 impl Session {
     /// Loads everything; nothing is written.
-    pub fn new(recipe: &Recipe) -> Result<Self> {
+    pub fn new(recipe: &Recipe, device: DeviceName) -> Result<Self> {
         reward_sees_images(recipe)?;
-        let device = Device::flex();
+        let device = device.open()?;
         let (policy, base_hash) = recipe.setting.model.policy(&recipe.method, &device)?;
         let (train, test, listing) = prompt_lists(recipe, &policy)?;
         let (measures, reward) = (measures(recipe, &test), recipe.setting.reward.build());

@@ -277,3 +277,19 @@ fn pre_training_that_cannot_go_on_is_refused() {
         &["base.progress belongs to a pre-training with other settings"],
     );
 }
+
+#[test]
+fn a_device_that_is_not_there_is_refused() {
+    let root = tempfile::tempdir().unwrap();
+    if cfg!(not(feature = "cuda")) {
+        refused(
+            &mut elbow(["train", "--run", "run", "--device", "cuda:1"]),
+            root.path(),
+            &["--device cuda:1: this build reaches cpu", "--features cuda"],
+        );
+    }
+    let output = elbow(["train", "--device", "gpu"]).current_dir(root.path()).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output).contains("no device is called \"gpu\"; there are cpu, cuda, wgpu"), "{}", text(&output));
+    assert!(files(root.path()).is_empty());
+}

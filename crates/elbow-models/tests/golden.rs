@@ -123,7 +123,7 @@ fn flux_without_guidance() {
 fn check_recomputation(golden: &Golden, case: &str, targets: &[&str]) {
     let (factors, scale) = golden.factors(targets);
     let both = |trained: (&Params, Option<f64>)| {
-        [Checkpointing::None, Checkpointing::Block].map(|c| golden.differentiate(case, trained, c))
+        [Checkpointing::None, Checkpointing::Block].map(|c| golden.differentiate(&Device::flex(), case, trained, c))
     };
     let equal = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits());
     let [kept, recomputed] = both((&factors, Some(scale)));

@@ -120,7 +120,7 @@ pub fn measure(
         observer.progress("evaluation", done.fetch_add(rows.len(), Ordering::Relaxed) + rows.len(), total);
         points.last().map(|images| policy.decode(images.clone())).unwrap_or_default()
     };
-    let images = lanes::map(total.div_ceil(size), draw).concat();
+    let images = lanes::map(device, total.div_ceil(size), draw).concat();
     let prompts: Vec<Prompt> = owner.iter().map(|&p| prompts[p].clone()).collect();
     let score = |reward: &&dyn Reward| {
         let scores =

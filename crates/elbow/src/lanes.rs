@@ -1,8 +1,10 @@
 //! Several batches in flight, one a core: the operations of a small network are too short to be divided among threads.
 //!
 //! Each lane is a thread pool of its own, and what runs in it takes its threads from that pool: with as many batches as
-//! cores, one each, so that nothing waits for another core in the middle of a network.
+//! cores, one each, so that nothing waits for another core in the middle of a network. An accelerator takes one batch after the
+//! other.
 
+use burn::tensor::Device;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::{
     collections::BTreeMap,
@@ -24,10 +26,16 @@ fn pools(lanes: usize) -> Arc<Vec<ThreadPool>> {
     Arc::clone(pools.entry(lanes).or_insert_with(|| Arc::new((0..lanes).map(pool).collect())))
 }
 
-/// `consume(f(0)), consume(f(1)), …, consume(f(count − 1))` in that order, with `f` on several cores at a time and `consume`
-/// here. What `f(i)` returns depends on `i` alone, so the result is that of a loop, whatever the number of cores.
-pub(crate) fn in_order<T: Send>(count: usize, f: impl Fn(usize) -> T + Sync, mut consume: impl FnMut(T)) {
-    let lanes = rayon::current_num_threads().min(count);
+/// `consume(f(0)), consume(f(1)), …, consume(f(count − 1))` in that order, with `f` on several cores at a time if the CPU is what
+/// computes, and `consume` here. What `f(i)` returns depends on `i` alone, so the result is that of a loop, whatever the number of cores.
+pub(crate) fn in_order<T: Send>(
+    device: &Device,
+    count: usize,
+    f: impl Fn(usize) -> T + Sync,
+    mut consume: impl FnMut(T),
+) {
+    let cpu = device.clone().without_autodiff() == Device::flex();
+    let lanes = if cpu { rayon::current_num_threads().min(count) } else { 1 };
     if lanes < 2 {
         return (0..count).for_each(|i| consume(f(i)));
     }
@@ -65,28 +73,30 @@ pub(crate) fn in_order<T: Send>(count: usize, f: impl Fn(usize) -> T + Sync, mut
     });
 }
 
-/// `f(0), f(1), … f(count − 1)`, computed on several cores at a time.
-pub(crate) fn map<T: Send>(count: usize, f: impl Fn(usize) -> T + Sync) -> Vec<T> {
+/// `f(0), f(1), … f(count − 1)`, computed as [`in_order`] does.
+pub(crate) fn map<T: Send>(device: &Device, count: usize, f: impl Fn(usize) -> T + Sync) -> Vec<T> {
     let mut values = Vec::with_capacity(count);
-    in_order(count, f, |value| values.push(value));
+    in_order(device, count, f, |value| values.push(value));
     values
 }
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::Device;
+
     #[test]
     fn results_come_in_order() {
         let wait = |i: usize| {
             std::thread::sleep(std::time::Duration::from_millis(5 * (i as u64 % 3)));
             i * i
         };
-        assert_eq!(super::map(7, wait), [0, 1, 4, 9, 16, 25, 36]);
-        assert!(super::map(0, |i| i).is_empty());
+        assert_eq!(super::map(&Device::flex(), 7, wait), [0, 1, 4, 9, 16, 25, 36]);
+        assert!(super::map(&Device::flex(), 0, |i| i).is_empty());
     }
 
     #[test]
     #[should_panic(expected = "third")]
     fn a_panic_passes_on() {
-        super::map(5, |i| assert!(i != 2, "third"));
+        super::map(&Device::flex(), 5, |i| assert!(i != 2, "third"));
     }
 }

@@ -94,7 +94,7 @@ impl Pretraining {
         let parts: Vec<&[Key]> = keys.chunks(PART).collect();
         let compute = |i: usize| self.gradient(policy, data, config, parts[i], device);
         let (mut gradient, mut loss) = (self.params.zeros_like(), 0.0);
-        lanes::in_order(parts.len(), compute, |(part, part_loss)| {
+        lanes::in_order(device, parts.len(), compute, |(part, part_loss)| {
             gradient.add(&part);
             loss += part_loss;
         });

@@ -24,10 +24,7 @@ use elbow_models::{
     vae::VaeConfig,
 };
 use serde_json::Value;
-use std::{
-    fmt::Write,
-    path::{Path, PathBuf},
-};
+use std::{fmt::Write, path::Path};
 
 /// CLIP's tokens of a prompt, which SD3 joins to T5's.
 const CLIP_TOKENS: usize = 77;
@@ -133,7 +130,7 @@ impl Sizes {
 }
 
 /// Parameters of a text encoder; 0 if there is none.
-fn encoder(file: &PathBuf) -> Result<usize, FolderError> {
+fn encoder(file: &Path) -> Result<usize, FolderError> {
     if !file.is_file() {
         return Ok(0);
     }

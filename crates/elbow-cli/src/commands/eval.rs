@@ -2,6 +2,7 @@
 
 use super::{progress::Bars, sample::Source};
 use crate::{
+    device::DeviceName,
     output,
     session::Session,
     table::{self, Column},
@@ -29,9 +30,9 @@ pub struct Args {
 }
 
 /// Runs the command.
-pub fn run(args: &Args) -> Result<()> {
+pub fn run(args: &Args, device: DeviceName) -> Result<()> {
     let recipe = args.source.recipe()?;
-    let session = Session::new(&recipe)?;
+    let session = Session::new(&recipe, device)?;
     let params = args.source.params(&session)?;
     let measured = session.measure(&recipe, params.as_ref(), &Bars::new())?;
     let columns: Vec<Column<'_>> = session

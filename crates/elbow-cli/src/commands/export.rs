@@ -1,6 +1,7 @@
 //! `elbow export`: what a run trained, in the formats of other programs.
 
 use crate::{
+    device::DeviceName,
     failure::Hint,
     machine,
     model::{Model, STEM},
@@ -122,7 +123,7 @@ pub fn run(args: &Args) -> Result<()> {
     if args.dtype != Precision::Base && args.format != Format::Merged {
         return Err(Hint::error("--dtype is for merged weights; adapters are f32", "leave out --dtype"));
     }
-    let session = Session::new(&recipe)?;
+    let session = Session::new(&recipe, DeviceName::default())?;
     same_base(&folder, &session)?;
     let (epoch, trained) = trained(args, &folder, &session)?;
     let about = Provenance {

@@ -2,6 +2,7 @@
 
 use super::estimate;
 use crate::{
+    device::DeviceName,
     failure::Hint,
     output,
     recipe::{self, Recipe},
@@ -57,16 +58,16 @@ pub struct Args {
 const CALIBRATION: f64 = 1.0;
 
 /// Runs the command.
-pub fn run(args: &Args) -> Result<()> {
+pub fn run(args: &Args, device: DeviceName) -> Result<()> {
     let folder = args.run.as_ref().map(RunFolder::open).transpose()?;
     let source = folder.as_ref().map(RunFolder::config).or_else(|| args.recipe.clone());
     let (_, recipe) = recipe::load(source.as_deref(), &args.set)?;
     if let Some(folder) = &args.config_only {
         let Args { gpu, utilization, memory, .. } = args;
-        let device = estimate::Device { gpu: gpu.clone(), utilization: *utilization, memory: *memory };
-        return estimate::run(&recipe, folder, &device);
+        let accelerator = estimate::Device { gpu: gpu.clone(), utilization: *utilization, memory: *memory };
+        return estimate::run(&recipe, folder, &accelerator);
     }
-    let session = Session::new(&recipe)?;
+    let session = Session::new(&recipe, device)?;
     let measured = calibrate(&recipe, &session)?;
     let plan = Plan::new(&recipe, &session, measured);
     output::line(&plan.text(&recipe));

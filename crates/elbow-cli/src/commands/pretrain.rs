@@ -1,13 +1,13 @@
 //! `elbow pretrain`: a base model from nothing.
 
 use crate::{
+    device::DeviceName,
     failure::Hint,
     machine,
     model::{ModelPolicy, nano},
     output,
 };
 use anyhow::{Context, Result};
-use burn::tensor::Device;
 use elbow::{
     noise::{Key, Purpose},
     params::Params,
@@ -89,7 +89,7 @@ const SAVE_EVERY: u64 = 500;
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 /// Runs the command.
-pub fn run(args: &Args) -> Result<()> {
+pub fn run(args: &Args, device: DeviceName) -> Result<()> {
     let schedule = args.schedule.schedule();
     let mut config = PretrainConfig { schedule, steps: args.steps, batch: args.batch, ..PretrainConfig::default() };
     config.optimizer.learning_rate = args.learning_rate;
@@ -101,7 +101,7 @@ pub fn run(args: &Args) -> Result<()> {
         return Err(Hint::error("--caption-noise is a probability", "give a number from 0 to 1"));
     }
     ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::SeqCst)).context("cannot listen for Ctrl-C")?;
-    let device = Device::flex();
+    let device = device.open()?;
     let mut base = MmditConfig::default().initial(Key::new(args.seed, Purpose::Initialization, 0));
     let mut from = None;
     if let Some(path) = &args.from {

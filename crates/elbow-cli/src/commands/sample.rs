@@ -2,6 +2,7 @@
 
 use super::progress::Bars;
 use crate::{
+    device::DeviceName,
     failure::Hint,
     output,
     recipe::{self, PromptsConfig, Recipe},
@@ -71,7 +72,7 @@ impl Source {
 }
 
 /// Runs the command.
-pub fn run(args: &Args) -> Result<()> {
+pub fn run(args: &Args, device: DeviceName) -> Result<()> {
     if args.images == 0 {
         return Err(Hint::error("--images 0: nothing to draw", "ask for at least one image a prompt"));
     }
@@ -81,7 +82,7 @@ pub fn run(args: &Args) -> Result<()> {
     recipe.setting.reward = RewardConfig::Jpeg { aim: Aim::default() };
     recipe.setting.eval.measure.images_per_prompt = args.images;
     recipe.setting.eval.measure.seed = args.seed;
-    let mut session = Session::new(&recipe)?;
+    let mut session = Session::new(&recipe, device)?;
     session.test = args.prompts.iter().map(|p| Prompt::from(p.as_str())).collect();
     session.measures.clear();
     let params = args.source.params(&session)?;

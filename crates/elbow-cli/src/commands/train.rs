@@ -1,6 +1,7 @@
 //! `elbow train`: the main job.
 
 use crate::{
+    device::DeviceName,
     failure::Hint,
     machine,
     recipe::{self, Recipe},
@@ -55,7 +56,7 @@ pub struct Args {
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 /// Runs the command.
-pub fn run(mut args: Args) -> Result<()> {
+pub fn run(mut args: Args, device: DeviceName) -> Result<()> {
     if let Some(every) = args.eval_every {
         args.set.push(format!("eval.measure.every={every}"));
     }
@@ -64,7 +65,7 @@ pub fn run(mut args: Args) -> Result<()> {
         None => start(&args)?,
     };
     watch_for_interrupt()?;
-    let session = Session::new(&recipe)?;
+    let session = Session::new(&recipe, device)?;
     let (method, device) = (recipe.method.clone(), session.device.clone());
     let mut trainer = Trainer::new(method, &session.policy, &*session.train, &*session.reward, device)?;
     Job::new(recipe, &session, target, &mut trainer)?.run(&mut trainer)
@@ -304,6 +305,7 @@ fn create(path: &Path, recipe: &Recipe, session: &Session) -> Result<RunFolder> 
     manifest["seed"] = json!(recipe.method.seed);
     manifest["base_sha256"] = json!(session.base_hash);
     manifest["prompts_sha256"] = json!(session.prompts_hash);
+    manifest["device"] = json!(format!("{:?}", session.device));
     manifest["arguments"] = json!(std::env::args().skip(1).collect::<Vec<_>>());
     write_atomic(&folder.manifest(), serde_json::to_string_pretty(&manifest)?.as_bytes())?;
     write_atomic(&folder.config(), text.as_bytes())?;

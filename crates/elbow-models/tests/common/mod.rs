@@ -51,11 +51,12 @@ pub(crate) fn tensor<const D: usize>(named: &Named, name: &str, device: &Device)
 /// What `run` computes under the given weights, and the gradients of its second result with respect to `trained`: all weights,
 /// or factors of adapters with their scale.
 pub(crate) fn differentiate(
+    device: &Device,
     weights: &Params,
     (trained, adapter): (&Params, Option<f64>),
     run: impl FnOnce(Weights<'_>) -> (Vec<f32>, Tensor<1>),
 ) -> (Vec<f32>, Params) {
-    let (base, leaves) = (weights.tensors(&Device::flex()), trained.tensors(&Device::flex().autodiff()));
+    let (base, leaves) = (weights.tensors(device), trained.tensors(&device.clone().autodiff()));
     let (output, loss) = run(match adapter {
         None => Weights { base: &leaves, adapter: None },
         Some(scale) => Weights { base: &base, adapter: Some((&leaves, scale)) },
@@ -65,16 +66,31 @@ pub(crate) fn differentiate(
     (output, gradients)
 }
 
+/// The devices that this build is to be tested on.
+pub(crate) fn devices() -> Vec<Device> {
+    let cpu = Device::flex();
+    #[cfg(feature = "wgpu")]
+    return vec![cpu, Device::wgpu(burn::tensor::DeviceKind::DefaultDevice)];
+    #[cfg(not(feature = "wgpu"))]
+    vec![cpu]
+}
+
 /// Compares with the output of a case and the gradients it holds, all of them with respect to tensors of `gradients`.
-pub(crate) fn check(case: &str, reference: &Named, (output, gradients): &(Vec<f32>, Params), tolerance: Tolerance) {
-    close(&format!("{case} output"), output, &reference[&format!("{case}.output")].1, tolerance.output);
+pub(crate) fn check(
+    at: &str,
+    case: &str,
+    reference: &Named,
+    (output, gradients): &(Vec<f32>, Params),
+    tolerance: Tolerance,
+) {
+    close(&format!("{at}: {case} output"), output, &reference[&format!("{case}.output")].1, tolerance.output);
     let expected = under(reference, &format!("{case}.gradient."));
     assert!(!expected.is_empty(), "{case} has gradients");
     for (name, (shape, values)) in expected {
         let entry = gradients.entries().iter().find(|e| e.name == name).unwrap_or_else(|| panic!("{name} is unknown"));
         assert_eq!(shape, entry.shape, "{name}");
         let got = &gradients.values()[entry.range.clone()];
-        close(&format!("{case} gradient of {name}"), got, &values, tolerance.gradient);
+        close(&format!("{at}: {case} gradient of {name}"), got, &values, tolerance.gradient);
     }
 }
 
@@ -128,19 +144,21 @@ impl Golden {
     /// Output of a case and its gradients with respect to `trained`: all weights, or factors of adapters with their scale.
     pub(crate) fn differentiate(
         &self,
+        device: &Device,
         case: &str,
         trained: (&Params, Option<f64>),
         checkpointing: Checkpointing,
     ) -> (Vec<f32>, Params) {
-        let run =
-            |weights: Weights<'_>| self.forward(case, &*self.network.bind(weights, checkpointing), &Device::flex());
-        differentiate(&self.weights, trained, run)
+        let run = |weights: Weights<'_>| self.forward(case, &*self.network.bind(weights, checkpointing), device);
+        differentiate(device, &self.weights, trained, run)
     }
 
     /// Compares the output of a case and the gradients it holds, all of them with respect to tensors of `trained`.
     pub(crate) fn check(&self, case: &str, trained: &Params, adapter: Option<f64>) {
-        let got = self.differentiate(case, (trained, adapter), Checkpointing::None);
-        check(case, &self.reference, &got, self.tolerance);
+        for device in devices() {
+            let got = self.differentiate(&device, case, (trained, adapter), Checkpointing::None);
+            check(&format!("{device:?}"), case, &self.reference, &got, self.tolerance);
+        }
     }
 
     /// PEFT's factors for these targets, with their scale.

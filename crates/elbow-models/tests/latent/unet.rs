@@ -2,7 +2,7 @@
 
 use super::{
     Named, close,
-    common::{Tolerance, check, differentiate, factors, under},
+    common::{self, Tolerance, check, devices, differentiate, factors, under},
     named, read, tensor, text, values,
 };
 use burn::tensor::{Device, Tensor, TensorData};
@@ -41,14 +41,18 @@ impl Golden {
     /// Compares the output of a case and the gradients it holds, all of them with respect to tensors of `trained`.
     fn check(&self, case: &str, trained: &Params, adapter: Option<f64>) {
         let inputs = under(&self.reference, &format!("{case}."));
-        let run = |weights: Weights<'_>| {
-            let (x, text) = (tensor::<4>(&inputs, "latent"), tensor::<3>(&inputs, "tokens"));
-            let y = Unet::new(&self.config, weights).forward(x, tensor(&inputs, "timestep"), &text);
-            let loss = (y.clone() * tensor::<4>(&inputs, "direction")).sum();
-            (values(y), loss)
-        };
-        let got = differentiate(&self.weights, (trained, adapter), run);
-        check(case, &self.reference, &got, TOLERANCE);
+        for device in devices() {
+            let run = |weights: Weights<'_>| {
+                let input = |name| common::tensor::<4>(&inputs, name, &device);
+                let text = common::tensor::<3>(&inputs, "tokens", &device);
+                let timestep = common::tensor(&inputs, "timestep", &device);
+                let y = Unet::new(&self.config, weights).forward(input("latent"), timestep, &text);
+                let loss = (y.clone() * input("direction")).sum();
+                (values(y), loss)
+            };
+            let got = differentiate(&device, &self.weights, (trained, adapter), run);
+            check(&format!("{device:?}"), case, &self.reference, &got, TOLERANCE);
+        }
     }
 
     fn check_all(&self) {

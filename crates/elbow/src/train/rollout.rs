@@ -176,7 +176,7 @@ impl Scene<'_> {
         };
         std::thread::scope(|scope| {
             let worker = scope.spawn(|| score(self.trainer, receive));
-            let parts = lanes::map(total.div_ceil(rows), |part| draw(part, &send));
+            let parts = lanes::map(&self.trainer.device, total.div_ceil(rows), |part| draw(part, &send));
             drop(send);
             (parts, worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         })

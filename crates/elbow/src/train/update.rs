@@ -94,7 +94,7 @@ fn accumulate(
     let mut gradient = trainer.state.current.zeros_like();
     let mut done = 0;
     let compute = |i: usize| part(trainer, rollout, parts[i], valid, frozen);
-    lanes::in_order(parts.len(), compute, |(part, seen): (Params, Outcome)| {
+    lanes::in_order(&trainer.device, parts.len(), compute, |(part, seen): (Params, Outcome)| {
         gradient.add(&part);
         done += seen.trained;
         outcome.extend(seen);

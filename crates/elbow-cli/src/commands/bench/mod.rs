@@ -4,9 +4,8 @@ mod exchange;
 mod operations;
 mod workload;
 
-use crate::{failure::Hint, machine, output};
+use crate::{device::DeviceName, failure::Hint, machine, output};
 use anyhow::Result;
-use burn::tensor::Device;
 use elbow::policy::Policy;
 use operations::{Loop, Operations};
 use serde_json::{Value, json};
@@ -82,9 +81,9 @@ impl Loop {
 const WARM_UP: usize = 2;
 
 /// Runs the command.
-pub fn run(args: &Args) -> Result<()> {
+pub fn run(args: &Args, device: DeviceName) -> Result<()> {
     check(args)?;
-    let device = Device::flex();
+    let device = device.open()?;
     let policy = workload::policy(args, &device)?;
     let mut workload = Workload::new(args, &policy, &device)?;
     if let Some(path) = &args.outputs {

@@ -4,6 +4,7 @@ mod place;
 mod trial;
 
 use crate::{
+    device::DeviceName,
     failure::{self, Hint},
     model::{Diffusers, Model},
     output,
@@ -52,11 +53,9 @@ impl Check {
             Ok(text) => ("ok", text.clone()),
             Err(error) => ("FAIL", format!("{error:#}")),
         };
-        let mut text = format!("{mark:<4}  {:<13}  {}", self.name, indented(found));
-        if let Some(advice) = self.found.as_ref().err().and_then(failure::advice) {
-            text += &format!("\n{:21}hint: {}", "", indented(advice));
-        }
-        text
+        let advice = self.found.as_ref().err().and_then(failure::advice);
+        let advice = advice.map(|advice| format!("\n{:21}hint: {}", "", indented(advice))).unwrap_or_default();
+        format!("{mark:<4}  {:<13}  {}{advice}", self.name, indented(found))
     }
 }
 
@@ -76,14 +75,14 @@ impl Checks {
 }
 
 /// Runs the command.
-pub fn run(args: &Args) -> Result<()> {
+pub fn run(args: &Args, device: DeviceName) -> Result<()> {
     let mut checks = Checks::default();
     for check in place::checks() {
         checks.add(&check);
     }
     match (&args.model, &args.recipe) {
         (Some(path), None) if args.set.is_empty() => model(&Diffusers::at(path.clone()), &mut checks),
-        _ => self::recipe(args, &mut checks),
+        _ => self::recipe(args, device, &mut checks),
     }
     let Checks { made, failed } = checks;
     if failed == 0 {
@@ -94,7 +93,7 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 /// A recipe: what it says, its model, its rewards, and one step of it.
-fn recipe(args: &Args, checks: &mut Checks) {
+fn recipe(args: &Args, device: DeviceName, checks: &mut Checks) {
     let mut set = args.set.clone();
     set.extend(args.model.iter().map(|path| format!("model.path={}", toml::Value::from(path.display().to_string()))));
     let (name, recipe) = match recipe::load(args.recipe.as_deref(), &set) {
@@ -114,7 +113,7 @@ fn recipe(args: &Args, checks: &mut Checks) {
             return;
         }
     }
-    match Session::new(&recipe) {
+    match Session::new(&recipe, device) {
         Ok(session) => trained(&recipe, &session, checks),
         Err(error) => checks.add(&Check::new("session", Err(error))),
     }

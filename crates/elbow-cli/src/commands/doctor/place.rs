@@ -1,7 +1,7 @@
 //! The program and the machine.
 
 use super::Check;
-use crate::{failure::Hint, machine};
+use crate::{device, failure::Hint, machine};
 use anyhow::Result;
 use std::{
     fs,
@@ -23,7 +23,7 @@ pub fn checks() -> Vec<Check> {
     let cores = format!("{}, {} threads; {}", fact("cpu"), facts["threads"], instructions());
     vec![
         Check::new("build", Ok(build)),
-        Check::new("devices", Ok("cpu; no other is built in".into())),
+        Check::new("devices", Ok(format!("this build reaches {}", device::reachable().join(", ")))),
         Check::new("processor", Ok(cores)),
         Check::new("memory", memory()),
         Check::new("disk", disk()),
