@@ -52,6 +52,7 @@ Examples:
   elbow sample --run runs/nano-geneval-1 \"a photo of a red car left of a cat\"
   elbow eval --run runs/nano-geneval-1
   elbow export runs/my-run-1 --format peft --out my-lora
+  elbow doctor                                        whether everything works here
   elbow plan nano-flow-grpo                           seconds and memory, before a run
   elbow methods                                       what there is to choose from
   elbow config --explain                              every field with its meaning";
@@ -70,6 +71,8 @@ enum Command {
     Export(commands::export::Args),
     /// Put an adapter of any program into the weights it was trained on.
     Merge(commands::merge::Args),
+    /// Check this machine, a model folder, the rewards and one training step.
+    Doctor(commands::doctor::Args),
     /// Say what a recipe costs on this machine, before it runs.
     Plan(commands::plan::Args),
     /// List every objective, likelihood, sampler, advantage and recipe, each with its paper.
@@ -89,6 +92,7 @@ fn main() -> ExitCode {
         Command::Pretrain(args) => commands::pretrain::run(&args),
         Command::Export(args) => commands::export::run(&args),
         Command::Merge(args) => commands::merge::run(&args),
+        Command::Doctor(args) => commands::doctor::run(&args),
         Command::Plan(args) => commands::plan::run(&args),
         Command::Methods(args) => {
             commands::methods::run(&args);

@@ -22,6 +22,7 @@ fn every_command_shows_examples() {
         &["methods"],
         &["export"],
         &["merge"],
+        &["doctor"],
     ] {
         let help = succeed(elbow(command).arg("--help"));
         let examples = help.split("Examples:\n").nth(1).unwrap_or_else(|| panic!("{command:?} has no examples"));

@@ -20,7 +20,6 @@ use elbow_models::{
 };
 use model_folder::whole;
 use std::{
-    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -60,13 +59,10 @@ fn held(name: &str) -> Adapter {
     Adapter { factors: Params::new(values), config }
 }
 
-/// Equal factors, an equal scale and the same layers; formats without a list of layers may order it otherwise.
+/// Equal factors, by whose names the layers are the same, and an equal scale.
 fn same(one: &Adapter, other: &Adapter) -> bool {
-    let told = |a: &Adapter| {
-        let layers: BTreeSet<String> = a.config.target_modules.iter().cloned().collect();
-        (a.config.rank, a.config.alpha.to_bits(), layers)
-    };
-    one.factors == other.factors && told(one) == told(other)
+    let scale = |a: &Adapter| (a.config.rank, a.config.alpha.to_bits());
+    one.factors == other.factors && scale(one) == scale(other)
 }
 
 fn export(run: &Path, format: &str, out: &Path) -> Command {
@@ -226,7 +222,10 @@ fn leaves_a_folder(pipeline: &str, recipe: &str, component: &str, architecture: 
         ["merged", "again"].map(|n| Checkpoint::open(&path(n), "diffusion_pytorch_model", None).unwrap());
     merged.check(&shapes(&base), &[]).unwrap();
     let changed = shapes(&base).iter().filter(|(name, _)| merged.values(name) != base.values(name)).count();
-    assert_eq!(2 * changed, adapters[0].factors.entries().len(), "{pipeline}");
+    // Not every layer learns: what the text asks in the last block leads nowhere.
+    let factors = adapters[0].factors.entries().iter().filter(|e| e.name.ends_with("lora_B.weight"));
+    let learned = factors.filter(|e| adapters[0].factors.values()[e.range.clone()].iter().any(|&v| v != 0.0)).count();
+    assert!(changed == learned && learned > 4, "{pipeline}: {changed} and {learned}");
     assert!(shapes(&base).iter().all(|(name, _)| merged.values(name) == again.values(name)), "{pipeline}");
     let config = |folder: &Path| fs::read(folder.join("config.json")).unwrap();
     assert_eq!(config(&path("merged")), config(&model.path().join(component)));

@@ -53,7 +53,7 @@ unsafe impl GlobalAlloc for Counting {
 static ALLOCATOR: Counting = Counting;
 
 const GROUPS: usize = 2;
-const GROUP_SIZE: usize = 8;
+const GROUP_SIZE: usize = 4;
 const ROWS: usize = 4;
 
 /// The most bytes that the rollout and the update of an epoch held, beyond those held before.

@@ -5,6 +5,7 @@
 //! the trained policy.
 
 pub mod config_json;
+pub mod cost;
 pub mod flux;
 pub mod folder;
 pub mod layout;

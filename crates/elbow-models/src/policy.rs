@@ -159,7 +159,7 @@ impl Decoder {
 }
 
 /// Fixed positions, not trained even by full fine-tuning.
-const BUFFER: &str = "pos_embed.pos_embed";
+pub(crate) const BUFFER: &str = "pos_embed.pos_embed";
 
 /// A network, its frozen text encoder and decoder, and what of it is trained.
 pub struct NetworkPolicy {

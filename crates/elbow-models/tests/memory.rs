@@ -1,6 +1,8 @@
 //! Peak memory of a training step at depth 24, with the values inside blocks kept and recomputed. The only test of this
 //! program, since it counts every allocation.
 
+#![expect(clippy::print_stdout, reason = "how near the estimate comes")]
+
 use burn::tensor::{Device, Tensor};
 use elbow::{
     noise::{self, Key, Purpose},
@@ -8,10 +10,11 @@ use elbow::{
     policy::Conditioning,
 };
 use elbow_models::{
+    cost::{Row, activations},
     linear::Weights,
     lora::{JOINT_ATTENTION, LoraConfig},
     mmdit::MmditConfig,
-    policy::Network,
+    policy::{Network, Tuning},
     recompute::Checkpointing,
 };
 use std::{
@@ -104,4 +107,14 @@ fn recomputed_blocks_need_a_fraction_of_the_memory_at_depth_24() {
     let bits = |params: &Params| params.values().iter().map(|v| v.to_bits()).collect::<Vec<_>>();
     assert!(kept.norm() > 0.0 && bits(&kept) == bits(&recomputed), "the same gradients");
     assert!(5 * least < most, "kept: {most} bytes; recomputed: {least}");
+
+    let row = Row { latent: [4, 16, 16], text: 16 };
+    for (checkpointing, measured) in [(Checkpointing::None, most), (Checkpointing::Block, least)] {
+        let planned = 4.0 * 4.0 * activations(&network, row, &Tuning::Lora(lora.clone()), checkpointing);
+        println!("{checkpointing:?}: {measured} bytes, {planned:.0} planned, {:.2}", planned / measured as f64);
+        assert!(
+            (planned / measured as f64 - 1.0).abs() < 0.25,
+            "{checkpointing:?}: {measured} bytes, {planned} planned"
+        );
+    }
 }

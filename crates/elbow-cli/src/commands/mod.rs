@@ -2,6 +2,8 @@
 
 pub mod bench;
 pub mod config;
+pub mod doctor;
+pub mod estimate;
 pub mod eval;
 pub mod export;
 pub mod merge;

@@ -1,5 +1,6 @@
 //! `elbow plan`: what a recipe costs here, before it runs.
 
+use super::estimate;
 use crate::{
     failure::Hint,
     output,
@@ -24,8 +25,11 @@ use std::{fmt::Write, path::PathBuf, time::Instant};
   elbow plan                                          the default recipe
   elbow plan nano-flow-grpo --set batch.groups=48
   elbow plan --run runs/nano-geneval-1                how long an epoch should take, and how long it took
+  elbow plan sd3.5-geneval --config-only stable-diffusion-3.5-medium --gpu a100
 
-A few seconds of drawing and training at the recipe's own settings are measured on this machine and scaled to its batch.")]
+A few seconds of drawing and training at the recipe's own settings are measured on this machine and scaled to its batch. With
+--config-only nothing is measured and no weights are needed: parameters, memory and operations follow from the folder's
+config.json files, and time from a published peak of a device and the share of it that is reached.")]
 pub struct Args {
     /// A recipe file, or the name of a recipe that `elbow methods` lists; the default is nano-geneval.
     recipe: Option<PathBuf>,
@@ -35,6 +39,18 @@ pub struct Args {
     /// Plan the recipe of this run and compare with the times it has logged.
     #[arg(long, value_name = "FOLDER", conflicts_with_all = ["recipe", "set"])]
     run: Option<PathBuf>,
+    /// Estimate from transformer/config.json or unet/config.json, and vae/ and text_encoder*/ where they are there.
+    #[arg(long, value_name = "FOLDER", conflicts_with = "run")]
+    config_only: Option<PathBuf>,
+    /// The device of that estimate: h100, a100, 4090, l40s, or its operations a second in dense bf16.
+    #[arg(long, value_parser = estimate::gpu, default_value = "h100", requires = "config_only")]
+    gpu: estimate::Gpu,
+    /// Share of the device's operations that is reached.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.4, requires = "config_only")]
+    utilization: f64,
+    /// Memory of the device in GiB, in place of the published one.
+    #[arg(long, value_name = "GIB", requires = "config_only")]
+    memory: Option<f64>,
 }
 
 /// Seconds that a part of the calibration takes, at least; the first run of each is not counted.
@@ -45,6 +61,11 @@ pub fn run(args: &Args) -> Result<()> {
     let folder = args.run.as_ref().map(RunFolder::open).transpose()?;
     let source = folder.as_ref().map(RunFolder::config).or_else(|| args.recipe.clone());
     let (_, recipe) = recipe::load(source.as_deref(), &args.set)?;
+    if let Some(folder) = &args.config_only {
+        let Args { gpu, utilization, memory, .. } = args;
+        let device = estimate::Device { gpu: gpu.clone(), utilization: *utilization, memory: *memory };
+        return estimate::run(&recipe, folder, &device);
+    }
     let session = Session::new(&recipe)?;
     let measured = calibrate(&recipe, &session)?;
     let plan = Plan::new(&recipe, &session, measured);
@@ -97,12 +118,12 @@ fn calibrate(recipe: &Recipe, session: &Session) -> Result<Measured> {
 }
 
 /// Whether some updates see behavior weights that differ from the current ones.
-fn off_policy(method: &Config) -> bool {
+pub fn off_policy(method: &Config) -> bool {
     method.batch.updates > 1 || method.behavior.max > 0.0
 }
 
 /// Forward passes at a point: two with guidance.
-fn branches(sampling: &Sampling) -> usize {
+pub fn branches(sampling: &Sampling) -> usize {
     if sampling.guidance.to_bits() == 1f64.to_bits() { 1 } else { 2 }
 }
 
