@@ -1,4 +1,4 @@
-//! Replay of good paths: images of earlier epochs in groups of this one (the idea of OP-GRPO, arXiv 2604.04142).
+//! Replay of good paths: images of earlier epochs in groups of this one (the idea of arXiv 2604.04142).
 //!
 //! Of a group whose rewards differ, the k best images are kept with their paths and their log-probability L_c under the weights c
 //! that drew them. A later epoch gives some of its groups to kept prompts: all but k images of such a group are drawn anew, the
