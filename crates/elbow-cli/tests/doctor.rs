@@ -27,7 +27,7 @@ fn the_default_recipe_passes() {
     assert!(!told.contains("FAIL"), "{told}");
     for part in [
         "ok    build          elbow ",
-        "ok    devices        cpu",
+        "ok    devices        this build reaches cpu",
         "GB available",
         "GB free in ",
         "ok    recipe         nano-geneval: ",
