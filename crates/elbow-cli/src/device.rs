@@ -53,8 +53,7 @@ impl FromStr for DeviceName {
 
 impl fmt::Display for DeviceName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (name, _) = KINDS.iter().find(|(_, kind)| *kind == self.kind).expect("invariant: every kind has a name");
-        f.write_str(name)?;
+        f.write_str(self.name())?;
         self.number.map_or(Ok(()), |number| write!(f, ":{number}"))
     }
 }
@@ -65,7 +64,7 @@ impl DeviceName {
         let Some(device) = self.reach() else {
             return Err(Hint::error(
                 format!("--device {self}: this build reaches {} only", reachable().join(", ")),
-                format!("build it with `cargo build --release --features {}`, or use --device cpu", self.feature()),
+                format!("build it with `cargo build --release --features {}`, or use --device cpu", self.name()),
             ));
         };
         // The engine panics where nothing answers, and says so on its own.
@@ -79,8 +78,9 @@ impl DeviceName {
         }
     }
 
-    fn feature(self) -> &'static str {
-        KINDS.iter().find(|(_, kind)| *kind == self.kind).map_or("", |(name, _)| name)
+    /// The name without the number, which is the feature's too.
+    fn name(self) -> &'static str {
+        KINDS.iter().find(|(_, kind)| *kind == self.kind).expect("invariant: every kind has a name").0
     }
 
     fn reach(self) -> Option<Device> {

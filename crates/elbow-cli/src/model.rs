@@ -14,7 +14,7 @@ use elbow_models::{
     folder::{Checkpoint, Folder},
     lora::LoraConfig,
     mmdit::MmditConfig,
-    pipeline::{Options, Setup, Source, SourceError},
+    pipeline::{Options, STEM, Setup, Source, SourceError},
     policy::{Decoder, Network, NetworkPolicy, Tuning},
     recompute::Checkpointing,
 };
@@ -27,9 +27,6 @@ use std::path::{Path, PathBuf};
 /// The embedded base models: one for each path from data to noise.
 const NANO: &[u8] = include_bytes!("../../../assets/nano.safetensors");
 const NANO_VP: &[u8] = include_bytes!("../../../assets/nano-vp.safetensors");
-
-/// Name of a network's weights in a model folder, without the ending.
-pub const STEM: &str = "diffusion_pytorch_model";
 
 /// A network as a policy, whatever it predicts.
 pub type ModelPolicy = Predicting<NetworkPolicy>;

@@ -19,6 +19,7 @@ use elbow::{
     train::Observer,
 };
 use elbow_rewards::geneval::{GenEval, Mode};
+use elbow_runlog::{RunFolder, checkpoint};
 use elbow_world::{Record, SceneDetector, SceneJudge, prompts::TrainPrompts, scene::SIDE};
 use std::path::Path;
 
@@ -56,6 +57,33 @@ impl Session {
         let (measures, reward) = (measures(recipe, &test), recipe.setting.reward.build());
         let prompts_hash = machine::sha256(listing.as_bytes());
         Ok(Self { policy, train, test, reward, measures, base_hash, prompts_hash, device })
+    }
+
+    /// The epoch and the weights of a run's checkpoint: of the given epoch, or the last one; `file` is one of a checkpoint's.
+    pub fn trained(&self, folder: &RunFolder, epoch: Option<u64>, file: &str) -> Result<(u64, Params)> {
+        let mut all = checkpoint::all(&folder.checkpoints())?;
+        let found = match epoch {
+            None => all.pop(),
+            Some(epoch) => all.iter().position(|(step, _)| *step == epoch).map(|i| all.swap_remove(i)),
+        };
+        let Some((epoch, path)) = found else {
+            let listed: Vec<String> = all.iter().map(|(step, _)| step.to_string()).collect();
+            let run = folder.path().display();
+            return Err(match epoch {
+                Some(epoch) if !all.is_empty() => Hint::error(
+                    format!("{run} has no checkpoint of epoch {epoch}"),
+                    format!("there are those of epoch {}", listed.join(", ")),
+                ),
+                _ => Hint::error(
+                    format!("{run} has no checkpoint yet"),
+                    "let the run reach its first checkpoint (keep.checkpoint_every), or stop it with Ctrl-C, which writes one",
+                ),
+            });
+        };
+        let saved = checkpoint::read(&path)?;
+        let place = || format!("cannot use checkpoint {}", path.display());
+        let file = saved.files.get(file).with_context(|| format!("it has no {file}")).with_context(place)?;
+        Ok((epoch, self.policy.initial().with_values_of(file).with_context(place)?))
     }
 
     /// Measures the policy under `params` (`None`: the base) on the held-out prompts.

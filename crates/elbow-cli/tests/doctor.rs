@@ -47,6 +47,7 @@ fn every_reward_of_a_sum_is_checked_and_other_recipes_pass() {
         ("nano-geneval", &[sum][..], &["reward         geneval: 1 ", "reward         jpeg: -0.64"][..]),
         ("nano-flow-grpo", &["sampler.guidance=2"], &["log-ratio 0 under equal weights"]),
         ("nano-mix-grpo", &["model.tuning.kind=lora"], &["log-ratio 0 under equal weights"]),
+        ("nano-op-grpo", &[], &["log-ratio 0 under equal weights"]),
     ] {
         let told = succeed(elbow(["doctor", recipe]).args(sets(changes)));
         for line in lines {

@@ -4,25 +4,9 @@
 
 mod common;
 
-use common::{SMALL, copy, elbow, files, finished, resume, sets, text};
+use common::{SMALL, copy, elbow, files, finished, refused, resume, sets, text};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::{fs, path::Path, process::Command};
-
-/// Runs a command that must fail with all `parts` in its message, in a folder that must stay as it is.
-#[track_caller]
-fn refused(command: &mut Command, folder: &Path, parts: &[&str]) {
-    let before = files(folder);
-    let output = command.current_dir(folder).output().unwrap();
-    let text = text(&output);
-    assert_eq!(output.status.code(), Some(1), "{command:?}\n{text}");
-    assert!(text.starts_with("error: "), "{text}");
-    assert!(text.lines().last().unwrap().starts_with("hint: "), "no hint: {text}");
-    for part in parts {
-        assert!(text.contains(part), "{part:?} is not in\n{text}");
-    }
-    let after = files(folder);
-    assert!(before == after, "files changed: {:?} became {:?}", before.keys(), after.keys());
-}
 
 /// `elbow train` with these changes must fail.
 #[track_caller]

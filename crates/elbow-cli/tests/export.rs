@@ -7,7 +7,7 @@ mod common;
 mod model_folder;
 
 use burn::tensor::{Device, Tensor};
-use common::{SMALL, elbow, files, finished, sets, succeed, text};
+use common::{SMALL, elbow, files, finished, refused, sets, succeed};
 use elbow::{noise, params::Params, policy::Conditioning};
 use elbow_models::{
     folder::{Checkpoint, Shapes},
@@ -235,20 +235,6 @@ fn leaves_a_folder(pipeline: &str, recipe: &str, component: &str, architecture: 
 fn runs_on_model_folders_go_out_in_every_format() {
     leaves_a_folder("sd3", "sd3.5-geneval", "transformer", "stable-diffusion-3");
     leaves_a_folder("sd1", "sd1.5-ddpo-compressibility", "unet", "stable-diffusion-v2-512");
-}
-
-/// Runs a command that must fail with all `parts` in its message, in a folder that must stay as it is.
-#[track_caller]
-fn refused(command: &mut Command, folder: &Path, parts: &[&str]) {
-    let before = files(folder);
-    let output = command.current_dir(folder).output().unwrap();
-    let text = text(&output);
-    assert_eq!(output.status.code(), Some(1), "{command:?}\n{text}");
-    assert!(text.starts_with("error: ") && text.lines().last().unwrap().starts_with("hint: "), "{text}");
-    for part in parts {
-        assert!(text.contains(part), "{part:?} is not in\n{text}");
-    }
-    assert!(before == files(folder), "files changed");
 }
 
 #[test]

@@ -5,7 +5,11 @@
 
 #![expect(clippy::print_stdout, reason = "the table is what docs/performance.md shows")]
 
+#[path = "../../elbow-models/tests/common/counting.rs"]
+mod counting;
+
 use burn::tensor::Device;
+use counting::peak;
 use elbow::{
     Prompt,
     advantage::{AdvantageKind, Standard},
@@ -22,36 +26,6 @@ use elbow_models::{
 };
 use elbow_rewards::jpeg::{Aim, Jpeg};
 use elbow_world::encoder::WordCodes;
-use std::{
-    alloc::{GlobalAlloc, Layout, System},
-    sync::atomic::{AtomicUsize, Ordering::Relaxed},
-};
-
-/// The system's allocator, counting bytes.
-struct Counting;
-
-static LIVE: AtomicUsize = AtomicUsize::new(0);
-static PEAK: AtomicUsize = AtomicUsize::new(0);
-
-#[expect(unsafe_code, reason = "an allocator cannot be written otherwise")]
-// SAFETY: every call goes to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        PEAK.fetch_max(LIVE.fetch_add(layout.size(), Relaxed) + layout.size(), Relaxed);
-        // SAFETY: the caller's promise.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        LIVE.fetch_sub(layout.size(), Relaxed);
-        // SAFETY: the caller's promise.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
 const GROUPS: usize = 2;
 const GROUP_SIZE: usize = 4;
 const ROWS: usize = 4;
@@ -69,12 +43,10 @@ fn epoch(policy: &NetworkPolicy, likelihood: LikelihoodKind, steps: usize) -> us
     };
     let reward = Jpeg { aim: Aim::default() };
     let mut trainer = Trainer::new(config, policy, &prompts, &reward, Device::flex()).expect("a valid configuration");
-    let before = LIVE.load(Relaxed);
-    PEAK.store(before, Relaxed);
-    let report = trainer.epoch(&()).expect("an epoch");
+    let (report, peak) = peak(|| trainer.epoch(&()).expect("an epoch"));
     let trained = report.record["trained_samples"].as_u64().expect("a number");
     assert_eq!(trained, (GROUPS * GROUP_SIZE) as u64);
-    PEAK.load(Relaxed) - before
+    peak
 }
 
 #[test]

@@ -6,16 +6,13 @@
 
 use crate::{
     config_json::ConfigError,
-    flux::FluxConfig,
-    folder::{Checkpoint, Folder, FolderError, Pipeline, Shapes},
+    folder::{Checkpoint, Folder, FolderError, Shapes},
     layout::Layout,
     linear::Weights,
-    mmdit::MmditConfig,
     policy::{Decoder, Network, NetworkPolicy, Tuning},
     recompute::Checkpointing,
     scheduler::Scheduler,
     text::{Cached, TextParts},
-    unet::UnetConfig,
     vae::{Vae, VaeConfig, current_name},
 };
 use burn::tensor::Device;
@@ -23,8 +20,8 @@ use elbow::prediction::Predicting;
 use sha2::{Digest, Sha256};
 use std::{fs, path::Path};
 
-/// Networks and autoencoders are saved by `diffusers`.
-const STEM: &str = "diffusion_pytorch_model";
+/// Name of the weights of networks and autoencoders in a model folder, without the ending.
+pub const STEM: &str = "diffusion_pytorch_model";
 
 /// Everything that is wrong with a model folder.
 #[derive(Debug, thiserror::Error)]
@@ -169,17 +166,10 @@ fn kept<T>(result: Result<T, FolderError>, faults: &mut Vec<FolderError>) -> Opt
 }
 
 fn network(folder: &Folder, guidance: f64) -> Result<(Network, Checkpoint), FolderError> {
-    let (component, class) = match folder.pipeline() {
-        Pipeline::StableDiffusion3 => ("transformer", "SD3Transformer2DModel"),
-        Pipeline::Flux => ("transformer", "FluxTransformer2DModel"),
-        Pipeline::StableDiffusion => ("unet", "UNet2DConditionModel"),
-    };
+    let (component, class) = folder.pipeline().network();
     let file = folder.component(component, &[class])?.join("config.json");
-    let network = read(&file, |json| match folder.pipeline() {
-        Pipeline::StableDiffusion3 => MmditConfig::from_json(json).map(Network::Mmdit),
-        Pipeline::Flux => FluxConfig::from_json(json).map(|config| Network::Flux { config, guidance }),
-        Pipeline::StableDiffusion => UnetConfig::from_json(json).map(Network::Unet),
-    })?;
+    let known = "invariant: the network of every pipeline is known";
+    let network = read(&file, |json| Network::from_json(class, json, guidance).expect(known))?;
     let weights = folder.checkpoint(component, STEM)?;
     weights.check(&shapes(&network.layout()), &[])?;
     Ok((network, weights))

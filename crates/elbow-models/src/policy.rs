@@ -1,6 +1,7 @@
 //! A network as a policy: full fine-tuning or LoRA over one shared base.
 
 use crate::{
+    config_json::ConfigError,
     flux::{Flux, FluxConfig},
     layout::Layout,
     linear::Weights,
@@ -64,6 +65,16 @@ pub enum Network {
 }
 
 impl Network {
+    /// The network of diffusers' class and its `config.json`; `None` of another class. `guidance` is what FLUX is told.
+    pub fn from_json(class: &str, json: &str, guidance: f64) -> Option<Result<Self, ConfigError>> {
+        match class {
+            "SD3Transformer2DModel" => Some(MmditConfig::from_json(json).map(Self::Mmdit)),
+            "FluxTransformer2DModel" => Some(FluxConfig::from_json(json).map(|config| Self::Flux { config, guidance })),
+            "UNet2DConditionModel" => Some(UnetConfig::from_json(json).map(Self::Unet)),
+            _ => None,
+        }
+    }
+
     /// Every tensor of the network.
     pub fn layout(&self) -> Layout {
         match self {

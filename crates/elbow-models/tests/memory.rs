@@ -3,7 +3,11 @@
 
 #![expect(clippy::print_stdout, reason = "how near the estimate comes")]
 
+#[path = "common/counting.rs"]
+mod counting;
+
 use burn::tensor::{Device, Tensor};
+use counting::peak;
 use elbow::{
     noise::{self, Key, Purpose},
     params::{Params, Tensors},
@@ -17,36 +21,6 @@ use elbow_models::{
     policy::{Network, Tuning},
     recompute::Checkpointing,
 };
-use std::{
-    alloc::{GlobalAlloc, Layout, System},
-    sync::atomic::{AtomicUsize, Ordering::Relaxed},
-};
-
-/// The system's allocator, counting bytes.
-struct Counting;
-
-static LIVE: AtomicUsize = AtomicUsize::new(0);
-static PEAK: AtomicUsize = AtomicUsize::new(0);
-
-#[expect(unsafe_code, reason = "an allocator cannot be written otherwise")]
-// SAFETY: every call goes to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        PEAK.fetch_max(LIVE.fetch_add(layout.size(), Relaxed) + layout.size(), Relaxed);
-        // SAFETY: the caller's promise.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        LIVE.fetch_sub(layout.size(), Relaxed);
-        // SAFETY: the caller's promise.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
 fn random(values: usize, stream: u64) -> Vec<f32> {
     let mut made = Vec::new();
     Key::new(0, Purpose::Initialization, 0).sample(stream).extend_normals(values, &mut made);
@@ -73,12 +47,9 @@ fn step(network: &Network, base: &Tensors, lora: (&Params, f64), checkpointing: 
     };
     let t = Tensor::<1>::from_data([0.2, 0.4, 0.6, 0.8], &device);
     let leaves = lora.0.tensors(&device.clone().autodiff());
-    let before = LIVE.load(Relaxed);
-    PEAK.store(before, Relaxed);
     let weights = Weights { base, adapter: Some((&leaves, lora.1)) };
-    let loss = network.bind(weights, checkpointing).velocity(x, t, &cond).square().mean();
-    let mut gradients = loss.backward();
-    let peak = PEAK.load(Relaxed) - before;
+    let pass = || network.bind(weights, checkpointing).velocity(x, t, &cond).square().mean().backward();
+    let (mut gradients, peak) = peak(pass);
     let mut sum = lora.0.zeros_like();
     sum.add_gradients(&leaves, &mut gradients);
     (sum, peak)

@@ -137,6 +137,13 @@ impl Config {
         if problems.is_empty() { Ok(()) } else { Err(ConfigError { problems }) }
     }
 
+    /// The same method with this batch, and nothing drawn beyond it: no drafts, no further groups, no replay.
+    #[must_use]
+    pub fn of_one_batch(&self, batch: Batch) -> Self {
+        let (drafts, top_up, replay) = (Drafts::default(), TopUp::default(), Replay::default());
+        Self { batch, drafts, top_up, replay, ..self.clone() }
+    }
+
     fn validate_batch(&self, problems: &mut Vec<String>) {
         let Batch { groups, group_size, updates, rows } = self.batch;
         if group_size < 2 && self.advantage.get().within_groups() {

@@ -14,13 +14,10 @@ use anyhow::{Context, Result};
 use elbow::kl::Anchor;
 use elbow_models::{
     cost::{self, Row},
-    flux::FluxConfig,
     folder::{FolderError, Shapes, read_json},
-    mmdit::MmditConfig,
     policy::{Network, Tuning},
     recompute::Checkpointing,
     text::{clip::ClipConfig, t5::T5Config},
-    unet::UnetConfig,
     vae::VaeConfig,
 };
 use serde_json::Value;
@@ -105,16 +102,11 @@ impl Sizes {
         let json = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
         let raw: Value = read_json(file)?;
         let class = raw["_class_name"].as_str().unwrap_or("absent");
-        let network = match class {
-            "SD3Transformer2DModel" => MmditConfig::from_json(&json).map(Network::Mmdit),
-            "FluxTransformer2DModel" => FluxConfig::from_json(&json).map(|config| Network::Flux { config, guidance }),
-            "UNet2DConditionModel" => UnetConfig::from_json(&json).map(Network::Unet),
-            other => {
-                return Err(Hint::error(
-                    format!("{}: `_class_name` is {other}", file.display()),
-                    "SD3Transformer2DModel, FluxTransformer2DModel and UNet2DConditionModel can be planned",
-                ));
-            }
+        let Some(network) = Network::from_json(class, &json, guidance) else {
+            return Err(Hint::error(
+                format!("{}: `_class_name` is {class}", file.display()),
+                "SD3Transformer2DModel, FluxTransformer2DModel and UNet2DConditionModel can be planned",
+            ));
         };
         let network = network.with_context(|| format!("cannot use {}", file.display()))?;
         let vae = folder.join("vae/config.json");

@@ -4,7 +4,7 @@ use crate::{
     device::DeviceName,
     failure::Hint,
     machine,
-    model::{Model, STEM},
+    model::Model,
     output,
     recipe::{self, PromptsConfig, Recipe},
     reward::RewardConfig,
@@ -12,16 +12,17 @@ use crate::{
     target,
 };
 use anyhow::{Context, Result};
-use elbow::{params::Params, policy::Policy};
+use elbow::params::Params;
 use elbow_models::{
     lora_file::{
         Adapter, Merge, Network, Provenance, Trained, architecture, write_diffusers, write_kohya, write_merged,
         write_merged_file, write_peft,
     },
+    pipeline::STEM,
     policy::Tuning,
 };
 use elbow_rewards::jpeg::Aim;
-use elbow_runlog::{RunFolder, checkpoint};
+use elbow_runlog::RunFolder;
 use safetensors::Dtype;
 use std::path::PathBuf;
 
@@ -125,7 +126,8 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let session = Session::new(&recipe, DeviceName::default())?;
     same_base(&folder, &session)?;
-    let (epoch, trained) = trained(args, &folder, &session)?;
+    let name = if args.weights == Weights::Ema { "ema.safetensors" } else { "weights.safetensors" };
+    let (epoch, trained) = session.trained(&folder, args.epoch, name)?;
     let about = Provenance {
         run: machine::sha256(&std::fs::read(folder.config())?),
         step: epoch,
@@ -184,31 +186,4 @@ fn same_base(folder: &RunFolder, session: &Session) -> Result<()> {
         format!("the base weights differ from those that {} was started with", folder.path().display()),
         "restore the files it was started with: what it trained fits no other base",
     ))
-}
-
-/// The epoch and the weights that were asked for.
-fn trained(args: &Args, folder: &RunFolder, session: &Session) -> Result<(u64, Params)> {
-    let mut all = checkpoint::all(&folder.checkpoints())?;
-    let found = match args.epoch {
-        None => all.pop(),
-        Some(epoch) => all.iter().position(|(step, _)| *step == epoch).map(|i| all.swap_remove(i)),
-    };
-    let Some((epoch, path)) = found else {
-        let listed: Vec<String> = all.iter().map(|(step, _)| step.to_string()).collect();
-        return Err(match args.epoch {
-            Some(epoch) if !all.is_empty() => Hint::error(
-                format!("{} has no checkpoint of epoch {epoch}", args.run.display()),
-                format!("there are those of epoch {}", listed.join(", ")),
-            ),
-            _ => Hint::error(
-                format!("{} has no checkpoint yet", args.run.display()),
-                "let the run reach its first checkpoint (keep.checkpoint_every), or stop it with Ctrl-C, which writes one",
-            ),
-        });
-    };
-    let name = if args.weights == Weights::Ema { "ema.safetensors" } else { "weights.safetensors" };
-    let saved = checkpoint::read(&path)?;
-    let place = || format!("cannot use checkpoint {}", path.display());
-    let file = saved.files.get(name).with_context(|| format!("it has no {name}")).with_context(place)?;
-    Ok((epoch, session.policy.initial().with_values_of(file).with_context(place)?))
 }

@@ -1,11 +1,12 @@
 //! `elbow merge`: an adapter of any program into the weights it was trained on.
 
 use super::export::{Precision, SHARD};
-use crate::{model::STEM, output, target};
+use crate::{output, target};
 use anyhow::Result;
 use elbow_models::{
-    folder::{Checkpoint, Folder, Pipeline, Shapes},
-    lora_file::{self, Merge, Network, Provenance, Trained, write_merged, write_merged_file},
+    folder::{Checkpoint, Folder, Shapes},
+    lora_file::{self, Merge, Provenance, Trained, write_merged, write_merged_file},
+    pipeline::STEM,
 };
 use std::path::{Path, PathBuf};
 
@@ -71,11 +72,7 @@ fn open(path: &Path) -> Result<Checkpoint> {
         return Ok(Checkpoint::open(path, STEM, None)?);
     }
     let folder = Folder::open(path, None)?;
-    let network = match folder.pipeline() {
-        Pipeline::StableDiffusion3 | Pipeline::Flux => Network::Transformer,
-        Pipeline::StableDiffusion => Network::Unet,
-    };
-    Ok(folder.checkpoint(network.component(), STEM)?)
+    Ok(folder.checkpoint(folder.pipeline().network().0, STEM)?)
 }
 
 /// What the adapter says of itself.

@@ -15,7 +15,7 @@ use elbow::{
     drafts::Drafts,
     kl::Anchor,
     sampler::Sampling,
-    train::{Replay, TopUp, Trainer},
+    train::Trainer,
 };
 use elbow_runlog::{RunFolder, metrics};
 use std::{fmt::Write, path::PathBuf, time::Instant};
@@ -90,13 +90,7 @@ fn calibrate(recipe: &Recipe, session: &Session) -> Result<Measured> {
     let Batch { group_size, rows, .. } = recipe.method.batch;
     let groups = (rows * rayon::current_num_threads()).div_ceil(group_size);
     let mut trainer = Trainer::new(
-        Config {
-            batch: Batch { groups, updates: 1, ..recipe.method.batch },
-            drafts: Drafts::default(),
-            top_up: TopUp::default(),
-            replay: Replay::default(),
-            ..recipe.method.clone()
-        },
+        recipe.method.of_one_batch(Batch { groups, updates: 1, ..recipe.method.batch }),
         &session.policy,
         &*session.train,
         &*session.reward,
@@ -105,8 +99,7 @@ fn calibrate(recipe: &Recipe, session: &Session) -> Result<Measured> {
     let drawn = trainer.draw(&())?;
     let draw = seconds(|| trainer.draw(&()).map(drop))?;
     let count = drawn.rewards.rewards.len();
-    let rewards = (0..count).map(|i| Some((i % 2) as f64)).collect();
-    let rewards = Grouped { rewards, parts: Vec::new(), ..drawn.rewards };
+    let rewards = disagreeing(drawn.rewards);
     let mut trained = 0;
     let train = seconds(|| {
         if off_policy(&recipe.method) {
@@ -117,6 +110,12 @@ fn calibrate(recipe: &Recipe, session: &Session) -> Result<Measured> {
         Ok(())
     })?;
     Ok(Measured { draw: draw / count as f64, train: train / trained.max(1) as f64 })
+}
+
+/// The same images with the rewards 0, 1, 0, 1, …, so that every group has something to say.
+pub fn disagreeing(rewards: Grouped) -> Grouped {
+    let alternating = (0..rewards.rewards.len()).map(|i| Some((i % 2) as f64)).collect();
+    Grouped { rewards: alternating, parts: Vec::new(), ..rewards }
 }
 
 /// Whether some updates see behavior weights that differ from the current ones.

@@ -9,10 +9,10 @@ use crate::{
     reward::RewardConfig,
     session::Session,
 };
-use anyhow::{Context, Result};
-use elbow::{Prompt, eval::Measured, params::Params, policy::Policy};
+use anyhow::Result;
+use elbow::{Prompt, eval::Measured, params::Params};
 use elbow_rewards::jpeg::Aim;
-use elbow_runlog::{RunFolder, RunLogError, checkpoint, grid, save_png};
+use elbow_runlog::{RunFolder, RunLogError, grid, save_png};
 use std::path::PathBuf;
 
 /// Arguments of `elbow sample`.
@@ -58,16 +58,7 @@ impl Source {
     /// The trained weights of the run if one was given.
     pub fn params(&self, session: &Session) -> Result<Option<Params>> {
         let Some(path) = &self.run else { return Ok(None) };
-        let Some((_, latest)) = checkpoint::latest(&RunFolder::open(path)?.checkpoints())? else {
-            return Err(Hint::error(
-                format!("{} has no checkpoint yet", path.display()),
-                "let the run reach its first checkpoint (keep.checkpoint_every), or stop it with Ctrl-C, which writes one",
-            ));
-        };
-        let checkpoint = checkpoint::read(&latest)?;
-        let place = || format!("cannot use checkpoint {}", latest.display());
-        let file = checkpoint.files.get("ema.safetensors").context("it has no ema.safetensors").with_context(place)?;
-        Ok(Some(session.policy.initial().with_values_of(file).with_context(place)?))
+        Ok(Some(session.trained(&RunFolder::open(path)?, None, "ema.safetensors")?.1))
     }
 }
 

@@ -65,6 +65,22 @@ pub fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
+/// Runs a command that must fail with all `parts` in its message, in a folder that must stay as it is.
+#[track_caller]
+pub fn refused(command: &mut Command, folder: &Path, parts: &[&str]) {
+    let before = files(folder);
+    let output = command.current_dir(folder).output().unwrap();
+    let text = text(&output);
+    assert_eq!(output.status.code(), Some(1), "{command:?}\n{text}");
+    assert!(text.starts_with("error: "), "{text}");
+    assert!(text.lines().last().unwrap().starts_with("hint: "), "no hint: {text}");
+    for part in parts {
+        assert!(text.contains(part), "{part:?} is not in\n{text}");
+    }
+    let after = files(folder);
+    assert!(before == after, "files changed: {:?} became {:?}", before.keys(), after.keys());
+}
+
 /// A finished small run of 4 epochs that all tests of a file share. It must not be written to.
 pub fn finished() -> &'static Path {
     static RUN: OnceLock<(TempDir, PathBuf)> = OnceLock::new();

@@ -38,6 +38,17 @@ pub enum Pipeline {
     StableDiffusion,
 }
 
+impl Pipeline {
+    /// The component that is its network, and the class of that.
+    pub fn network(self) -> (&'static str, &'static str) {
+        match self {
+            Self::StableDiffusion3 => ("transformer", "SD3Transformer2DModel"),
+            Self::Flux => ("transformer", "FluxTransformer2DModel"),
+            Self::StableDiffusion => ("unet", "UNet2DConditionModel"),
+        }
+    }
+}
+
 /// An open model folder.
 #[derive(Clone, Debug)]
 pub struct Folder {

@@ -176,7 +176,8 @@ impl<'a> Trainer<'a> {
         self.guided(self.policy.bind(tensors.as_ref()))
     }
 
-    fn guided(&self, field: Box<dyn VelocityField>) -> Box<dyn VelocityField + 'a> {
+    /// A field of the policy with the recipe's guidance.
+    pub fn guided(&self, field: Box<dyn VelocityField>) -> Box<dyn VelocityField + 'a> {
         let (scale, unconditional) = (self.config.sampler.guidance, self.unconditional.clone());
         Box::new(Guided { field, scale, unconditional })
     }

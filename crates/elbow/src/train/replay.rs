@@ -167,15 +167,17 @@ impl Kept {
 
     /// The paths of all that is kept, for a checkpoint.
     pub(super) fn paths(all: &[Self]) -> Params {
-        let images = all.iter().flat_map(|kept| &kept.images);
-        Params::new(images.enumerate().map(|(i, image)| (i.to_string(), image.shape.to_vec(), image.points.clone())))
+        Self::params(all, |image| image.points.clone())
     }
 
     /// Gives back the paths that [`Self::paths`] took; the layout says nothing of their values.
     pub(super) fn layout(all: &[Self]) -> Params {
+        Self::params(all, |image| vec![0.0; image.shape.iter().product()])
+    }
+
+    fn params(all: &[Self], values: impl Fn(&Image) -> Vec<f32>) -> Params {
         let images = all.iter().flat_map(|kept| &kept.images);
-        let zeros = |shape: [usize; 4]| vec![0.0; shape.iter().product()];
-        Params::new(images.enumerate().map(|(i, image)| (i.to_string(), image.shape.to_vec(), zeros(image.shape))))
+        Params::new(images.enumerate().map(|(i, image)| (i.to_string(), image.shape.to_vec(), values(image))))
     }
 
     /// Puts the values of a [`Self::layout`] back into place.

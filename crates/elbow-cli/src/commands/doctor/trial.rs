@@ -1,19 +1,16 @@
 //! Rewards on pictures of which the answer is known, and one step of a recipe.
 
 use super::Check;
-use crate::{failure::Hint, recipe::Recipe, reward::RewardConfig, session::Session};
+use crate::{commands::plan::disagreeing, failure::Hint, recipe::Recipe, reward::RewardConfig, session::Session};
 use anyhow::{Context, Result};
 use burn::tensor::Tensor;
 use elbow::{
     Prompt, RgbImage,
-    advantage::Grouped,
     config::{Batch, Config},
-    drafts::Drafts,
     evaluation::Evaluation,
-    guidance::Guided,
     likelihood::Rollout,
     policy::Policy,
-    train::{TopUp, Trainer},
+    train::Trainer,
 };
 use elbow_world::{Scene, Task, prompts, splitmix};
 
@@ -61,15 +58,11 @@ fn broken(message: String) -> anyhow::Error {
 /// Two images, scored 0 and 1, and one optimizer step on them.
 pub fn step(recipe: &Recipe, session: &Session) -> Result<String> {
     let config = small(&recipe.method);
-    let guidance = config.sampler.guidance;
     let device = session.device.clone();
     let mut trainer = Trainer::new(config, &session.policy, &*session.train, &*session.reward, device)?;
     let drawn = trainer.draw(&())?;
-    let ratio = equal_weights(&trainer, session, &drawn.rollout, guidance)?;
-    let count = drawn.rewards.rewards.len();
-    let rewards = (0..count).map(|i| Some((i % 2) as f64)).collect();
-    let rewards = Grouped { rewards, parts: Vec::new(), ..drawn.rewards };
-    let outcome = trainer.update(&drawn.rollout, &rewards, &())?;
+    let ratio = equal_weights(&trainer, session, &drawn.rollout)?;
+    let outcome = trainer.update(&drawn.rollout, &disagreeing(drawn.rewards), &())?;
     let losses = &outcome.policy_losses;
     let loss = losses.iter().sum::<f64>() / losses.len().max(1) as f64;
     let norm = outcome.grad_norms.first().copied().unwrap_or(f64::NAN);
@@ -82,12 +75,7 @@ pub fn step(recipe: &Recipe, session: &Session) -> Result<String> {
 
 /// The recipe with as few images and steps as it allows.
 fn small(method: &Config) -> Config {
-    let least = Config {
-        batch: Batch { groups: 1, updates: 1, ..method.batch },
-        drafts: Drafts::default(),
-        top_up: TopUp::default(),
-        ..method.clone()
-    };
+    let least = method.of_one_batch(Batch { groups: 1, updates: 1, ..method.batch });
     let mut pair = Config { batch: Batch { group_size: 2, rows: 2, ..least.batch }, ..least.clone() };
     if pair.validate().is_err() {
         pair = least;
@@ -98,18 +86,14 @@ fn small(method: &Config) -> Config {
 }
 
 /// The largest |ln ρ| between the current weights with a graph and the same weights without, which must be 0, bit for bit.
-fn equal_weights(trainer: &Trainer<'_>, session: &Session, rollout: &Rollout, guidance: f64) -> Result<f64> {
+fn equal_weights(trainer: &Trainer<'_>, session: &Session, rollout: &Rollout) -> Result<f64> {
     let rollout = rollout.select(&[0, 1]);
     let leaves = trainer.state.current.tensors(&session.device.clone().autodiff());
-    let current = Guided {
-        field: session.policy.bind(Some(&leaves)),
-        scale: guidance,
-        unconditional: session.policy.encode(&["".into()])?,
-    };
+    let current = trainer.guided(session.policy.bind(Some(&leaves)));
     let (behavior, reference) = (trainer.field(Some(&trainer.state.current)), trainer.field(None));
     let queries = trainer.config().likelihood.get().queries(&rollout);
     let query = queries.first().context("the likelihood asks nothing")?;
-    let ratios: Tensor<1> = Evaluation::new(query, &current, Some(&*behavior), &*reference).log_ratio();
+    let ratios: Tensor<1> = Evaluation::new(query, &*current, Some(&*behavior), &*reference).log_ratio();
     let largest = ratios.inner().into_data().iter::<f64>().map(f64::abs).fold(0.0, f64::max);
     if largest == 0.0 {
         return Ok(largest);
