@@ -3,7 +3,8 @@
     python race.py --elbow target/release/elbow --out docs/performance.md
 
 For each size of network and each tuning, `elbow bench --outputs` writes weights, inputs and results of one rollout and one
-training step; `twin.py check` repeats both in PyTorch, and the race stops if they differ. Then every program is started
+training step; `twin.py check` repeats both in PyTorch, and the race stops if they differ. It also stops if the comparison does
+not notice a matrix that was made wrong by a tenth. Then every program is started
 afresh for each loop, warmed up, and asked for one round after the other in turn (A B C D A B C D ...): all are warm, and never
 do two work at once. A round is the median of a few runs. Before that, PyTorch's best allocator and micro-batch are found by
 trying.
@@ -93,13 +94,27 @@ def elbow(args, size, tuning):
     return [str(c) for c in command + ["--hidden", hidden, "--heads", heads, "--layers", layers]]
 
 
-def agree(file, config, rows, allocator):
-    """What `twin.py check` says; the end of the race if float32 differs by more than the limits."""
-    output = subprocess.run(twin("check", file, config, rows), env=environment(allocator), stdout=subprocess.PIPE, text=True)
+def differences(file, config, rows, allocator, *options):
+    """What `twin.py check` says, and which of it is beyond the limits."""
+    command = twin("check", file, config, rows) + list(options)
+    output = subprocess.run(command, env=environment(allocator), stdout=subprocess.PIPE, text=True)
     if output.returncode != 0:
         sys.exit(f"the PyTorch side failed in configuration {config}: see above")
     found = json.loads(output.stdout)
-    wrong = [f"{name} by {found[name]:.1e} (limit {limit:.0e})" for name, limit in LIMITS.items() if not found[name] <= limit]
+    return found, [f"{name} by {found[name]:.1e} (limit {limit:.0e})" for name, limit in LIMITS.items() if not found[name] <= limit]
+
+
+def notices(file, rows):
+    """The end of the race if the comparison does not see that one matrix of PyTorch's is wrong by a tenth."""
+    _, wrong = differences(file, "eager", rows, "glibc", "--break")
+    print(f"  with a matrix made wrong: {', '.join(wrong)}", file=sys.stderr)
+    if not any(name.startswith("images") for name in wrong) or not any(name.startswith("gradient ") for name in wrong):
+        sys.exit("a matrix was made wrong, and the comparison did not see it in images and gradients: it proves nothing")
+
+
+def agree(file, config, rows, allocator, *options):
+    """What `twin.py check` says; the end of the race if float32 differs by more than the limits."""
+    found, wrong = differences(file, config, rows, allocator, *options)
     if config != "bf16" and wrong:
         sys.exit(f"elbow and PyTorch ({config}) compute different numbers, so there is nothing to time: {', '.join(wrong)}; "
                  f"the gradient that is farthest off is that of {found['worst']}")
@@ -174,6 +189,7 @@ def arguments():
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["nano", "wide"])
     parser.add_argument("--tunings", nargs="+", choices=["full", "lora"], default=["full", "lora"])
     parser.add_argument("--configs", nargs="+", choices=["eager", "compile", "bf16"], default=["eager", "compile", "bf16"])
+    parser.add_argument("--break", dest="broken", action="store_true", help="make a matrix of PyTorch's wrong: the race must stop")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rows", type=int, default=32, help="elbow's micro-batch; PyTorch gets the better of it and the batch")
     parser.add_argument("--rounds", type=int, default=12)
@@ -188,8 +204,9 @@ def contest(size, tuning, folder, args):
     print(name, file=sys.stderr)
     subprocess.run(elbow(args, size, tuning) + ["--outputs", str(file)], check=True)
     agreement, table = [], []
+    notices(file, args.batch)
     for config in args.configs:
-        found = agree(file, config, args.batch, "glibc")
+        found = agree(file, config, args.batch, "glibc", *(["--break"] if args.broken else []))
         numbers = " | ".join(f"{found[n]:.1e}" for n in ("images", "losses", "log_ratios", "gradient"))
         agreement.append(f"| {name} | {config} | {numbers} | {found['worst']} (of {found['gradients']}) |")
         print("  " + agreement[-1], file=sys.stderr)

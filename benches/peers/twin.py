@@ -118,6 +118,13 @@ class Twin:
 
         self.velocity, self.behavior = field(self.current), field(behavior)
 
+    @torch.no_grad()
+    def spoil(self):
+        """What the comparison has to notice: the middle one of the trained matrices of the blocks, in both sets of weights."""
+        matrices = [name for name, p in self.trained.items() if name.startswith("transformer_blocks.") and p.dim() == 2]
+        for parameters in (self.trained, self.lagged):
+            parameters[matrices[len(matrices) // 2]].mul_(1.1)
+
     def parts(self, *tensors):
         return zip(*(t.split(self.rows) for t in tensors))
 
@@ -231,11 +238,14 @@ if __name__ == "__main__":
     parser.add_argument("file")
     parser.add_argument("--config", choices=["eager", "compile", "bf16"], default="eager")
     parser.add_argument("--rows", type=int, default=64, help="images in one forward pass")
+    parser.add_argument("--break", dest="broken", action="store_true", help="make one trained matrix wrong by a tenth")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     file = File(args.file)
     twin = Twin(file, args.config, args.rows)
+    if args.broken:
+        twin.spoil()
     if args.mode == "check":
         print(json.dumps(check(twin, file)))
     else:

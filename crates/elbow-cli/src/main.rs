@@ -91,7 +91,22 @@ enum Command {
 fn main() -> ExitCode {
     keep_pages();
     let Cli { device, command } = Cli::parse();
-    let result = match command {
+    let result = elbow_kernels::path().map_err(unknown_path).and_then(|_| run(command, device));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            failure::complain(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn unknown_path(error: &elbow_kernels::PathError) -> anyhow::Error {
+    failure::Hint::error(error.to_string(), format!("unset {} to take the best", elbow_kernels::VARIABLE))
+}
+
+fn run(command: Command, device: device::DeviceName) -> anyhow::Result<()> {
+    match command {
         Command::Train(args) => commands::train::run(args, device),
         Command::Sample(args) => commands::sample::run(&args, device),
         Command::Eval(args) => commands::eval::run(&args, device),
@@ -106,12 +121,5 @@ fn main() -> ExitCode {
         }
         Command::Config(args) => commands::config::run(&args),
         Command::Bench(args) => commands::bench::run(&args, device),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            failure::complain(&error);
-            ExitCode::FAILURE
-        }
     }
 }

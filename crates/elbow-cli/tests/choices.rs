@@ -89,6 +89,10 @@ fn a_plan_says_passes_seconds_and_memory() {
     assert!(!plain.contains("drafts"), "{plain}");
     let drafted = plan(&["drafts.count=9", "drafts.steps=1"]);
     assert!(drafted.contains("drafts          9 a prompt, 1 forward passes and a reward each"), "{drafted}");
+    for objective in ["ram", "trajectory-balance"] {
+        let text = plan(&["kl.weight=0", &format!("objective.kind={objective}")]);
+        assert!(text.contains("1 × 2 forward and 1 × 1 backward"), "{objective} compares with the reference: {text}");
+    }
     for line in ["time an epoch", "time in all", "10 epochs, and 2 evaluations", "MiB at the peak"] {
         assert!(plain.contains(line), "{line}: {plain}");
     }

@@ -25,6 +25,13 @@ fn refused_recipe(recipe: &str, parts: &[&str]) {
 }
 
 #[test]
+fn an_unknown_path_of_the_cpu_is_named_with_those_there_are() {
+    let root = tempfile::tempdir().unwrap();
+    let parts = ["ELBOW_CPU=mmx: this CPU can take composite, portable", "unset ELBOW_CPU"];
+    refused(elbow(["train", "--run", "run"]).env("ELBOW_CPU", "mmx"), root.path(), &parts);
+}
+
+#[test]
 fn an_unknown_field_is_named_with_those_there_are() {
     refused_changes(&["sed=1"], &["unknown field `sed`; a recipe has seed,"]);
     refused_changes(&["batch.group=1"], &["unknown field `batch.group`; [batch] has groups, group_size"]);

@@ -12,8 +12,9 @@
 //! This is the order and the placement of ε of `torch.optim.AdamW`. The elements are independent, so the result does
 //! not depend on the number of threads.
 
-use multiversion::multiversion;
 use rayon::prelude::*;
+
+use crate::path::kernel;
 
 /// Elements one task updates: four streams of 64 KiB stay in a core's second-level cache.
 const CHUNK: usize = 1 << 14;
@@ -78,11 +79,12 @@ impl AdamW {
     }
 }
 
-#[multiversion(targets = "simd")]
-fn update(c: Coefficients, param: &mut [f32], grad: &[f32], m: &mut [f32], v: &mut [f32]) {
-    for (((p, &g), m), v) in param.iter_mut().zip(grad).zip(m).zip(v) {
-        *m += c.one_minus_beta1 * (g - *m);
-        *v = c.beta2 * *v + c.one_minus_beta2 * g * g;
-        *p = c.keep * *p - c.step_size * *m / (v.sqrt() * c.inverse_correction + c.eps);
+kernel! {
+    fn update(c: Coefficients, param: &mut [f32], grad: &[f32], m: &mut [f32], v: &mut [f32]) {
+        for (((p, &g), m), v) in param.iter_mut().zip(grad).zip(m).zip(v) {
+            *m += c.one_minus_beta1 * (g - *m);
+            *v = c.beta2 * *v + c.one_minus_beta2 * g * g;
+            *p = c.keep * *p - c.step_size * *m / (v.sqrt() * c.inverse_correction + c.eps);
+        }
     }
 }

@@ -15,7 +15,6 @@
 use std::marker::PhantomData;
 
 use burn::{backend::flex::FlexTensor, tensor::Tensor};
-use multiversion::multiversion;
 use rayon::prelude::*;
 
 use crate::{
@@ -24,6 +23,7 @@ use crate::{
     gemm::{Matrix, MatrixMut, Threads, add_product, store_product},
     math::{exp, max, sum_of},
     mechanism::{CpuOp, call3, fuses},
+    path::kernel,
 };
 
 /// Queries whose scores are held at once.
@@ -241,28 +241,30 @@ fn probabilities<'a>(q: Matrix<'_>, k: Matrix<'_>, keys: usize, width: usize, sc
     Matrix::new(scores, count, keys, keys)
 }
 
-/// `softmax(scale · row)` of each row, in place.
-#[multiversion(targets = "simd")]
-fn softmax(scores: &mut [f32], columns: usize, scale: f32) {
-    for row in scores.chunks_exact_mut(columns) {
-        let largest = max(row);
-        for score in row.iter_mut() {
-            *score = exp((*score - largest) * scale);
-        }
-        let inverse = 1.0 / sum_of(row, row, |p, _| p);
-        for p in row {
-            *p *= inverse;
+kernel! {
+    /// `softmax(scale · row)` of each row, in place.
+    fn softmax(scores: &mut [f32], columns: usize, scale: f32) {
+        for row in scores.chunks_exact_mut(columns) {
+            let largest = max(row);
+            for score in row.iter_mut() {
+                *score = exp((*score - largest) * scale);
+            }
+            let inverse = 1.0 / sum_of(row, row, |p, _| p);
+            for p in row {
+                *p *= inverse;
+            }
         }
     }
 }
 
-/// `dS = scale · P ∘ (dP − rowsum(P ∘ dP))`, in place of `dP`.
-#[multiversion(targets = "simd")]
-fn softmax_backward(p: &[f32], dp: &mut [f32], columns: usize, scale: f32) {
-    for (p, dp) in p.chunks_exact(columns).zip(dp.chunks_exact_mut(columns)) {
-        let dot = sum_of(p, dp, |p, dp| p * dp);
-        for (dp, &p) in dp.iter_mut().zip(p) {
-            *dp = scale * p * (*dp - dot);
+kernel! {
+    /// `dS = scale · P ∘ (dP − rowsum(P ∘ dP))`, in place of `dP`.
+    fn softmax_backward(p: &[f32], dp: &mut [f32], columns: usize, scale: f32) {
+        for (p, dp) in p.chunks_exact(columns).zip(dp.chunks_exact_mut(columns)) {
+            let dot = sum_of(p, dp, |p, dp| p * dp);
+            for (dp, &p) in dp.iter_mut().zip(p) {
+                *dp = scale * p * (*dp - dot);
+            }
         }
     }
 }

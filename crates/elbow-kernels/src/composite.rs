@@ -11,6 +11,11 @@ pub fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tens
     module::linear(x, weight.transpose(), bias)
 }
 
+/// `y = gelu(x) Wᵀ + b`.
+pub fn gelu_linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
+    linear(gelu_tanh(x), weight, bias)
+}
+
 /// `(x − μ) / √(σ² + eps) · (1 + scale) + shift`, with `μ` and `σ²` of each token.
 pub fn layer_norm_modulate(x: Tensor<3>, shift: Tensor<2>, scale: Tensor<2>, eps: f64) -> Tensor<3> {
     let centered = x.clone() - x.mean_dim(2);

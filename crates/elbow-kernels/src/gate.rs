@@ -7,13 +7,13 @@
 //! `dx` shares the memory of `dout`. One batch element is one task, so the sum over tokens has a fixed order.
 
 use burn::{backend::flex::FlexTensor, tensor::Tensor};
-use multiversion::multiversion;
 use rayon::prelude::*;
 
 use crate::{
     buffer::{Output, Rows, Slot, dims, kept, tensor},
     composite,
     mechanism::{CpuOp, call3, fuses},
+    path::kernel,
 };
 
 /// `x + gate · y`.
@@ -84,33 +84,36 @@ impl CpuOp<3> for GatedResidual {
     }
 }
 
-/// `x + gate · y` for one batch element. Inputs are (values, row stride).
-#[multiversion(targets = "simd")]
-fn combine(x: (&[f32], usize), y: (&[f32], usize), gate: &[f32], out: &mut [Slot]) {
-    let rows = x.0.chunks(x.1).zip(y.0.chunks(y.1)).zip(out.chunks_exact_mut(gate.len()));
-    for ((x, y), out) in rows {
-        for (((out, &x), &y), &gate) in out.iter_mut().zip(x).zip(y).zip(gate) {
-            out.write(x + gate * y);
+kernel! {
+    /// `x + gate · y` for one batch element. Inputs are (values, row stride).
+    fn combine(x: (&[f32], usize), y: (&[f32], usize), gate: &[f32], out: &mut [Slot]) {
+        let rows = x.0.chunks(x.1).zip(y.0.chunks(y.1)).zip(out.chunks_exact_mut(gate.len()));
+        for ((x, y), out) in rows {
+            for (((out, &x), &y), &gate) in out.iter_mut().zip(x).zip(y).zip(gate) {
+                out.write(x + gate * y);
+            }
         }
     }
 }
 
-/// `gate · rows` for one batch element.
-#[multiversion(targets = "simd")]
-fn scale_rows(rows: &[f32], stride: usize, gate: &[f32], out: &mut [Slot]) {
-    for (row, out) in rows.chunks(stride).zip(out.chunks_exact_mut(gate.len())) {
-        for ((out, &value), &gate) in out.iter_mut().zip(row).zip(gate) {
-            out.write(value * gate);
+kernel! {
+    /// `gate · rows` for one batch element.
+    fn scale_rows(rows: &[f32], stride: usize, gate: &[f32], out: &mut [Slot]) {
+        for (row, out) in rows.chunks(stride).zip(out.chunks_exact_mut(gate.len())) {
+            for ((out, &value), &gate) in out.iter_mut().zip(row).zip(gate) {
+                out.write(value * gate);
+            }
         }
     }
 }
 
-/// Adds `Σ_rows a · b` of one batch element to `sum`.
-#[multiversion(targets = "simd")]
-fn add_products(a: (&[f32], usize), b: (&[f32], usize), sum: &mut [f32]) {
-    for (a, b) in a.0.chunks(a.1).zip(b.0.chunks(b.1)) {
-        for ((sum, &a), &b) in sum.iter_mut().zip(a).zip(b) {
-            *sum += a * b;
+kernel! {
+    /// Adds `Σ_rows a · b` of one batch element to `sum`.
+    fn add_products(a: (&[f32], usize), b: (&[f32], usize), sum: &mut [f32]) {
+        for (a, b) in a.0.chunks(a.1).zip(b.0.chunks(b.1)) {
+            for ((sum, &a), &b) in sum.iter_mut().zip(a).zip(b) {
+                *sum += a * b;
+            }
         }
     }
 }

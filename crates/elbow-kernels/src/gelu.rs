@@ -8,7 +8,6 @@
 //! ```
 
 use burn::{backend::flex::FlexTensor, tensor::Tensor};
-use multiversion::multiversion;
 use rayon::prelude::*;
 
 use crate::{
@@ -16,6 +15,7 @@ use crate::{
     composite,
     math::exp,
     mechanism::{CpuOp, call1, fuses},
+    path::kernel,
 };
 
 /// Elements of one task.
@@ -54,6 +54,15 @@ impl CpuOp<1> for Gelu {
     }
 }
 
+/// The values of a slice.
+#[expect(unsafe_code, reason = "an output written whole is not cleared first")]
+pub(crate) fn of(x: &[f32]) -> Box<[f32]> {
+    let mut y = Box::new_uninit_slice(x.len());
+    y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| value(x, y));
+    // SAFETY: `value` writes each slot of its chunk, and the chunks cover the output.
+    unsafe { y.assume_init() }
+}
+
 /// `σ(2u)`.
 #[inline(always)]
 fn gate(x: f32) -> f32 {
@@ -61,18 +70,21 @@ fn gate(x: f32) -> f32 {
     1.0 / (1.0 + exp(-2.0 * u))
 }
 
-#[multiversion(targets = "simd")]
-fn value(x: &[f32], y: &mut [Slot]) {
-    for (y, &x) in y.iter_mut().zip(x) {
-        y.write(x * gate(x));
+kernel! {
+    fn value(x: &[f32], y: &mut [Slot]) {
+        for (y, &x) in y.iter_mut().zip(x) {
+            y.write(x * gate(x));
+        }
     }
 }
 
-#[multiversion(targets = "simd")]
-fn scale_by_derivative(x: &[f32], grad: &mut [f32]) {
-    for (grad, &x) in grad.iter_mut().zip(x) {
-        let s = gate(x);
-        let du = SQRT_2_OVER_PI * (1.0 + 3.0 * CUBIC * x * x);
-        *grad *= s + x * s * (1.0 - s) * 2.0 * du;
+kernel! {
+    /// Multiplies `grad` by the derivative at `x`.
+    pub(crate) fn scale_by_derivative(x: &[f32], grad: &mut [f32]) {
+        for (grad, &x) in grad.iter_mut().zip(x) {
+            let s = gate(x);
+            let du = SQRT_2_OVER_PI * (1.0 + 3.0 * CUBIC * x * x);
+            *grad *= s + x * s * (1.0 - s) * 2.0 * du;
+        }
     }
 }

@@ -1,11 +1,14 @@
 //! Matrix products on strided `f32` slices, through the `gemm` crate.
 //!
-//! That crate picks its kernels for the CPU it runs on. It never divides the inner dimension among threads, so a
+//! Its kernels are those of the chosen [`Path`](crate::path::Path). It never divides the inner dimension among threads, so a
 //! product has the same bits for any number of threads; the crate's tests check it.
 
 use std::marker::PhantomData;
 
+#[cfg(not(target_arch = "x86_64"))]
 use gemm::Parallelism;
+#[cfg(target_arch = "x86_64")]
+use gemm_common::Parallelism;
 
 use crate::buffer::Slot;
 
@@ -128,21 +131,84 @@ unsafe fn product(to: MatrixMut<'_>, add: bool, a: Matrix<'_>, b: Matrix<'_>, th
     };
     // SAFETY: `a` and `b` lie within their slices by construction and `to` is writable and not aliased by its type's
     // contract; the dimensions agree; `to` is read only with `add`, when it has values.
+    unsafe { transposed_product(to, add, a, b, parallelism) }
+}
+
+/// The product as its transpose, since the microkernels write columns, with the kernels of the chosen path: left to itself, the
+/// `gemm` crate would take the best.
+///
+/// # Safety
+///
+/// The dimensions agree, the matrices lie in memory, and with `add` every element of `to` has a value.
+#[cfg(target_arch = "x86_64")]
+#[expect(unsafe_code, reason = "the gemm crate takes pointers")]
+unsafe fn transposed_product(to: MatrixMut<'_>, add: bool, a: Matrix<'_>, b: Matrix<'_>, parallelism: Parallelism) {
+    use crate::path::{Path, chosen};
+    use gemm_common::simd::{MixedSimd, Scalar, V3, V4};
+    macro_rules! with {
+        ($kernels:ident, $simd:ident, $lanes:literal) => {{
+            use gemm_f32::microkernel::$kernels::f32::{H_M, H_N, H_UKR, MR_DIV_N, NR, UKR};
+            let simd = <$simd as MixedSimd<f32, f32, f32, f32>>::try_new().expect("a path is one that the CPU has");
+            // SAFETY: the caller's promise.
+            unsafe {
+                gemm_common::gemm::gemm_basic_generic::<_, f32, $lanes, { MR_DIV_N * $lanes }, NR, MR_DIV_N, H_M, H_N>(
+                    simd,
+                    to.columns,
+                    to.rows,
+                    a.columns,
+                    to.first,
+                    to.stride as isize,
+                    1,
+                    add,
+                    b.values.as_ptr(),
+                    b.row_stride as isize,
+                    b.column_stride as isize,
+                    a.values.as_ptr(),
+                    a.row_stride as isize,
+                    a.column_stride as isize,
+                    1.0,
+                    1.0,
+                    false,
+                    false,
+                    false,
+                    |a, b, c| a * b + c,
+                    &UKR,
+                    &H_UKR,
+                    false,
+                    parallelism,
+                );
+            }
+        }};
+    }
+    match chosen() {
+        Path::Avx512 => with!(avx512f, V4, 16),
+        Path::Avx2 => with!(fma, V3, 8),
+        Path::Composite | Path::Portable => with!(scalar, Scalar, 1),
+    }
+}
+
+/// # Safety
+///
+/// The dimensions agree, the matrices lie in memory, and with `add` every element of `to` has a value.
+#[cfg(not(target_arch = "x86_64"))]
+#[expect(unsafe_code, reason = "the gemm crate takes pointers")]
+unsafe fn transposed_product(to: MatrixMut<'_>, add: bool, a: Matrix<'_>, b: Matrix<'_>, parallelism: Parallelism) {
+    // SAFETY: the caller's promise.
     unsafe {
         gemm::gemm(
-            to.rows,
             to.columns,
+            to.rows,
             a.columns,
             to.first,
-            1,
             to.stride as isize,
+            1,
             add,
-            a.values.as_ptr(),
-            a.column_stride as isize,
-            a.row_stride as isize,
             b.values.as_ptr(),
-            b.column_stride as isize,
             b.row_stride as isize,
+            b.column_stride as isize,
+            a.values.as_ptr(),
+            a.row_stride as isize,
+            a.column_stride as isize,
             1.0,
             1.0,
             false,

@@ -6,11 +6,13 @@
 //! | function | value |
 //! |---|---|
 //! | [`linear`] | `x Wᵀ + b` |
+//! | [`gelu_linear`] | `gelu(x) Wᵀ + b` |
 //! | [`layer_norm_modulate`] | `LayerNorm(x) · (1 + scale) + shift` |
 //! | [`attention`] | `softmax(Q Kᵀ / √d) V` for each head |
 //! | [`gated_residual`] | `x + gate · y` |
 //! | [`gelu_tanh`] | GELU, tanh form |
 //! | [`AdamW`] | one optimizer step, in place |
+//! | [`normals`] | uniform integers to normal numbers |
 //!
 //! They apply to `f32` tensors on the CPU backend, tracked or not; everywhere else the functions are the ordinary
 //! tensor operations of [`composite`]. Shapes use `B` for the batch, `N` for tokens, `H` for features.
@@ -18,13 +20,13 @@
 //! Three properties hold and are tested: gradients equal those of the composite to rounding; no gradient is computed,
 //! and nothing kept, for an input that is not tracked; results have the same bits on repetition and for any number of
 //! threads, because work is divided by shape alone and sums have a fixed order. The kernels choose their instruction
-//! set when they run.
+//! set when they run ([`path()`]).
 //!
 //! `mechanism.rs` explains how an operation is added.
 
 #![expect(
     clippy::inline_always,
-    reason = "helpers are compiled with the instruction set of the multiversioned kernel they are inlined into"
+    reason = "helpers are compiled with the instruction set of the kernel they are inlined into"
 )]
 
 mod adamw;
@@ -38,10 +40,14 @@ mod linear;
 mod math;
 mod mechanism;
 mod norm;
+mod normal;
+mod path;
 
 pub use adamw::AdamW;
 pub use attention::attention;
 pub use gate::gated_residual;
 pub use gelu::gelu_tanh;
-pub use linear::linear;
+pub use linear::{gelu_linear, linear};
 pub use norm::layer_norm_modulate;
+pub use normal::normals;
+pub use path::{Path, PathError, VARIABLE, path};

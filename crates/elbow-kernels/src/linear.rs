@@ -7,16 +7,19 @@
 //! ```
 //!
 //! A frozen weight costs nothing in the backward pass: `dW` is not computed and `X` is not kept.
+//!
+//! With GELU before it, `Y = gelu(X) Wᵀ + b`, `X` alone is kept: `gelu(X)` is computed again for `dW`, and `dX` is multiplied
+//! by the derivative while it is in the cache. In a feed-forward layer that is a third of what would be kept.
 
 use burn::{backend::flex::FlexTensor, tensor::Tensor};
-use multiversion::multiversion;
 use rayon::prelude::*;
 
 use crate::{
-    buffer::{Output, Slot, dense, dims, tensor},
-    composite,
+    buffer::{Output, Slot, dense, dims, kept, tensor},
+    composite, gelu,
     gemm::{Matrix, MatrixMut, Threads, add_product, store_product},
     mechanism::{CpuOp, call2, call3, fuses},
+    path::kernel,
 };
 
 /// Rows whose bias gradient is summed by one task.
@@ -32,49 +35,71 @@ const TASK_ROWS: usize = 128;
 ///
 /// `x` is `[.., in]`, `weight` is `[out, in]` as PyTorch stores it, `bias` is `[out]`. Returns `[.., out]`.
 pub fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
-    if !fuses(&x) || !fuses(&weight) || !bias.as_ref().is_none_or(fuses) {
-        return composite::linear(x, weight, bias);
+    if fits(&x, &weight, bias.as_ref()) {
+        run(x, weight, bias, Linear { gelu: false })
+    } else {
+        composite::linear(x, weight, bias)
     }
+}
+
+/// `y = gelu(x) Wᵀ + b`, the tanh form of GELU; shapes as for [`linear`].
+pub fn gelu_linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
+    if fits(&x, &weight, bias.as_ref()) {
+        run(x, weight, bias, Linear { gelu: true })
+    } else {
+        composite::gelu_linear(x, weight, bias)
+    }
+}
+
+/// Whether the fused path applies; the shapes are checked.
+fn fits<const D: usize>(x: &Tensor<D>, weight: &Tensor<2>, bias: Option<&Tensor<1>>) -> bool {
     let [out, inner] = weight.dims();
     assert_eq!(x.dims()[D - 1], inner, "linear: the last dimension of x is not the weight's second");
+    assert!(bias.is_none_or(|b| b.dims() == [out]), "linear: bias is not [out]");
+    fuses(x) && fuses(weight) && bias.is_none_or(fuses)
+}
+
+fn run<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>, op: Linear) -> Tensor<D> {
     match bias {
-        Some(bias) => {
-            assert_eq!(bias.dims(), [out], "linear: bias is not [out]");
-            call3(x, weight, bias, Linear)
-        }
-        None => call2(x, weight, Linear),
+        Some(bias) => call3(x, weight, bias, op),
+        None => call2(x, weight, op),
     }
 }
 
 #[derive(Debug)]
-struct Linear;
+struct Linear {
+    /// Whether GELU comes first.
+    gelu: bool,
+}
 
 impl CpuOp<2> for Linear {
     fn forward(&self, [x, weight]: [&FlexTensor; 2]) -> FlexTensor {
-        affine(x, weight, None)
+        self.affine(x, weight, None)
     }
 
     fn keeps(&self, [x, weight]: [bool; 2]) -> [bool; 2] {
-        [weight, x]
+        [weight || x && self.gelu, x]
     }
 
     fn backward(
         &self,
         [x, weight]: [Option<FlexTensor>; 2],
         grad: FlexTensor,
-        _: [bool; 2],
+        tracked: [bool; 2],
     ) -> [Option<FlexTensor>; 2] {
-        [weight.map(|weight| input_gradient(&grad, &weight)), x.map(|x| weight_gradient(&grad, &x))]
+        let dx = weight.map(|weight| self.input_gradient(&grad, &weight, x.as_ref()));
+        [dx, x.filter(|_| tracked[1]).map(|x| self.weight_gradient(&grad, &x))]
     }
 }
 
 impl CpuOp<3> for Linear {
     fn forward(&self, [x, weight, bias]: [&FlexTensor; 3]) -> FlexTensor {
-        affine(x, weight, Some(bias))
+        self.affine(x, weight, Some(bias))
     }
 
     fn keeps(&self, [x, weight, _]: [bool; 3]) -> [bool; 3] {
-        [weight, x, false]
+        let [x, weight] = CpuOp::<2>::keeps(self, [x, weight]);
+        [x, weight, false]
     }
 
     fn backward(
@@ -85,6 +110,78 @@ impl CpuOp<3> for Linear {
     ) -> [Option<FlexTensor>; 3] {
         let [dx, dweight] = CpuOp::<2>::backward(self, [x, weight], grad.clone(), [tracked[0], tracked[1]]);
         [dx, dweight, tracked[2].then(|| bias_gradient(&grad))]
+    }
+}
+
+impl Linear {
+    #[expect(unsafe_code, reason = "an output written whole is not cleared first")]
+    fn affine(&self, x: &FlexTensor, weight: &FlexTensor, bias: Option<&FlexTensor>) -> FlexTensor {
+        let [out, inner] = dims(weight);
+        let (values, w) = (dense(x), dense(weight));
+        let rows = values.len() / inner;
+        let bias = bias.map(dense);
+        let mut y = Output::new(rows * out);
+        // Each product would otherwise rearrange the weight for itself.
+        let turned = in_tasks(rows).then(|| transpose(&w, out, inner));
+        let b = match &turned {
+            Some(turned) => Matrix::new(turned, inner, out, out),
+            None => Matrix::new(&w, out, inner, inner).transposed(),
+        };
+        by_rows(y.slots(), out, &values, inner, |part, x, threads| {
+            let activated = self.gelu.then(|| gelu::of(x));
+            let a = Matrix::new(activated.as_deref().unwrap_or(x), x.len() / inner, inner, inner);
+            match &bias {
+                None => store_product(MatrixMut::new(part, a.rows(), out), a, b, threads),
+                Some(bias) => {
+                    for row in part.chunks_exact_mut(out) {
+                        row.write_copy_of_slice(bias);
+                    }
+                    // SAFETY: each row was filled with the bias.
+                    unsafe { add_product(MatrixMut::new(part, a.rows(), out), a, b, threads) };
+                }
+            }
+        });
+        // SAFETY: the product wrote every element.
+        unsafe { y.finish(with_last(x, out)) }
+    }
+
+    #[expect(unsafe_code, reason = "an output written whole is not cleared first")]
+    fn input_gradient(&self, grad: &FlexTensor, weight: &FlexTensor, x: Option<&FlexTensor>) -> FlexTensor {
+        let [out, inner] = dims(weight);
+        let (values, weight) = (dense(grad), dense(weight));
+        let x = self.gelu.then(|| dense(kept(x)));
+        let rows = values.len() / out;
+        let mut dx = Output::new(rows * inner);
+        let b = Matrix::new(&weight, out, inner, inner);
+        let x: Option<&[f32]> = x.as_deref();
+        // What a task writes lies where its part of `x` does.
+        let first = dx.slots().as_ptr() as usize;
+        by_rows(dx.slots(), inner, &values, out, |part, grad, threads| {
+            let a = Matrix::new(grad, grad.len() / out, out, out);
+            store_product(MatrixMut::new(part, a.rows(), inner), a, b, threads);
+            if let Some(x) = x {
+                let from = (part.as_ptr() as usize - first) / size_of::<f32>();
+                // SAFETY: the product wrote every element.
+                let part = unsafe { part.assume_init_mut() };
+                gelu::scale_by_derivative(&x[from..][..part.len()], part);
+            }
+        });
+        // SAFETY: the product wrote every element.
+        unsafe { dx.finish(with_last(grad, inner)) }
+    }
+
+    #[expect(unsafe_code, reason = "an output written whole is not cleared first")]
+    fn weight_gradient(&self, grad: &FlexTensor, x: &FlexTensor) -> FlexTensor {
+        let width = |tensor: &FlexTensor| tensor.layout().shape()[tensor.layout().num_dims() - 1];
+        let (out, inner) = (width(grad), width(x));
+        let (grad, x) = (dense(grad), dense(x));
+        let activated = self.gelu.then(|| gelu::of(&x));
+        let x = Matrix::new(activated.as_deref().unwrap_or(&x), x.len() / inner, inner, inner);
+        let mut dweight = Output::new(out * inner);
+        let a = Matrix::new(&grad, x.rows(), out, out).transposed();
+        store_product(MatrixMut::new(dweight.slots(), out, inner), a, x, Threads::Pool);
+        // SAFETY: the product wrote every element.
+        unsafe { dweight.finish([out, inner]) }
     }
 }
 
@@ -102,71 +199,21 @@ fn in_tasks(rows: usize) -> bool {
     rows >= 8 * TASK_ROWS
 }
 
-/// Runs `product` on the rows of `to`, `columns` wide, and the same rows of `a`: in tasks of [`TASK_ROWS`] on one thread
-/// each, or all at once on the pool where there are few. Which of the two depends on the shape alone.
-fn by_rows(to: &mut [Slot], columns: usize, a: Matrix<'_>, product: impl Fn(&mut [Slot], Matrix<'_>, Threads) + Sync) {
-    if !in_tasks(a.rows()) {
+/// Runs `product` on the rows of `to`, `columns` wide, and the same rows of `a`, `inner` wide: in tasks of [`TASK_ROWS`] on one
+/// thread each, or all at once on the pool where there are few. Which of the two depends on the shape alone.
+fn by_rows(
+    to: &mut [Slot],
+    columns: usize,
+    a: &[f32],
+    inner: usize,
+    product: impl Fn(&mut [Slot], &[f32], Threads) + Sync,
+) {
+    if !in_tasks(a.len() / inner) {
         return product(to, a, Threads::Pool);
     }
-    to.par_chunks_mut(TASK_ROWS * columns).enumerate().for_each(|(i, part)| {
-        let rows = a.block(i * TASK_ROWS, part.len() / columns);
-        product(part, rows, Threads::One);
-    });
-}
-
-#[expect(unsafe_code, reason = "an output written whole is not cleared first")]
-fn affine(x: &FlexTensor, weight: &FlexTensor, bias: Option<&FlexTensor>) -> FlexTensor {
-    let [out, inner] = dims(weight);
-    let (values, w) = (dense(x), dense(weight));
-    let rows = values.len() / inner;
-    let bias = bias.map(dense);
-    let mut y = Output::new(rows * out);
-    let a = Matrix::new(&values, rows, inner, inner);
-    // Each product would otherwise rearrange the weight for itself.
-    let turned = in_tasks(rows).then(|| transpose(&w, out, inner));
-    let b = match &turned {
-        Some(turned) => Matrix::new(turned, inner, out, out),
-        None => Matrix::new(&w, out, inner, inner).transposed(),
-    };
-    by_rows(y.slots(), out, a, |part, a, threads| match &bias {
-        None => store_product(MatrixMut::new(part, a.rows(), out), a, b, threads),
-        Some(bias) => {
-            for row in part.chunks_exact_mut(out) {
-                row.write_copy_of_slice(bias);
-            }
-            // SAFETY: each row was filled with the bias.
-            unsafe { add_product(MatrixMut::new(part, a.rows(), out), a, b, threads) };
-        }
-    });
-    // SAFETY: the product wrote every element.
-    unsafe { y.finish(with_last(x, out)) }
-}
-
-#[expect(unsafe_code, reason = "an output written whole is not cleared first")]
-fn input_gradient(grad: &FlexTensor, weight: &FlexTensor) -> FlexTensor {
-    let [out, inner] = dims(weight);
-    let (values, weight) = (dense(grad), dense(weight));
-    let rows = values.len() / out;
-    let mut dx = Output::new(rows * inner);
-    let (a, b) = (Matrix::new(&values, rows, out, out), Matrix::new(&weight, out, inner, inner));
-    by_rows(dx.slots(), inner, a, |part, a, threads| {
-        store_product(MatrixMut::new(part, a.rows(), inner), a, b, threads);
-    });
-    // SAFETY: the product wrote every element.
-    unsafe { dx.finish(with_last(grad, inner)) }
-}
-
-#[expect(unsafe_code, reason = "an output written whole is not cleared first")]
-fn weight_gradient(grad: &FlexTensor, x: &FlexTensor) -> FlexTensor {
-    let width = |tensor: &FlexTensor| tensor.layout().shape()[tensor.layout().num_dims() - 1];
-    let (out, inner) = (width(grad), width(x));
-    let (grad, x) = (dense(grad), dense(x));
-    let rows = grad.len() / out;
-    let mut dweight = Output::new(out * inner);
-    let a = Matrix::new(&grad, rows, out, out).transposed();
-    store_product(MatrixMut::new(dweight.slots(), out, inner), a, Matrix::new(&x, rows, inner, inner), Threads::Pool);
-    // SAFETY: the product wrote every element.
-    unsafe { dweight.finish([out, inner]) }
+    to.par_chunks_mut(TASK_ROWS * columns)
+        .zip(a.par_chunks(TASK_ROWS * inner))
+        .for_each(|(part, rows)| product(part, rows, Threads::One));
 }
 
 /// Sums over fixed blocks of rows, then over the blocks in order.
@@ -177,15 +224,16 @@ fn bias_gradient(grad: &FlexTensor) -> FlexTensor {
     tensor(column_sums(&blocks.concat(), out), [out])
 }
 
-#[multiversion(targets = "simd")]
-fn column_sums(rows: &[f32], columns: usize) -> Vec<f32> {
-    let mut sums = vec![0.0; columns];
-    for row in rows.chunks_exact(columns) {
-        for (sum, value) in sums.iter_mut().zip(row) {
-            *sum += value;
+kernel! {
+    fn column_sums(rows: &[f32], columns: usize) -> Vec<f32> {
+        let mut sums = vec![0.0; columns];
+        for row in rows.chunks_exact(columns) {
+            for (sum, value) in sums.iter_mut().zip(row) {
+                *sum += value;
+            }
         }
+        sums
     }
-    sums
 }
 
 /// The transposed matrix, by square blocks that fit in the first-level cache.
@@ -211,9 +259,12 @@ mod tests {
 
     #[test]
     fn a_frozen_weight_does_not_keep_the_input() {
-        assert_eq!(CpuOp::<3>::keeps(&Linear, [true, false, false]), [false, true, false]);
-        assert_eq!(CpuOp::<3>::keeps(&Linear, [false, true, true]), [true, false, false]);
-        assert_eq!(CpuOp::<2>::keeps(&Linear, [true, false]), [false, true]);
+        let (plain, activated) = (Linear { gelu: false }, Linear { gelu: true });
+        assert_eq!(CpuOp::<3>::keeps(&plain, [true, false, false]), [false, true, false]);
+        assert_eq!(CpuOp::<3>::keeps(&plain, [false, true, true]), [true, false, false]);
+        assert_eq!(CpuOp::<2>::keeps(&plain, [true, false]), [false, true]);
+        assert_eq!(CpuOp::<2>::keeps(&activated, [true, false]), [true, true]);
+        assert_eq!(CpuOp::<2>::keeps(&activated, [false, true]), [true, false]);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Scalar functions and sums that compile to vector instructions.
 //!
-//! Everything here is `#[inline(always)]`, so that it is compiled with the instruction set of the multiversioned
-//! kernel around it. No fused multiply-add is used and sums have a fixed number of lanes: these functions give the
+//! Everything here is `#[inline(always)]`, so that it is compiled with the instruction set of the kernel
+//! around it. No fused multiply-add is used and sums have a fixed number of lanes: these functions give the
 //! same bits with each instruction set.
 
 /// Partial sums kept by a reduction: one 512-bit vector, or several narrower ones.

@@ -30,6 +30,8 @@ use burn::{
     tensor::{DType, Tensor},
 };
 
+use crate::path::{Path, chosen};
+
 /// A differentiable operation of `N` tensors on the CPU backend; all tensors are `f32` and non-empty.
 pub(crate) trait CpuOp<const N: usize>: Debug + Send + Sync + 'static {
     /// The value. Inputs may be strided views.
@@ -128,7 +130,7 @@ impl<const N: usize> Backward<Flex, N> for Step {
 
 /// Whether the fused path applies to this input: `f32`, not empty, and on the CPU backend, tracked or not.
 pub(crate) fn fuses<const D: usize>(tensor: &Tensor<D>) -> bool {
-    if tensor.dtype() != DType::F32 || tensor.dims().contains(&0) {
+    if chosen() == Path::Composite || tensor.dtype() != DType::F32 || tensor.dims().contains(&0) {
         return false;
     }
     match tensor.clone().into_dispatch().kind {

@@ -13,7 +13,6 @@
 //! one task, so the sums over tokens have a fixed order.
 
 use burn::{backend::flex::FlexTensor, tensor::Tensor};
-use multiversion::multiversion;
 use rayon::prelude::*;
 
 use crate::{
@@ -21,6 +20,7 @@ use crate::{
     composite,
     math::{LANES, fold, sum_of},
     mechanism::{CpuOp, call3, fuses},
+    path::kernel,
 };
 
 /// Layer normalization without affine parameters, then `· (1 + scale) + shift`.
@@ -112,39 +112,42 @@ fn moments(x: &[f32], eps: f32) -> (f32, f32) {
     (mean, 1.0 / (variance + eps).sqrt())
 }
 
-/// The value for one batch element.
-#[multiversion(targets = "simd")]
-fn modulate(x: &[f32], stride: usize, shift: &[f32], scale: &[f32], eps: f32, y: &mut [Slot]) {
-    let hidden = shift.len();
-    for (x, y) in x.chunks(stride).zip(y.chunks_exact_mut(hidden)) {
-        let x = &x[..hidden];
-        let (mean, inverse) = moments(x, eps);
-        for (((y, &x), &shift), &scale) in y.iter_mut().zip(x).zip(shift).zip(scale) {
-            y.write((x - mean) * inverse * (1.0 + scale) + shift);
+kernel! {
+    /// The value for one batch element.
+    fn modulate(x: &[f32], stride: usize, shift: &[f32], scale: &[f32], eps: f32, y: &mut [Slot]) {
+        let hidden = shift.len();
+        for (x, y) in x.chunks(stride).zip(y.chunks_exact_mut(hidden)) {
+            let x = &x[..hidden];
+            let (mean, inverse) = moments(x, eps);
+            for (((y, &x), &shift), &scale) in y.iter_mut().zip(x).zip(shift).zip(scale) {
+                y.write((x - mean) * inverse * (1.0 + scale) + shift);
+            }
         }
     }
 }
 
-/// The gradients for one batch element: writes `dx`, adds to `[dshift, dscale]`. Inputs are (values, row stride).
-#[multiversion(targets = "simd")]
-fn differentiate(
-    x: (&[f32], usize),
-    grad: (&[f32], usize),
-    scale: &[f32],
-    eps: f32,
-    dx: &mut [Slot],
-    [dshift, dscale]: [&mut [f32]; 2],
-) {
-    let hidden = scale.len();
-    let tokens = x.0.chunks(x.1).zip(grad.0.chunks(grad.1)).zip(dx.chunks_exact_mut(hidden));
-    for ((x, grad), dx) in tokens {
-        let (x, grad) = (&x[..hidden], &grad[..hidden]);
-        let (mean, inverse) = moments(x, eps);
-        accumulate(x, grad, mean, inverse, [dshift, dscale]);
-        let [mean_w, mean_wx] = means(x, grad, scale, mean, inverse);
-        for (((dx, &x), &grad), &scale) in dx.iter_mut().zip(x).zip(grad).zip(scale) {
-            let normalized = (x - mean) * inverse;
-            dx.write(inverse * (grad * (1.0 + scale) - mean_w - normalized * mean_wx));
+kernel! {
+    /// The gradients for one batch element: writes `dx`, adds to `[dshift, dscale]`. Inputs are (values, row stride).
+    fn differentiate(
+        x: (&[f32], usize),
+        grad: (&[f32], usize),
+        scale: &[f32],
+        eps: f32,
+        dx: &mut [Slot],
+        sums: [&mut [f32]; 2],
+    ) {
+        let hidden = scale.len();
+        let [dshift, dscale] = sums;
+        let tokens = x.0.chunks(x.1).zip(grad.0.chunks(grad.1)).zip(dx.chunks_exact_mut(hidden));
+        for ((x, grad), dx) in tokens {
+            let (x, grad) = (&x[..hidden], &grad[..hidden]);
+            let (mean, inverse) = moments(x, eps);
+            accumulate(x, grad, mean, inverse, [dshift, dscale]);
+            let [mean_w, mean_wx] = means(x, grad, scale, mean, inverse);
+            for (((dx, &x), &grad), &scale) in dx.iter_mut().zip(x).zip(grad).zip(scale) {
+                let normalized = (x - mean) * inverse;
+                dx.write(inverse * (grad * (1.0 + scale) - mean_w - normalized * mean_wx));
+            }
         }
     }
 }
@@ -175,22 +178,25 @@ fn accumulate(x: &[f32], grad: &[f32], mean: f32, inverse: f32, [dshift, dscale]
     }
 }
 
-/// `[dshift, dscale]` of one batch element alone, for an input that needs no gradient.
-#[multiversion(targets = "simd")]
-fn sum_modulation(x: (&[f32], usize), grad: (&[f32], usize), eps: f32, [dshift, dscale]: [&mut [f32]; 2]) {
-    let hidden = dshift.len();
-    for (x, grad) in x.0.chunks(x.1).zip(grad.0.chunks(grad.1)) {
-        let (mean, inverse) = moments(&x[..hidden], eps);
-        accumulate(&x[..hidden], &grad[..hidden], mean, inverse, [dshift, dscale]);
+kernel! {
+    /// `[dshift, dscale]` of one batch element alone, for an input that needs no gradient.
+    fn sum_modulation(x: (&[f32], usize), grad: (&[f32], usize), eps: f32, sums: [&mut [f32]; 2]) {
+        let [dshift, dscale] = sums;
+        let hidden = dshift.len();
+        for (x, grad) in x.0.chunks(x.1).zip(grad.0.chunks(grad.1)) {
+            let (mean, inverse) = moments(&x[..hidden], eps);
+            accumulate(&x[..hidden], &grad[..hidden], mean, inverse, [dshift, dscale]);
+        }
     }
 }
 
-/// Adds the rows of one batch element to `sum`.
-#[multiversion(targets = "simd")]
-fn add_rows(rows: &[f32], stride: usize, sum: &mut [f32]) {
-    for row in rows.chunks(stride) {
-        for (sum, &value) in sum.iter_mut().zip(row) {
-            *sum += value;
+kernel! {
+    /// Adds the rows of one batch element to `sum`.
+    fn add_rows(rows: &[f32], stride: usize, sum: &mut [f32]) {
+        for row in rows.chunks(stride) {
+            for (sum, &value) in sum.iter_mut().zip(row) {
+                *sum += value;
+            }
         }
     }
 }

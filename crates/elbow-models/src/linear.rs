@@ -52,6 +52,14 @@ impl Linear {
         Self { weight: weight.reshape([out, input]), bias, adapter: None }
     }
 
+    /// The same of gelu(x), which is not kept for the backward pass: `[.., in] → [.., out]`.
+    pub fn after_gelu<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        match self.adapter {
+            None => elbow_kernels::gelu_linear(x, self.weight.clone(), self.bias.clone()),
+            Some(_) => self.forward(elbow_kernels::gelu_tanh(x)),
+        }
+    }
+
     /// `[.., in] → [.., out]`
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         let y = elbow_kernels::linear(x.clone(), self.weight.clone(), self.bias.clone());

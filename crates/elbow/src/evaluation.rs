@@ -127,6 +127,13 @@ impl<'a> Evaluation<'a> {
         self.log_prob_of(self.lagged_velocity())
     }
 
+    /// Forward passes so far: one under the current weights, and those under others that were asked for and not saved.
+    pub fn passes(&self) -> usize {
+        let behavior = self.behavior.is_some() && self.behavior_velocity.get().is_some();
+        let lagged = self.lagged.is_some() && self.lagged_velocity.get().is_some();
+        1 + usize::from(behavior) + usize::from(lagged) + usize::from(self.reference_velocity.get().is_some())
+    }
+
     /// Brings one number a row of the query to one a sample, `[N] → [B]`, as log-probabilities are.
     pub fn merge(&self, rows: Tensor<1>) -> Tensor<1> {
         self.query.merge(rows)

@@ -363,6 +363,17 @@ mod tests {
     }
 
     #[test]
+    fn leaves_collect_gradients_apart_from_each_other() {
+        let shared = two().tensors(&Device::flex());
+        let mut sum = two().zeros_like();
+        for factor in [1.0, 10.0] {
+            let leaves = shared.leaves();
+            sum.add_gradients(&leaves, &mut (leaves.tensor::<2>("b") * factor).sum().backward());
+        }
+        assert_eq!(sum, Params::new([("b".into(), vec![2, 1], vec![11.0, 11.0]), ("a".into(), vec![1], vec![0.0])]));
+    }
+
+    #[test]
     fn truncated_file_is_an_error() {
         let file = two().to_safetensors(None);
         assert!(matches!(two().with_values_of(&file[..file.len() - 1]), Err(WeightError::Format(_))));

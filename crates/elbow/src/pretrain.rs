@@ -7,7 +7,7 @@ use crate::{
     lanes,
     noise::{self, Key, Purpose},
     optimizer::{Optimizer, OptimizerConfig},
-    params::Params,
+    params::{Params, Tensors},
     policy::{Conditioning, Policy},
     prediction::Prediction,
     schedule::{self, Schedule},
@@ -92,7 +92,8 @@ impl Pretraining {
         let key = Key::new(seed, Purpose::Pretraining, self.optimizer.step);
         let keys: Vec<Key> = (0..config.batch as u64).map(|i| key.sample(i)).collect();
         let parts: Vec<&[Key]> = keys.chunks(PART).collect();
-        let compute = |i: usize| self.gradient(policy, data, config, parts[i], device);
+        let weights = self.params.tensors(&device.clone().without_autodiff());
+        let compute = |i: usize| self.gradient(policy, data, config, parts[i], &weights.leaves());
         let (mut gradient, mut loss) = (self.params.zeros_like(), 0.0);
         lanes::in_order(device, parts.len(), compute, |(part, part_loss)| {
             gradient.add(&part);
@@ -114,7 +115,7 @@ impl Pretraining {
         data: &dyn Data,
         config: &PretrainConfig,
         keys: &[Key],
-        device: &Device,
+        leaves: &Tensors,
     ) -> (Params, f32) {
         let uniforms = |draw| keys.iter().map(move |k| k.draw(draw).uniforms().next().expect("invariant: endless"));
         let drop: Vec<bool> = uniforms(1).map(|u| u < config.caption_dropout).collect();
@@ -122,16 +123,16 @@ impl Pretraining {
         let prediction = Prediction::customary(schedule);
         let times: Vec<f64> = keys.iter().map(|k| time(prediction, k.draw(2))).collect();
         let (clean, cond) = data.batch(keys, &drop);
+        let device = &clean.device();
         let noise = noise::normal(keys.iter().map(|k| k.draw(3)), policy.latent_shape(), device);
-        let leaves = self.params.tensors(&device.clone().autodiff());
         let x = schedule.mix(clean.clone(), noise.clone(), &times);
         let t: Vec<f32> = times.iter().map(|&t| t as f32).collect();
         let t = Tensor::from_data(TensorData::new(t, [keys.len()]), device);
-        let error = policy.bind(Some(&leaves)).velocity(x, t, &cond) - schedule.target(clean, noise, &times);
+        let error = policy.bind(Some(leaves)).velocity(x, t, &cond) - schedule.target(clean, noise, &times);
         let error = error * schedule::per_row(&times, device, |t| prediction.gain(schedule.level(t)));
         let loss = error.square().mean() * (keys.len() as f64 / config.batch as f64);
         let mut gradient = self.params.zeros_like();
-        gradient.add_gradients(&leaves, &mut loss.backward());
+        gradient.add_gradients(leaves, &mut loss.backward());
         (gradient, loss.inner().into_scalar::<f32>())
     }
 }

@@ -13,9 +13,8 @@ use elbow::{
     advantage::{AdvantageKind, Grouped},
     config::{Batch, Config},
     drafts::Drafts,
-    kl::Anchor,
     sampler::Sampling,
-    train::Trainer,
+    train::{Outcome, Trainer},
 };
 use elbow_runlog::{RunFolder, metrics};
 use std::{fmt::Write, path::PathBuf, time::Instant};
@@ -57,6 +56,12 @@ pub struct Args {
 /// Seconds that a part of the calibration takes, at least; the first run of each is not counted.
 const CALIBRATION: f64 = 1.0;
 
+/// Seconds that an epoch should take, from one batch of drawing and of training after one that is not counted.
+pub fn epoch(recipe: &Recipe, session: &Session) -> Result<f64> {
+    let plan = Plan::new(recipe, session, calibrate(recipe, session, 0.0)?);
+    Ok(plan.draw + plan.train)
+}
+
 /// Runs the command.
 pub fn run(args: &Args, device: DeviceName) -> Result<()> {
     let folder = args.run.as_ref().map(RunFolder::open).transpose()?;
@@ -68,7 +73,7 @@ pub fn run(args: &Args, device: DeviceName) -> Result<()> {
         return estimate::run(&recipe, folder, &accelerator);
     }
     let session = Session::new(&recipe, device)?;
-    let measured = calibrate(&recipe, &session)?;
+    let measured = calibrate(&recipe, &session, CALIBRATION)?;
     let plan = Plan::new(&recipe, &session, measured);
     output::line(&plan.text(&recipe));
     if let Some(folder) = folder {
@@ -77,16 +82,18 @@ pub fn run(args: &Args, device: DeviceName) -> Result<()> {
     Ok(())
 }
 
-/// Seconds an image to draw it (and score it) and to train on it.
+/// Seconds an image to draw it (and score it) and to train on it, and the forward passes at all its points in an update that sees
+/// other behavior weights.
 #[derive(Clone, Copy)]
 struct Measured {
     draw: f64,
     train: f64,
+    passes: usize,
 }
 
 /// Draws whole groups, at least as many images as the cores take at once, and takes optimizer steps on them, with rewards that do
-/// not agree. Drafts are counted apart.
-fn calibrate(recipe: &Recipe, session: &Session) -> Result<Measured> {
+/// not agree. Drafts are counted apart. Each part takes `least` seconds or more.
+fn calibrate(recipe: &Recipe, session: &Session, least: f64) -> Result<Measured> {
     let Batch { group_size, rows, .. } = recipe.method.batch;
     let groups = (rows * rayon::current_num_threads()).div_ceil(group_size);
     let mut trainer = Trainer::new(
@@ -97,19 +104,20 @@ fn calibrate(recipe: &Recipe, session: &Session) -> Result<Measured> {
         session.device.clone(),
     )?;
     let drawn = trainer.draw(&())?;
-    let draw = seconds(|| trainer.draw(&()).map(drop))?;
+    let draw = seconds(least, || trainer.draw(&()).map(drop))?;
     let count = drawn.rewards.rewards.len();
     let rewards = disagreeing(drawn.rewards);
-    let mut trained = 0;
-    let train = seconds(|| {
+    let mut seen = Outcome::default();
+    let train = seconds(least, || {
         if off_policy(&recipe.method) {
             // Behavior weights that differ, so that their forward passes are not saved.
             trainer.state.behavior.values_mut()[0] += 1e-3;
         }
-        trained = trainer.update(&drawn.rollout, &rewards, &())?.trained;
+        seen = trainer.update(&drawn.rollout, &rewards, &())?;
         Ok(())
     })?;
-    Ok(Measured { draw: draw / count as f64, train: train / trained.max(1) as f64 })
+    let trained = seen.trained.max(1);
+    Ok(Measured { draw: draw / count as f64, train: train / trained as f64, passes: seen.passes / trained })
 }
 
 /// The same images with the rewards 0, 1, 0, 1, …, so that every group has something to say.
@@ -129,10 +137,10 @@ pub fn branches(sampling: &Sampling) -> usize {
 }
 
 /// Mean seconds of a run, after one that does not count.
-fn seconds(mut run: impl FnMut() -> Result<(), elbow::train::TrainError>) -> Result<f64> {
+fn seconds(least: f64, mut run: impl FnMut() -> Result<(), elbow::train::TrainError>) -> Result<f64> {
     run()?;
     let (start, mut runs) = (Instant::now(), 0);
-    while runs == 0 || start.elapsed().as_secs_f64() < CALIBRATION {
+    while runs == 0 || start.elapsed().as_secs_f64() < least {
         run()?;
         runs += 1;
     }
@@ -149,6 +157,8 @@ struct Plan {
     eval: f64,
     /// How many evaluations there are.
     evals: u64,
+    /// Forward passes at all points of an image.
+    passes: usize,
 }
 
 impl Plan {
@@ -167,6 +177,7 @@ impl Plan {
             train: per_image.train * trained as f64,
             eval: per_image.draw * longer * (session.test.len() * eval.images_per_prompt) as f64,
             evals: between + 2,
+            passes: per_image.passes,
         }
     }
 
@@ -175,8 +186,6 @@ impl Plan {
         let Batch { groups, group_size, updates, .. } = method.batch;
         let guided = branches(&method.sampler);
         let points = method.likelihood.count(&method.sampler, method.schedule);
-        let behavior = usize::from(off_policy(method));
-        let reference = usize::from(method.kl.weight > 0.0 && method.kl.reference == Anchor::Base);
         let mut out = String::new();
         let epoch = self.draw + self.train;
         let total = epoch * method.epochs as f64 + self.eval * self.evals as f64;
@@ -190,7 +199,7 @@ impl Plan {
             out,
             "an image        {} forward passes to draw it; {points} × {} forward and {points} × {guided} backward to train on it",
             method.sampler.steps * guided,
-            (1 + behavior + reference) * guided,
+            self.passes / points.max(1) * guided,
         );
         let _ = writeln!(out, "time an epoch   {epoch:.1} s: {:.1} s drawing, {:.1} s training", self.draw, self.train);
         let _ = writeln!(
@@ -214,7 +223,7 @@ fn duration(seconds: f64) -> String {
 }
 
 /// What the epochs of a run took, beside what they should have.
-fn comparison(folder: &RunFolder, planned: f64) -> Result<String> {
+pub fn comparison(folder: &RunFolder, planned: f64) -> Result<String> {
     let mut took: Vec<f64> = Vec::new();
     for record in metrics::read(&folder.metrics())? {
         let time = |key: &str| record.get(key).and_then(serde_json::Value::as_f64);

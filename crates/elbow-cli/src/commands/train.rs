@@ -127,6 +127,8 @@ struct Job<'a> {
     bars: Bars,
     /// The latest evaluation and its epoch.
     measured: Option<(u64, Measured)>,
+    /// Seconds that an epoch should take.
+    planned: Option<f64>,
 }
 
 impl<'a> Job<'a> {
@@ -146,11 +148,15 @@ impl<'a> Job<'a> {
             0 => EventWriter::create(folder.path())?,
             epoch => EventWriter::resume(folder.path(), epoch + 1)?,
         };
-        Ok(Self { recipe, session, folder, metrics, events, bars: Bars::new(), measured: None })
+        Ok(Self { recipe, session, folder, metrics, events, bars: Bars::new(), measured: None, planned: None })
     }
 
     fn run(mut self, trainer: &mut Trainer<'_>) -> Result<()> {
         self.announce(trainer);
+        if trainer.state.epoch < self.recipe.method.epochs {
+            // What is wrong with a reward is said when it matters, in the first epoch.
+            self.planned = super::plan::epoch(&self.recipe, self.session).ok();
+        }
         let before = self.measure(None)?;
         if trainer.state.epoch == 0 {
             let mut record = Map::from_iter([("epoch".to_owned(), Value::from(0))]);
@@ -194,6 +200,7 @@ impl<'a> Job<'a> {
             };
             let epoch = trainer.state.epoch;
             let mut record = report.record.clone();
+            record.extend(self.planned.map(|seconds| ("time_planned".to_owned(), Value::from(seconds))));
             let every = self.recipe.setting.eval.measure.every;
             // The last epoch too: a record does not depend on how many follow, so a longer run begins with the same ones.
             if every > 0 && epoch.is_multiple_of(every) {
@@ -279,6 +286,9 @@ impl<'a> Job<'a> {
         let tiles = |measured: &Measured| super::sample::tiles(measured, 24);
         let image = grid::before_after(("base", &tiles(before)), ("tuned", &tiles(&after)), 6, 4);
         save_png(&self.folder.images().join("before-after.png"), &image)?;
+        if let Some(planned) = self.planned {
+            self.bars.say(&super::plan::comparison(&self.folder, planned)?);
+        }
         if let Some(table) = table::comparison(&["geneval", "judge"], before, &after) {
             let what = "strict scores on held-out prompts (judge: an independent detector, never trained on)";
             self.bars.say(&format!("\n{what}\n{table}"));

@@ -1,7 +1,7 @@
 use burn::tensor::{DType, Device, Tensor};
-use elbow_kernels::{composite, linear};
+use elbow_kernels::{composite, gelu_linear, linear};
 
-use crate::support::{assert_same, inputs, read, tensor};
+use crate::support::{assert_same, assert_slope, inputs, read, tensor};
 
 /// (rows, in, out)
 const SIZES: [[usize; 3]; 8] = [
@@ -51,6 +51,38 @@ fn matches_the_composite_without_bias() {
             &[rows * inner, out * inner],
         );
     }
+}
+
+#[test]
+fn gelu_before_it_matches_the_composite() {
+    for [rows, inner, out] in SIZES {
+        let shaped = |t: &[Tensor<1>]| (t[0].clone().reshape([rows, inner]), t[1].clone().reshape([out, inner]));
+        assert_same(
+            &format!("gelu, linear {rows}×{inner}→{out}"),
+            &|t| {
+                let (x, weight) = shaped(t);
+                gelu_linear(x, weight, Some(t[2].clone())).reshape([-1])
+            },
+            &|t| {
+                let (x, weight) = shaped(t);
+                composite::gelu_linear(x, weight, Some(t[2].clone())).reshape([-1])
+            },
+            &[rows * inner, out * inner, out],
+        );
+    }
+}
+
+#[test]
+fn gradients_with_gelu_are_slopes() {
+    let (rows, inner, out) = (131, 6, 5);
+    assert_slope(
+        "gelu, linear",
+        &|t| {
+            let (x, weight) = (t[0].clone().reshape([rows, inner]), t[1].clone().reshape([out, inner]));
+            gelu_linear::<2>(x, weight, None).reshape([-1])
+        },
+        &[rows * inner, out * inner],
+    );
 }
 
 #[test]

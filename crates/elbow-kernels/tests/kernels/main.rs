@@ -8,4 +8,5 @@ mod elementwise;
 mod linear;
 mod norm;
 mod optimizer;
+mod paths;
 mod support;

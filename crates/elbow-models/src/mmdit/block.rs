@@ -213,7 +213,7 @@ impl Stream {
         }
         let (shift, scale) = (part(modulation, 3, h), part(modulation, 4, h));
         let y = elbow_kernels::layer_norm_modulate(x.clone(), shift, scale, EPSILON);
-        let y = rest.down.forward(elbow_kernels::gelu_tanh(rest.up.forward(y)));
+        let y = rest.down.after_gelu(rest.up.forward(y));
         Some(elbow_kernels::gated_residual(x, part(modulation, 5, h), y))
     }
 }

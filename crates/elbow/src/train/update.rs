@@ -2,9 +2,15 @@
 
 use super::{MAX_NOT_FINITE, Observer, TrainError, Trainer};
 use crate::{
-    advantage::Grouped, evaluation::Evaluation, lanes, likelihood::Rollout, params::Params, policy::VelocityField,
+    advantage::Grouped,
+    evaluation::Evaluation,
+    lanes,
+    likelihood::Rollout,
+    params::{Params, Tensors},
+    policy::VelocityField,
 };
 use burn::tensor::{Tensor, TensorData};
+use std::cell::OnceCell;
 
 /// What the updates of an epoch saw.
 #[derive(Clone, Debug, Default)]
@@ -21,6 +27,8 @@ pub struct Outcome {
     pub grad_norms: Vec<f64>,
     /// Samples that were trained on.
     pub trained: usize,
+    /// Their forward passes, under all weights.
+    pub passes: usize,
 }
 
 impl Outcome {
@@ -32,6 +40,7 @@ impl Outcome {
         self.kls.extend(later.kls);
         self.grad_norms.extend(later.grad_norms);
         self.trained += later.trained;
+        self.passes += later.passes;
     }
 }
 
@@ -51,7 +60,8 @@ pub(super) fn run(
     let batch = trainer.config.batch;
     let advantages = trainer.config.advantage.get().advantages(rewards);
     let silent = trainer.config.advantage.get().silent(rewards);
-    let lagged = trainer.field(Some(&trainer.state.behavior));
+    // Made when the first update needs it: the weights do not move before the last.
+    let lagged = OnceCell::new();
     let reference = trainer.field(None);
     let mut outcome = Outcome::default();
     let share = batch.groups * batch.group_size / batch.updates;
@@ -61,7 +71,7 @@ pub(super) fn run(
         let rows: Vec<(usize, f64)> = samples.filter(|&i| !silent[rewards.groups[i]]).filter_map(with).collect();
         let valid = advantages[update * share..(update + 1) * share].iter().flatten().count();
         let moved = trainer.state.behavior.values() != trainer.state.current.values();
-        let lagged = moved.then_some(&*lagged);
+        let lagged = moved.then(|| &**lagged.get_or_init(|| trainer.field(Some(&trainer.state.behavior))));
         let (behavior, lagged) = if trainer.config.behavior.on_policy { (None, lagged) } else { (lagged, None) };
         let frozen = Frozen { behavior, lagged, reference: &*reference };
         let observe = |done| {
@@ -93,7 +103,8 @@ fn accumulate(
     let parts: Vec<&[(usize, f64)]> = rows.chunks(trainer.config.batch.rows).collect();
     let mut gradient = trainer.state.current.zeros_like();
     let mut done = 0;
-    let compute = |i: usize| part(trainer, rollout, parts[i], valid, frozen);
+    let weights = trainer.state.current.tensors(&trainer.device.clone().without_autodiff());
+    let compute = |i: usize| part(trainer, rollout, parts[i], valid, frozen, &weights.leaves());
     lanes::in_order(&trainer.device, parts.len(), compute, |(part, seen): (Params, Outcome)| {
         gradient.add(&part);
         done += seen.trained;
@@ -110,17 +121,17 @@ fn part(
     rows: &[(usize, f64)],
     valid: usize,
     frozen: &Frozen<'_>,
+    leaves: &Tensors,
 ) -> (Params, Outcome) {
     let config = &trainer.config;
     let (indices, advantages): (Vec<usize>, Vec<f64>) = rows.iter().copied().unzip();
     let rollout = rollout.select(&indices);
     let queries = config.likelihood.get().queries(&rollout);
     let weight = 1.0 / (valid * queries.len()) as f64;
-    let leaves = trainer.state.current.tensors(&trainer.device.clone().autodiff());
     let mut gradient = trainer.state.current.zeros_like();
     let mut seen = Outcome { trained: rows.len(), ..Outcome::default() };
     for query in &queries {
-        let current = trainer.guided(trainer.policy.bind(Some(&leaves)));
+        let current = trainer.guided(trainer.policy.bind(Some(leaves)));
         let e = Evaluation::new(query, &*current, frozen.behavior, frozen.reference).with_lagged(frozen.lagged);
         let number = |values: &[f64]| {
             let data = TensorData::new(values.to_vec(), [rows.len()]);
@@ -140,7 +151,8 @@ fn part(
         }
         seen.clipped.extend(objective.clipped(&e, advantages).into_iter().flat_map(values));
         seen.log_ratios.extend(e.known_log_ratio().into_iter().flat_map(values));
-        gradient.add_gradients(&leaves, &mut (loss.sum() * weight).backward());
+        seen.passes += rows.len() * e.passes();
+        gradient.add_gradients(leaves, &mut (loss.sum() * weight).backward());
     }
     (gradient, seen)
 }

@@ -1,0 +1,106 @@
+//! Every path that this CPU can take, in a process of its own: which one is chosen once.
+
+use burn::tensor::{Device, Tensor};
+use elbow_kernels::{Path, VARIABLE, attention, gelu_linear, layer_norm_modulate, linear, normals, path};
+use std::process::Command;
+
+use crate::support::{TOLERANCE, difference, evaluate, inputs, values};
+
+/// In the environment of a process that writes its results: where to.
+const RESULTS: &str = "ELBOW_TEST_RESULTS";
+
+/// This test program again, with only the tests of that name and on one path.
+fn again(path: Path, filter: &[&str]) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(filter).env(VARIABLE, path.name());
+    command
+}
+
+#[test]
+fn all_tests_pass_on_every_path() {
+    for path in Path::available() {
+        let output = again(path, &["--skip", "paths::all_tests_pass", "--skip", "paths::every_path"]).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && text.contains("matches_the_composite"), "{}:\n{text}", path.name());
+    }
+}
+
+#[test]
+fn the_variable_chooses_the_path() {
+    let expected = match std::env::var(VARIABLE) {
+        Ok(name) => Path::available().into_iter().find(|p| p.name() == name).unwrap(),
+        Err(_) => Path::available().pop().unwrap(),
+    };
+    assert_eq!(path(), Ok(expected));
+}
+
+/// Values and gradients of a chain of all fused operations, and some normal numbers, as text.
+#[test]
+fn writes_results() {
+    let Ok(file) = std::env::var(RESULTS) else { return };
+    let [batch, tokens, hidden] = [3, 70, 32];
+    let length = batch * tokens * hidden;
+    let sizes = [length, hidden * hidden, hidden, hidden * hidden, batch * hidden, batch * hidden];
+    let chain = |t: &[Tensor<1>]| {
+        let x: Tensor<3> = t[0].clone().reshape([batch, tokens, hidden]);
+        let weight = |i: usize| -> Tensor<2> { t[i].clone().reshape([hidden, hidden]) };
+        let narrow = |i: usize| -> Tensor<2> { t[i].clone().reshape([batch, hidden]) };
+        let y = layer_norm_modulate(x.clone(), narrow(4), narrow(5), 1e-6);
+        let y = linear(y, weight(1), Some(t[2].clone()));
+        let y = attention(y.clone(), x, y, 4);
+        gelu_linear(y, weight(3), None).reshape([-1])
+    };
+    let result = evaluate(&chain, &inputs(&sizes), &[true; 6]);
+    let mut numbers = vec![0.0; 1000];
+    normals(&values(1000, 5).iter().map(|v| v.to_bits().wrapping_mul(2_654_435_761)).collect::<Vec<_>>(), &mut numbers);
+    let all = [vec![numbers, result.value], result.gradients.into_iter().flatten().collect()].concat();
+    let line = |values: &Vec<f32>| values.iter().map(|v| v.to_bits().to_string()).collect::<Vec<_>>().join(" ");
+    std::fs::write(file, all.iter().map(line).collect::<Vec<_>>().join("\n")).unwrap();
+}
+
+#[test]
+fn every_path_computes_the_same() {
+    let run = |path: Path| -> Vec<Vec<f32>> {
+        let file = std::env::temp_dir().join(format!("elbow-{}-{}", std::process::id(), path.name()));
+        assert!(again(path, &["writes_results"]).env(RESULTS, &file).output().unwrap().status.success());
+        let text = std::fs::read_to_string(&file).unwrap();
+        std::fs::remove_file(&file).unwrap();
+        let bits = |word: &str| f32::from_bits(word.parse().unwrap());
+        text.lines().map(|line| line.split(' ').map(bits).collect()).collect()
+    };
+    let composite = run(Path::Composite);
+    let mut seen = vec![composite.clone()];
+    for path in Path::available().into_iter().filter(|&p| p != Path::Composite) {
+        let results = run(path);
+        assert_eq!(results.len(), 8);
+        assert!(results[0].iter().zip(&composite[0]).all(|(a, b)| a.to_bits() == b.to_bits()), "normal numbers");
+        for (i, (a, b)) in results.iter().zip(&composite).enumerate() {
+            let error = difference(a, b);
+            assert!(error <= TOLERANCE, "{}: result {i} differs by {error:.1e}", path.name());
+        }
+        // Both vector paths add up each element in one order; the others must show that they ran.
+        if path != Path::Avx512 {
+            assert!(seen.iter().all(|other| *other != results), "{}: the bits of another path", path.name());
+        }
+        seen.push(results);
+    }
+}
+
+#[test]
+fn an_unknown_path_is_an_error_that_names_those_there_are() {
+    let output = again(Path::Portable, &["reports_the_error", "--nocapture"]).env(VARIABLE, "mmx").output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("ELBOW_CPU=mmx: this CPU can take composite, portable"), "{text}");
+}
+
+#[test]
+#[expect(clippy::print_stdout, reason = "read by the test above")]
+fn reports_the_error() {
+    if let Err(error) = path() {
+        println!("{error}");
+        assert_eq!(
+            linear::<2>(Tensor::ones([1, 1], &Device::flex()), Tensor::ones([1, 1], &Device::flex()), None).dims(),
+            [1, 1]
+        );
+    }
+}
