@@ -88,9 +88,9 @@ def twin(mode, file, config, rows):
     return [sys.executable, str(HERE / "twin.py"), mode, str(file), "--config", config, "--rows", str(rows)]
 
 
-def elbow(args, size, tuning):
+def elbow(args, size, tuning, precision="f32"):
     hidden, heads, layers = SIZES[size]
-    command = [args.elbow, "bench", "--tuning", tuning, "--batch", args.batch, "--rows", args.rows]
+    command = [args.elbow, "bench", "--tuning", tuning, "--precision", precision, "--batch", args.batch, "--rows", args.rows]
     return [str(c) for c in command + ["--hidden", hidden, "--heads", heads, "--layers", layers]]
 
 
@@ -157,13 +157,13 @@ def interval(times, base):
     return ratios[100], ratios[-101]
 
 
-def rows_of_table(name, loop, times, memory, setting, batch):
+def rows_of_table(name, loop, times, memory, setting, args):
     base, lines = times["elbow"], []
     for racer, values in times.items():
         median = statistics.median(values)
         ratio = "1" if racer == "elbow" else "{:.2f} ({:.2f}–{:.2f})".format(median / statistics.median(base), *interval(values, base))
-        how = "" if racer == "elbow" else f"{setting[0]}, {setting[1]} rows"
-        lines.append(f"| {name} | {loop} | {racer} | {median:.1f} | {batch / median * 1e3:.0f} | {ratio} | {memory[racer]:.0f} | {how} |")
+        how = f"{args.rows} rows" if racer.startswith("elbow") else f"{setting[0]}, {setting[1]} rows"
+        lines.append(f"| {name} | {loop} | {racer} | {median:.1f} | {args.batch / median * 1e3:.0f} | {ratio} | {memory[racer]:.0f} | {how} |")
     return lines
 
 
@@ -214,12 +214,14 @@ def contest(size, tuning, folder, args):
         setting = best_setting(file, loop, args)
         with ExitStack() as stack:
             racers = {"elbow": stack.enter_context(Racer(elbow(args, size, tuning) + ["--serve"]))}
+            if "bf16" in args.configs:
+                racers["elbow bf16"] = stack.enter_context(Racer(elbow(args, size, tuning, "bf16") + ["--serve"]))
             for config in args.configs:
                 command = twin("serve", file, config, setting[1])
                 racers[f"PyTorch {config}"] = stack.enter_context(Racer(command, environment(setting[0])))
             times = race(racers, loop, args)
             memory = {racer: r.peak_memory() for racer, r in racers.items()}
-        table += rows_of_table(name, loop, times, memory, setting, args.batch)
+        table += rows_of_table(name, loop, times, memory, setting, args)
         print("\n".join("  " + line for line in table[-len(racers):]), file=sys.stderr)
     file.unlink()
     return agreement, table
@@ -240,7 +242,7 @@ def main():
         *agreement, "",
         "Medians; the ratio is PyTorch's time over elbow's with its 95 % interval, so more than 1 means that elbow is faster. Memory is "
         "the peak of a process that ran this loop alone, libraries included:", "",
-        "| network, tuning | loop | program | ms | samples/s | ratio | MiB | PyTorch's setting |", "|---|---|---|---|---|---|---|---|",
+        "| network, tuning | loop | program | ms | samples/s | ratio | MiB | setting |", "|---|---|---|---|---|---|---|---|",
         *table, "",
     ])
     if args.out:

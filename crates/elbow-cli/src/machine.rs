@@ -8,6 +8,11 @@ pub fn sha256(bytes: &[u8]) -> String {
     format!("{:x}", Sha256::digest(bytes))
 }
 
+/// The instructions that the kernels use.
+pub fn path() -> elbow_kernels::Path {
+    elbow_kernels::path().expect("invariant: checked when the program starts")
+}
+
 /// Version, commit and machine.
 pub fn facts() -> Value {
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -16,6 +21,7 @@ pub fn facts() -> Value {
         "version": env!("CARGO_PKG_VERSION"),
         "commit": option_env!("ELBOW_COMMIT").unwrap_or("unknown"),
         "cpu": model.unwrap_or("unknown"),
+        "instructions": path().name(),
         "threads": std::thread::available_parallelism().map_or(0, std::num::NonZero::get),
         "os": std::env::consts::OS,
         "arch": std::env::consts::ARCH,

@@ -12,6 +12,7 @@ use elbow::{
 };
 use elbow_models::{
     folder::{Checkpoint, Folder},
+    linear::Precision,
     lora::LoraConfig,
     mmdit::MmditConfig,
     pipeline::{Options, STEM, Setup, Source, SourceError},
@@ -43,6 +44,9 @@ pub enum Model {
         /// Which parameters are trained.
         #[serde(default = "full")]
         tuning: Tuning,
+        /// What the factors of the network's products are rounded to.
+        #[serde(default)]
+        precision: Precision,
         /// What becomes of the values inside the network's blocks until the backward pass.
         #[serde(default)]
         checkpointing: Checkpointing,
@@ -63,6 +67,9 @@ pub struct Diffusers {
     /// Which layers get a low-rank adapter.
     #[serde(default)]
     pub lora: LoraConfig,
+    /// What the factors of the network's products are rounded to; text encoders and autoencoder compute in f32.
+    #[serde(default)]
+    pub precision: Precision,
     /// What becomes of the values inside the network's blocks until the backward pass.
     #[serde(default)]
     pub checkpointing: Checkpointing,
@@ -105,7 +112,12 @@ fn one() -> usize {
 
 impl Default for Model {
     fn default() -> Self {
-        Self::Nano { weights: None, tuning: Tuning::Full, checkpointing: Checkpointing::None }
+        Self::Nano {
+            weights: None,
+            tuning: Tuning::Full,
+            precision: Precision::F32,
+            checkpointing: Checkpointing::None,
+        }
     }
 }
 
@@ -145,8 +157,12 @@ impl Model {
     /// The policy and the SHA-256 of its base. All that can be wrong with a folder is found before its weights are read.
     pub fn policy(&self, method: &Config, device: &Device) -> Result<(ModelPolicy, String)> {
         match self {
-            Self::Nano { weights, tuning, checkpointing } => {
-                nano_policy(weights.as_deref(), tuning, *checkpointing, method, device)
+            Self::Nano { weights, tuning, precision, checkpointing } => {
+                let (mut policy, hash) = nano_policy(weights.as_deref(), tuning, method, device)?;
+                policy.network.checkpointing = *checkpointing;
+                policy.network.precision = *precision;
+                fits(policy.network.problems())?;
+                Ok((policy, hash))
             }
             Self::Diffusers(folder) => folder.policy(method, device),
         }
@@ -184,6 +200,7 @@ impl Diffusers {
             path,
             variant: None,
             lora: LoraConfig::default(),
+            precision: Precision::default(),
             checkpointing: Checkpointing::default(),
             resolution: resolution(),
             text_length: text_length(),
@@ -213,6 +230,7 @@ impl Diffusers {
         let hash = source.digest().with_context(place)?;
         let setup = Setup {
             tuning,
+            precision: self.precision,
             checkpointing: self.checkpointing,
             decode_slice: self.decode_slice,
             cache: &self.cache.clone().unwrap_or_else(user_cache),
@@ -263,6 +281,7 @@ pub fn pixels(config: MmditConfig, base: Params, tuning: Tuning, seed: u64, devi
         tuning: tuning.of(&network),
         network,
         base: base.tensors(&device.clone().without_autodiff()),
+        precision: Precision::F32,
         checkpointing: Checkpointing::None,
         text: Box::new(WordCodes { device: device.clone() }),
         decoder: Decoder::Pixels,
@@ -273,7 +292,6 @@ pub fn pixels(config: MmditConfig, base: Params, tuning: Tuning, seed: u64, devi
 fn nano_policy(
     weights: Option<&Path>,
     tuning: &Tuning,
-    checkpointing: Checkpointing,
     method: &Config,
     device: &Device,
 ) -> Result<(ModelPolicy, String)> {
@@ -283,9 +301,7 @@ fn nano_policy(
     let place = weights.map_or_else(|| "the embedded weights".to_owned(), |p| format!("weights {}", p.display()));
     let base = layout.with_values_of(&bytes).with_context(|| format!("cannot use {place}"))?;
     made_for(&bytes, schedule).with_context(|| format!("cannot use {place}"))?;
-    let mut policy = nano(base, tuning.clone(), method.seed, schedule, device);
-    policy.network.checkpointing = checkpointing;
-    fits(policy.network.problems())?;
+    let policy = nano(base, tuning.clone(), method.seed, schedule, device);
     Ok((policy, machine::sha256(&bytes)))
 }
 

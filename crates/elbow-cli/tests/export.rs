@@ -11,7 +11,7 @@ use common::{SMALL, elbow, files, finished, refused, sets, succeed};
 use elbow::{noise, params::Params, policy::Conditioning};
 use elbow_models::{
     folder::{Checkpoint, Shapes},
-    linear::Weights,
+    linear::{Precision, Weights},
     lora::{JOINT_ATTENTION, LoraConfig},
     lora_file::{Adapter, Provenance, read},
     mmdit::MmditConfig,
@@ -84,7 +84,8 @@ fn velocity(base: &Params, adapter: Option<&Adapter>) -> Vec<f32> {
     let t = Tensor::<1>::from_data([0.3, 0.8], &device);
     let (base, factors) = (base.tensors(&device), adapter.map(|a| a.factors.tensors(&device)));
     let adapter = factors.as_ref().zip(adapter.map(|a| a.config.scale()));
-    let field = Network::Mmdit(config).bind(Weights { base: &base, adapter }, Checkpointing::None);
+    let field =
+        Network::Mmdit(config).bind(Weights { base: &base, adapter, precision: Precision::F32 }, Checkpointing::None);
     field.velocity(x, t, &cond).into_data().try_to_vec().unwrap()
 }
 

@@ -59,6 +59,7 @@ fn the_elbo_needs_no_more_memory_for_more_steps_and_the_trajectory_does() {
         base: config.initial(Key::new(0, Purpose::Initialization, 0)).tensors(&device),
         network: Network::Mmdit(config),
         tuning: Tuning::Full,
+        precision: Precision::F32,
         checkpointing: Checkpointing::None,
         text: Box::new(WordCodes { device }),
         decoder: Decoder::Pixels,

@@ -2,6 +2,7 @@
 
 use burn::tensor::{Device, Distribution, Tensor};
 use divan::Bencher;
+use elbow_kernels::Precision;
 
 fn main() {
     divan::main();
@@ -54,7 +55,7 @@ impl Case {
 fn linear(bencher: Bencher, case: Case, [rows, inner, out]: [usize; 3]) {
     let (x, weight, bias) = (case.input([rows, inner]), case.input([out, inner]), case.input([out]));
     let f = if case.fused() { elbow_kernels::linear } else { elbow_kernels::composite::linear };
-    case.run(bencher, || f(x.clone(), weight.clone(), Some(bias.clone())));
+    case.run(bencher, || f(x.clone(), weight.clone(), Some(bias.clone()), Precision::F32));
 }
 
 #[divan::bench(args = CASES)]

@@ -4,16 +4,36 @@
 //! functions fall back to, and are the reference of the tests. Shapes are those of the functions of the same name in
 //! the crate root.
 
-use burn::tensor::{Tensor, activation, module};
+use burn::tensor::{FloatDType, Tensor, activation, module};
+
+use crate::linear::Precision;
 
 /// `y = x Wᵀ + b`.
-pub fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
-    module::linear(x, weight.transpose(), bias)
+pub fn linear<const D: usize>(
+    x: Tensor<D>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    precision: Precision,
+) -> Tensor<D> {
+    match precision {
+        Precision::F32 => module::linear(x, weight.transpose(), bias),
+        Precision::Bf16 => module::linear(rounded(x), rounded(weight).transpose(), bias),
+    }
 }
 
 /// `y = gelu(x) Wᵀ + b`.
-pub fn gelu_linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
-    linear(gelu_tanh(x), weight, bias)
+pub fn gelu_linear<const D: usize>(
+    x: Tensor<D>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    precision: Precision,
+) -> Tensor<D> {
+    linear(gelu_tanh(x), weight, bias, precision)
+}
+
+/// The nearest bf16, as `f32`.
+fn rounded<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    x.cast(FloatDType::BF16).cast(FloatDType::F32)
 }
 
 /// `(x − μ) / √(σ² + eps) · (1 + scale) + shift`, with `μ` and `σ²` of each token.

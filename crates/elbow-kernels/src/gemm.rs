@@ -41,6 +41,35 @@ impl<'a> Matrix<'a> {
         self.rows
     }
 
+    /// Numbers of rows and of columns.
+    pub(crate) fn dims(&self) -> [usize; 2] {
+        [self.rows, self.columns]
+    }
+
+    /// Without the rows and columns before these.
+    pub(crate) fn from(self, row: usize, column: usize) -> Self {
+        assert!(row <= self.rows && column <= self.columns, "an element beyond the matrix");
+        let first = (row * self.row_stride + column * self.column_stride).min(self.values.len());
+        Self { values: &self.values[first..], rows: self.rows - row, columns: self.columns - column, ..self }
+    }
+
+    /// Calls `each(row, column, value)` for the first rows and columns, along memory where that is possible.
+    #[inline(always)]
+    pub(crate) fn read(self, [rows, columns]: [usize; 2], mut each: impl FnMut(usize, usize, f32)) {
+        if self.row_stride == 1 {
+            for j in 0..columns {
+                let column = &self.values[j * self.column_stride..][..rows];
+                column.iter().enumerate().for_each(|(i, &value)| each(i, j, value));
+            }
+        } else {
+            assert_eq!(self.column_stride, 1, "a matrix without neighbors in memory");
+            for i in 0..rows {
+                let row = &self.values[i * self.row_stride..][..columns];
+                row.iter().enumerate().for_each(|(j, &value)| each(i, j, value));
+            }
+        }
+    }
+
     /// The slice it lies in.
     pub(crate) fn values(&self) -> &'a [f32] {
         self.values
@@ -92,6 +121,20 @@ impl<'a> MatrixMut<'a> {
     pub(crate) unsafe fn from_raw(first: *mut f32, rows: usize, columns: usize, stride: usize) -> Self {
         Self { first, rows, columns, stride, lifetime: PhantomData }
     }
+
+    /// For code that writes it by pointers.
+    pub(crate) fn parts(&self) -> Parts {
+        Parts { first: self.first, dims: [self.rows, self.columns], stride: self.stride }
+    }
+}
+
+/// Where a matrix to write lies.
+pub(crate) struct Parts {
+    pub(crate) first: *mut f32,
+    /// Numbers of rows and of columns.
+    pub(crate) dims: [usize; 2],
+    /// Elements from one row to the next.
+    pub(crate) stride: usize,
 }
 
 /// Whether a product uses the calling thread alone or the thread pool around it.
@@ -181,7 +224,7 @@ unsafe fn transposed_product(to: MatrixMut<'_>, add: bool, a: Matrix<'_>, b: Mat
         }};
     }
     match chosen() {
-        Path::Avx512 => with!(avx512f, V4, 16),
+        Path::Avx512 | Path::Avx512Bf16 | Path::Amx => with!(avx512f, V4, 16),
         Path::Avx2 => with!(fma, V3, 8),
         Path::Composite | Path::Portable => with!(scalar, Scalar, 1),
     }

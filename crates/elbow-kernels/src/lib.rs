@@ -31,6 +31,7 @@
 
 mod adamw;
 mod attention;
+mod bf16;
 mod buffer;
 pub mod composite;
 mod gate;
@@ -47,7 +48,7 @@ pub use adamw::AdamW;
 pub use attention::attention;
 pub use gate::gated_residual;
 pub use gelu::gelu_tanh;
-pub use linear::{gelu_linear, linear};
+pub use linear::{Precision, gelu_linear, linear};
 pub use norm::layer_norm_modulate;
 pub use normal::normals;
 pub use path::{Path, PathError, VARIABLE, path};

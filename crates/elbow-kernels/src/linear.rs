@@ -10,17 +10,33 @@
 //!
 //! With GELU before it, `Y = gelu(X) Wᵀ + b`, `X` alone is kept: `gelu(X)` is computed again for `dW`, and `dX` is multiplied
 //! by the derivative while it is in the cache. In a feed-forward layer that is a third of what would be kept.
+//!
+//! With [`Precision::Bf16`] both factors of each of the three products are rounded to bf16; sums, results and what is kept are `f32`.
 
 use burn::{backend::flex::FlexTensor, tensor::Tensor};
 use rayon::prelude::*;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use crate::{
+    bf16::{self, Right},
     buffer::{Output, Slot, dense, dims, kept, tensor},
     composite, gelu,
     gemm::{Matrix, MatrixMut, Threads, add_product, store_product},
     mechanism::{CpuOp, call2, call3, fuses},
     path::kernel,
 };
+
+/// What the factors of a product are rounded to; sums are `f32`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Precision {
+    /// Nothing: they are `f32`.
+    #[default]
+    F32,
+    /// bf16, 8 bits of mantissa: faster where the CPU multiplies them (`elbow doctor` says), slower elsewhere.
+    Bf16,
+}
 
 /// Rows whose bias gradient is summed by one task.
 const BIAS_ROWS: usize = 512;
@@ -34,20 +50,30 @@ const TASK_ROWS: usize = 128;
 /// `y = x Wᵀ + b`.
 ///
 /// `x` is `[.., in]`, `weight` is `[out, in]` as PyTorch stores it, `bias` is `[out]`. Returns `[.., out]`.
-pub fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
+pub fn linear<const D: usize>(
+    x: Tensor<D>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    precision: Precision,
+) -> Tensor<D> {
     if fits(&x, &weight, bias.as_ref()) {
-        run(x, weight, bias, Linear { gelu: false })
+        run(x, weight, bias, Linear { gelu: false, precision })
     } else {
-        composite::linear(x, weight, bias)
+        composite::linear(x, weight, bias, precision)
     }
 }
 
 /// `y = gelu(x) Wᵀ + b`, the tanh form of GELU; shapes as for [`linear`].
-pub fn gelu_linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
+pub fn gelu_linear<const D: usize>(
+    x: Tensor<D>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    precision: Precision,
+) -> Tensor<D> {
     if fits(&x, &weight, bias.as_ref()) {
-        run(x, weight, bias, Linear { gelu: true })
+        run(x, weight, bias, Linear { gelu: true, precision })
     } else {
-        composite::gelu_linear(x, weight, bias)
+        composite::gelu_linear(x, weight, bias, precision)
     }
 }
 
@@ -70,6 +96,7 @@ fn run<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>,
 struct Linear {
     /// Whether GELU comes first.
     gelu: bool,
+    precision: Precision,
 }
 
 impl CpuOp<2> for Linear {
@@ -122,24 +149,21 @@ impl Linear {
         let bias = bias.map(dense);
         let mut y = Output::new(rows * out);
         // Each product would otherwise rearrange the weight for itself.
-        let turned = in_tasks(rows).then(|| transpose(&w, out, inner));
-        let b = match &turned {
+        let turned = (self.precision == Precision::F32 && in_tasks(rows)).then(|| transpose(&w, out, inner));
+        let b = self.factor(match &turned {
             Some(turned) => Matrix::new(turned, inner, out, out),
             None => Matrix::new(&w, out, inner, inner).transposed(),
-        };
-        by_rows(y.slots(), out, &values, inner, |part, x, threads| {
+        });
+        self.by_rows(y.slots(), out, &values, inner, |part, x, threads| {
             let activated = self.gelu.then(|| gelu::of(x));
             let a = Matrix::new(activated.as_deref().unwrap_or(x), x.len() / inner, inner, inner);
-            match &bias {
-                None => store_product(MatrixMut::new(part, a.rows(), out), a, b, threads),
-                Some(bias) => {
-                    for row in part.chunks_exact_mut(out) {
-                        row.write_copy_of_slice(bias);
-                    }
-                    // SAFETY: each row was filled with the bias.
-                    unsafe { add_product(MatrixMut::new(part, a.rows(), out), a, b, threads) };
+            if let Some(bias) = &bias {
+                for row in part.chunks_exact_mut(out) {
+                    row.write_copy_of_slice(bias);
                 }
             }
+            // SAFETY: with a bias, each row was filled with it.
+            unsafe { b.product(MatrixMut::new(part, a.rows(), out), bias.is_some(), a, threads) };
         });
         // SAFETY: the product wrote every element.
         unsafe { y.finish(with_last(x, out)) }
@@ -152,13 +176,14 @@ impl Linear {
         let x = self.gelu.then(|| dense(kept(x)));
         let rows = values.len() / out;
         let mut dx = Output::new(rows * inner);
-        let b = Matrix::new(&weight, out, inner, inner);
+        let b = self.factor(Matrix::new(&weight, out, inner, inner));
         let x: Option<&[f32]> = x.as_deref();
         // What a task writes lies where its part of `x` does.
         let first = dx.slots().as_ptr() as usize;
-        by_rows(dx.slots(), inner, &values, out, |part, grad, threads| {
+        self.by_rows(dx.slots(), inner, &values, out, |part, grad, threads| {
             let a = Matrix::new(grad, grad.len() / out, out, out);
-            store_product(MatrixMut::new(part, a.rows(), inner), a, b, threads);
+            // SAFETY: nothing is added to.
+            unsafe { b.product(MatrixMut::new(part, a.rows(), inner), false, a, threads) };
             if let Some(x) = x {
                 let from = (part.as_ptr() as usize - first) / size_of::<f32>();
                 // SAFETY: the product wrote every element.
@@ -179,9 +204,60 @@ impl Linear {
         let x = Matrix::new(activated.as_deref().unwrap_or(&x), x.len() / inner, inner, inner);
         let mut dweight = Output::new(out * inner);
         let a = Matrix::new(&grad, x.rows(), out, out).transposed();
-        store_product(MatrixMut::new(dweight.slots(), out, inner), a, x, Threads::Pool);
-        // SAFETY: the product wrote every element.
-        unsafe { dweight.finish([out, inner]) }
+        // SAFETY: nothing is added to, and the product writes every element.
+        unsafe {
+            self.factor(x).product(MatrixMut::new(dweight.slots(), out, inner), false, a, Threads::Pool);
+            dweight.finish([out, inner])
+        }
+    }
+
+    fn factor<'a>(&self, b: Matrix<'a>) -> Factor<'a> {
+        match self.precision {
+            Precision::F32 => Factor::Plain(b),
+            Precision::Bf16 => Factor::Rounded(Right::new(b)),
+        }
+    }
+
+    /// Runs `product` on the rows of `to`, `columns` wide, and the same rows of `a`, `inner` wide: in tasks of [`TASK_ROWS`] on one
+    /// thread each, or all at once on the pool where there are few, and for products that divide themselves. Which of the two
+    /// depends on the shape alone.
+    fn by_rows(
+        &self,
+        to: &mut [Slot],
+        columns: usize,
+        a: &[f32],
+        inner: usize,
+        product: impl Fn(&mut [Slot], &[f32], Threads) + Sync,
+    ) {
+        if self.precision == Precision::Bf16 || !in_tasks(a.len() / inner) {
+            return product(to, a, Threads::Pool);
+        }
+        to.par_chunks_mut(TASK_ROWS * columns)
+            .zip(a.par_chunks(TASK_ROWS * inner))
+            .for_each(|(part, rows)| product(part, rows, Threads::One));
+    }
+}
+
+/// The right factor of products.
+enum Factor<'a> {
+    Plain(Matrix<'a>),
+    Rounded(Right),
+}
+
+impl Factor<'_> {
+    /// `to = a b`, or `to += a b` with `add`.
+    ///
+    /// # Safety
+    ///
+    /// With `add`, every element of `to` has a value.
+    #[expect(unsafe_code, reason = "an output written whole is not cleared first")]
+    unsafe fn product(&self, to: MatrixMut<'_>, add: bool, a: Matrix<'_>, threads: Threads) {
+        // SAFETY: the caller's promise.
+        match self {
+            Self::Plain(b) if add => unsafe { add_product(to, a, *b, threads) },
+            Self::Plain(b) => store_product(to, a, *b, threads),
+            Self::Rounded(b) => unsafe { bf16::product(to, add, a, b) },
+        }
     }
 }
 
@@ -197,23 +273,6 @@ fn with_last(tensor: &FlexTensor, last: usize) -> Vec<usize> {
 /// Whether a product of this many rows is divided into tasks of [`TASK_ROWS`].
 fn in_tasks(rows: usize) -> bool {
     rows >= 8 * TASK_ROWS
-}
-
-/// Runs `product` on the rows of `to`, `columns` wide, and the same rows of `a`, `inner` wide: in tasks of [`TASK_ROWS`] on one
-/// thread each, or all at once on the pool where there are few. Which of the two depends on the shape alone.
-fn by_rows(
-    to: &mut [Slot],
-    columns: usize,
-    a: &[f32],
-    inner: usize,
-    product: impl Fn(&mut [Slot], &[f32], Threads) + Sync,
-) {
-    if !in_tasks(a.len() / inner) {
-        return product(to, a, Threads::Pool);
-    }
-    to.par_chunks_mut(TASK_ROWS * columns)
-        .zip(a.par_chunks(TASK_ROWS * inner))
-        .for_each(|(part, rows)| product(part, rows, Threads::One));
 }
 
 /// Sums over fixed blocks of rows, then over the blocks in order.
@@ -259,7 +318,7 @@ mod tests {
 
     #[test]
     fn a_frozen_weight_does_not_keep_the_input() {
-        let (plain, activated) = (Linear { gelu: false }, Linear { gelu: true });
+        let (plain, activated) = ([false, true].map(|gelu| Linear { gelu, precision: Precision::F32 })).into();
         assert_eq!(CpuOp::<3>::keeps(&plain, [true, false, false]), [false, true, false]);
         assert_eq!(CpuOp::<3>::keeps(&plain, [false, true, true]), [true, false, false]);
         assert_eq!(CpuOp::<2>::keeps(&plain, [true, false]), [false, true]);

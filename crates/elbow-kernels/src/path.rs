@@ -19,6 +19,10 @@ pub enum Path {
     Avx2,
     /// 512-bit vectors (x86-64 servers since 2017).
     Avx512,
+    /// The same, and sums of products of bf16 in them (since 2020).
+    Avx512Bf16,
+    /// The same, and products of bf16 in tiles (Intel servers since 2023).
+    Amx,
 }
 
 /// A path that cannot be taken.
@@ -50,6 +54,12 @@ impl Path {
                 paths.push(Self::Avx2);
                 if has!("avx512f" "avx512bw" "avx512cd" "avx512dq" "avx512vl") {
                     paths.push(Self::Avx512);
+                    if has!("avx512bf16") {
+                        paths.push(Self::Avx512Bf16);
+                        if amx() {
+                            paths.push(Self::Amx);
+                        }
+                    }
                 }
             }
         }
@@ -63,12 +73,36 @@ impl Path {
             Self::Portable => "portable",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Avx512Bf16 => "avx512-bf16",
+            Self::Amx => "amx",
         }
+    }
+
+    /// Whether products of bf16 have instructions of their own; without them they are slower than those of `f32`.
+    pub fn multiplies_bf16(self) -> bool {
+        matches!(self, Self::Avx512Bf16 | Self::Amx)
     }
 
     fn best() -> Self {
         Self::available().pop().unwrap_or(Self::Portable)
     }
+}
+
+/// Whether the CPU multiplies tiles of bf16, and the system gives leave to use their registers, which this asks for.
+#[cfg(target_arch = "x86_64")]
+#[cfg_attr(target_os = "linux", expect(unsafe_code, reason = "a system call"))]
+fn amx() -> bool {
+    #[cfg(target_os = "linux")]
+    {
+        const ARCH_REQ_XCOMP_PERM: i64 = 0x1023;
+        const TILE_DATA: i64 = 18;
+        let features = std::arch::x86_64::__cpuid_count(7, 0).edx;
+        let [bf16, tiles] = [22, 24].map(|bit| features >> bit & 1 == 1);
+        // SAFETY: the call changes nothing but which registers the system saves.
+        bf16 && tiles && unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, TILE_DATA) } == 0
+    }
+    #[cfg(not(target_os = "linux"))]
+    false
 }
 
 /// The path that all kernels take; an error if [`VARIABLE`] names none that this CPU has, and then the best is taken.
@@ -105,7 +139,9 @@ macro_rules! kernel {
                 $crate::path::Path::Avx2 => unsafe { avx2($($arg),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
-                $crate::path::Path::Avx512 => unsafe { avx512($($arg),*) },
+                $crate::path::Path::Avx512 | $crate::path::Path::Avx512Bf16 | $crate::path::Path::Amx => unsafe {
+                    avx512($($arg),*)
+                },
                 _ => portable($($arg),*),
             }
         }

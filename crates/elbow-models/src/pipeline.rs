@@ -8,7 +8,7 @@ use crate::{
     config_json::ConfigError,
     folder::{Checkpoint, Folder, FolderError, Shapes},
     layout::Layout,
-    linear::Weights,
+    linear::{Precision, Weights},
     policy::{Decoder, Network, NetworkPolicy, Tuning},
     recompute::Checkpointing,
     scheduler::Scheduler,
@@ -55,6 +55,8 @@ pub struct Options<'a> {
 pub struct Setup<'a> {
     /// What is trained.
     pub tuning: Tuning,
+    /// What the factors of the network's products are rounded to.
+    pub precision: Precision,
     /// What of a forward pass is kept for the backward pass.
     pub checkpointing: Checkpointing,
     /// Latents decoded at once.
@@ -145,13 +147,14 @@ impl Source {
         let text = Cached::new(self.text, setup.cache, &device)?;
         let base = self.weights.tensors(&shapes(&self.network.layout()), &[], &device)?;
         let vae_base = self.vae_weights.tensors(&shapes(&self.vae.layout()), &[], &device)?;
-        let vae = Box::new(Vae::new(&self.vae, Weights { base: &vae_base, adapter: None }));
+        let vae = Box::new(Vae::new(&self.vae, Weights::plain(&vae_base)));
         let network = NetworkPolicy {
             tuning: setup.tuning.of(&self.network),
             network: self.network,
             latent: self.latent,
             base,
             checkpointing: setup.checkpointing,
+            precision: setup.precision,
             text: Box::new(text),
             decoder: Decoder::Vae { vae, slice: setup.decode_slice },
             seed: setup.seed,

@@ -4,7 +4,7 @@ use crate::{
     config_json::ConfigError,
     flux::{Flux, FluxConfig},
     layout::Layout,
-    linear::Weights,
+    linear::{Precision, Weights},
     lora::{JOINT_ATTENTION, LoraConfig, UNET_ATTENTION},
     mmdit::{Mmdit, MmditConfig},
     recompute::Checkpointing,
@@ -183,6 +183,8 @@ pub struct NetworkPolicy {
     pub base: Tensors,
     /// What is trained.
     pub tuning: Tuning,
+    /// What the factors of the products of dense layers are rounded to.
+    pub precision: Precision,
     /// What of a forward pass is kept for the backward pass.
     pub checkpointing: Checkpointing,
     /// Prompts to embeddings.
@@ -231,14 +233,15 @@ impl Policy for NetworkPolicy {
 
     fn bind(&self, trained: Option<&Tensors>) -> Box<dyn VelocityField> {
         let overlaid;
-        let weights = match (&self.tuning, trained) {
-            (_, None) => Weights { base: &self.base, adapter: None },
+        let (base, adapter) = match (&self.tuning, trained) {
+            (_, None) => (&self.base, None),
             (Tuning::Full, Some(trained)) => {
                 overlaid = self.base.overlaid(trained);
-                Weights { base: &overlaid, adapter: None }
+                (&overlaid, None)
             }
-            (Tuning::Lora(lora), Some(trained)) => Weights { base: &self.base, adapter: Some((trained, lora.scale())) },
+            (Tuning::Lora(lora), Some(trained)) => (&self.base, Some((trained, lora.scale()))),
         };
+        let weights = Weights { base, adapter, precision: self.precision };
         // Without gradients there is no backward pass.
         let kept = trained.is_none_or(|trained| !trained.collects_gradients());
         self.network.bind(weights, if kept { Checkpointing::None } else { self.checkpointing })

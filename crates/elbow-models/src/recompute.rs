@@ -5,7 +5,7 @@
 //! the gradients are: bit for bit, except that those of c, which only matter where the embeddings of time and pooled text are
 //! trained, are added up block by block.
 
-use crate::linear::Weights;
+use crate::linear::{Precision, Weights};
 use burn::{
     backend::{
         Autodiff, Backend, DispatchKindConversion, DispatchTensor, Flex,
@@ -43,6 +43,7 @@ pub(crate) struct Part {
     trained: Option<Tensor<1>>,
     entries: Arc<Vec<Entry>>,
     scale: Option<f64>,
+    precision: Precision,
 }
 
 impl Part {
@@ -55,7 +56,8 @@ impl Part {
         }
         let (trained, fixed) = all.by_gradient();
         let (trained, entries) = trained.joined();
-        Self { path, fixed, trained, entries: Arc::new(entries), scale: weights.adapter.map(|(_, scale)| scale) }
+        let scale = weights.adapter.map(|(_, scale)| scale);
+        Self { path, fixed, trained, entries: Arc::new(entries), scale, precision: weights.precision }
     }
 
     /// `block(weights, path, x, c)`, computed again in the backward pass. `x [N, L, H]`, `c [N, H]`.
@@ -65,10 +67,11 @@ impl Part {
         c: Tensor<2>,
         block: impl Fn(Weights<'_>, &str, Tensor<3>, Tensor<2>) -> Tensor<3> + Send + Sync + 'static,
     ) -> Tensor<3> {
-        let (path, fixed, scale) = (self.path.clone(), self.fixed.clone(), self.scale);
+        let (path, fixed, scale, precision) = (self.path.clone(), self.fixed.clone(), self.scale, self.precision);
         let function = move |x: Tensor<3>, c: Tensor<2>, trained: &Tensors| {
             let all = fixed.overlaid(trained);
-            block(Weights { base: &all, adapter: scale.map(|scale| (&all, scale)) }, &path, x, c)
+            let weights = Weights { base: &all, adapter: scale.map(|scale| (&all, scale)), precision };
+            block(weights, &path, x, c)
         };
         let nothing = || Tensor::from_data(TensorData::new(vec![0.0f32], [1]), &x.device().without_autodiff());
         let trained = self.trained.clone().unwrap_or_else(nothing);
@@ -86,11 +89,12 @@ struct Block {
     entries: Arc<Vec<Entry>>,
 }
 
-/// The value of a block, of which the graph keeps the arguments only. On a backend that is not listed here, it keeps
-/// everything.
+/// The value of a block, of which the graph keeps the arguments only.
 fn recomputed(x: Tensor<3>, c: Tensor<2>, trained: Tensor<1>, block: &Block) -> Tensor<3> {
-    on::<Flex>(&x, &c, &trained, block)
-        .unwrap_or_else(|| (block.function)(x, c, &Tensors::cut(&trained, &block.entries)))
+    let value = on::<Flex>(&x, &c, &trained, block);
+    #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal", feature = "cuda", feature = "rocm"))]
+    let value = value.or_else(|| on::<burn::backend::Cube>(&x, &c, &trained, block));
+    value.expect("invariant: the CPU and all accelerators are listed")
 }
 
 /// The same, if that is the backend of the arguments.

@@ -17,9 +17,10 @@ use elbow::{
     train::Trainer,
 };
 use elbow_models::{
+    linear::Precision,
     lora::LoraConfig,
     mmdit::MmditConfig,
-    policy::{Network, NetworkPolicy, Tuning},
+    policy::{Decoder, Network, NetworkPolicy, Tuning},
     recompute::Checkpointing,
 };
 
@@ -71,7 +72,9 @@ fn epoch(config: Config, device: &Device) -> Seen {
         network: Network::Mmdit(network),
         base: base.tensors(device),
         tuning: Tuning::Lora(LoraConfig { rank: 4, alpha: 8.0, ..LoraConfig::default() }),
+        precision: Precision::F32,
         checkpointing: Checkpointing::Block,
+        decoder: Decoder::Pixels,
         seed: 0,
     };
     let prompts: Vec<Prompt> = ["one", "three"].into_iter().map(Prompt::from).collect();

@@ -174,6 +174,7 @@ fn a_policy_starts_at_its_reference_and_trains_factors_alone() {
         latent: [4, 8, 4],
         base: golden.weights.tensors(&Device::flex()),
         tuning: Tuning::default().of(&golden.network),
+        precision: Precision::F32,
         checkpointing: Checkpointing::Block,
         text: Box::new(NoText),
         decoder: Decoder::Pixels,

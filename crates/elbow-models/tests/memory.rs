@@ -15,7 +15,7 @@ use elbow::{
 };
 use elbow_models::{
     cost::{Row, activations},
-    linear::Weights,
+    linear::{Precision, Weights},
     lora::{JOINT_ATTENTION, LoraConfig},
     mmdit::MmditConfig,
     policy::{Network, Tuning},
@@ -47,7 +47,7 @@ fn step(network: &Network, base: &Tensors, lora: (&Params, f64), checkpointing: 
     };
     let t = Tensor::<1>::from_data([0.2, 0.4, 0.6, 0.8], &device);
     let leaves = lora.0.tensors(&device.clone().autodiff());
-    let weights = Weights { base, adapter: Some((&leaves, lora.1)) };
+    let weights = Weights { base, adapter: Some((&leaves, lora.1)), precision: Precision::F32 };
     let pass = || network.bind(weights, checkpointing).velocity(x, t, &cond).square().mean().backward();
     let (mut gradients, peak) = peak(pass);
     let mut sum = lora.0.zeros_like();

@@ -10,7 +10,7 @@ use elbow::{
 };
 use elbow_kernels::{Path, VARIABLE};
 use elbow_models::{
-    linear::Weights,
+    linear::{Precision, Weights},
     lora::LoraConfig,
     mmdit::{Mmdit, MmditConfig},
     recompute::Checkpointing,
@@ -48,9 +48,9 @@ fn gradients(full: bool) -> Params {
     let trained = if full { base.clone() } else { jittered(lora.initial(config.layout().shapes(), key(2))) };
     let (shared, leaves) = (base.tensors(&Device::flex()), trained.tensors(&Device::flex()).leaves());
     let weights = if full {
-        Weights { base: &leaves, adapter: None }
+        Weights::plain(&leaves)
     } else {
-        Weights { base: &shared, adapter: Some((&leaves, lora.scale())) }
+        Weights { base: &shared, adapter: Some((&leaves, lora.scale())), precision: Precision::F32 }
     };
     let cond = Conditioning {
         tokens: normal(3, [4, 6, config.joint_attention_dim]),

@@ -1,7 +1,7 @@
 //! Every path that this CPU can take, in a process of its own: which one is chosen once.
 
 use burn::tensor::{Device, Tensor};
-use elbow_kernels::{Path, VARIABLE, attention, gelu_linear, layer_norm_modulate, linear, normals, path};
+use elbow_kernels::{Path, Precision, VARIABLE, attention, gelu_linear, layer_norm_modulate, linear, normals, path};
 use std::process::Command;
 
 use crate::support::{TOLERANCE, difference, evaluate, inputs, values};
@@ -46,9 +46,9 @@ fn writes_results() {
         let weight = |i: usize| -> Tensor<2> { t[i].clone().reshape([hidden, hidden]) };
         let narrow = |i: usize| -> Tensor<2> { t[i].clone().reshape([batch, hidden]) };
         let y = layer_norm_modulate(x.clone(), narrow(4), narrow(5), 1e-6);
-        let y = linear(y, weight(1), Some(t[2].clone()));
+        let y = linear(y, weight(1), Some(t[2].clone()), Precision::F32);
         let y = attention(y.clone(), x, y, 4);
-        gelu_linear(y, weight(3), None).reshape([-1])
+        gelu_linear(y, weight(3), None, Precision::F32).reshape([-1])
     };
     let result = evaluate(&chain, &inputs(&sizes), &[true; 6]);
     let mut numbers = vec![0.0; 1000];
@@ -78,8 +78,8 @@ fn every_path_computes_the_same() {
             let error = difference(a, b);
             assert!(error <= TOLERANCE, "{}: result {i} differs by {error:.1e}", path.name());
         }
-        // Both vector paths add up each element in one order; the others must show that they ran.
-        if path != Path::Avx512 {
+        // The vector paths may add up each element in one order; the others must show that they ran.
+        if matches!(path, Path::Portable | Path::Avx2) {
             assert!(seen.iter().all(|other| *other != results), "{}: the bits of another path", path.name());
         }
         seen.push(results);
@@ -99,7 +99,13 @@ fn reports_the_error() {
     if let Err(error) = path() {
         println!("{error}");
         assert_eq!(
-            linear::<2>(Tensor::ones([1, 1], &Device::flex()), Tensor::ones([1, 1], &Device::flex()), None).dims(),
+            linear::<2>(
+                Tensor::ones([1, 1], &Device::flex()),
+                Tensor::ones([1, 1], &Device::flex()),
+                None,
+                Precision::F32
+            )
+            .dims(),
             [1, 1]
         );
     }

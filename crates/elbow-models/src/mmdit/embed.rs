@@ -1,7 +1,7 @@
 //! What turns pixels, time and pooled text into vectors of the network's width.
 
 use super::{MmditConfig, block::silu};
-use crate::linear::{Linear, Weights};
+use crate::linear::{Linear, Precision, Weights};
 use burn::tensor::{Tensor, TensorData};
 
 /// Width of the sinusoidal time features.
@@ -12,6 +12,7 @@ pub(crate) const TIME_CHANNELS: usize = 256;
 pub(super) struct PatchEmbed {
     weight: Tensor<2>,
     bias: Tensor<1>,
+    precision: Precision,
     positions: Tensor<3>,
     patch: usize,
     max_size: usize,
@@ -24,6 +25,7 @@ impl PatchEmbed {
         Self {
             weight: weight.reshape([config.width(), inputs]),
             bias: weights.base.tensor("pos_embed.proj.bias"),
+            precision: weights.precision,
             positions: weights.base.tensor("pos_embed.pos_embed"),
             patch: config.patch_size,
             max_size: config.pos_embed_max_size,
@@ -34,7 +36,8 @@ impl PatchEmbed {
     pub(super) fn forward(&self, x: Tensor<4>) -> Tensor<3> {
         let [_, _, height, width] = x.dims();
         let positions = self.crop(height / self.patch, width / self.patch);
-        elbow_kernels::linear(patches(x, self.patch), self.weight.clone(), Some(self.bias.clone())) + positions
+        let x = patches(x, self.patch);
+        elbow_kernels::linear(x, self.weight.clone(), Some(self.bias.clone()), self.precision) + positions
     }
 
     /// The middle `rows × columns` of the grid of position embeddings.

@@ -204,7 +204,7 @@ impl Clip {
     }
 
     fn linear(&self, path: &str) -> Linear {
-        Linear::new(Weights { base: &self.weights, adapter: None }, path)
+        Linear::new(Weights::plain(&self.weights), path)
     }
 
     /// Where a text ends: at the first end-of-text token, or by the old rule at the first of the highest id.

@@ -175,7 +175,7 @@ impl T5 {
     }
 
     fn linear(&self, path: &str, x: Tensor<3>) -> Tensor<3> {
-        Linear::new(Weights { base: &self.weights, adapter: None }, path).forward(x)
+        Linear::new(Weights::plain(&self.weights), path).forward(x)
     }
 }
 

@@ -9,7 +9,13 @@ use elbow::{
     params::Params,
     policy::{Conditioning, VelocityField},
 };
-use elbow_models::{layout::Layout, linear::Weights, lora::LoraConfig, policy::Network, recompute::Checkpointing};
+use elbow_models::{
+    layout::Layout,
+    linear::{Precision, Weights},
+    lora::LoraConfig,
+    policy::Network,
+    recompute::Checkpointing,
+};
 use safetensors::SafeTensors;
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -58,8 +64,8 @@ pub(crate) fn differentiate(
 ) -> (Vec<f32>, Params) {
     let (base, leaves) = (weights.tensors(device), trained.tensors(&device.clone().autodiff()));
     let (output, loss) = run(match adapter {
-        None => Weights { base: &leaves, adapter: None },
-        Some(scale) => Weights { base: &base, adapter: Some((&leaves, scale)) },
+        None => Weights::plain(&leaves),
+        Some(scale) => Weights { base: &base, adapter: Some((&leaves, scale)), precision: Precision::F32 },
     });
     let mut gradients = trained.zeros_like();
     gradients.add_gradients(&leaves, &mut loss.backward());

@@ -29,6 +29,7 @@ fn open(folder: &Path) -> Result<Source, SourceError> {
 fn load(folder: &Path, decode_slice: usize) -> Predicting<NetworkPolicy> {
     let setup = Setup {
         tuning: Tuning::default(),
+        precision: Precision::F32,
         checkpointing: Checkpointing::None,
         decode_slice,
         cache: &folder.join("cache"),

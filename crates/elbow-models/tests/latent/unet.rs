@@ -79,7 +79,7 @@ fn predicted_noise_becomes_velocity() {
     let golden = Golden::new("sd1");
     let (inputs, base) = (under(&golden.reference, "square."), golden.weights.tensors(&Device::flex()));
     let schedule = Schedule::ScaledLinear { beta_start: 0.00085, beta_end: 0.012 };
-    let network = Unet::new(&golden.config, Weights { base: &base, adapter: None });
+    let network = Unet::new(&golden.config, Weights::plain(&base));
     let field = Prediction::Noise.of(schedule, Box::new(network));
     let timesteps = &inputs["timestep"].1;
     let t: Vec<f32> = timesteps.iter().map(|k| (k + 1.0) / 1000.0).collect();

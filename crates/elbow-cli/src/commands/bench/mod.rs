@@ -41,6 +41,9 @@ pub struct Args {
     /// What is trained: all weights, or adapters of rank 32 with alpha 64.
     #[arg(long, value_enum, default_value_t = TuningName::Full)]
     tuning: TuningName,
+    /// What the factors of products are rounded to.
+    #[arg(long, value_enum, default_value_t = PrecisionName::F32)]
+    precision: PrecisionName,
     /// Weights of the network instead of random ones.
     #[arg(long, value_name = "FILE")]
     weights: Option<PathBuf>,
@@ -64,6 +67,13 @@ pub struct Args {
 enum TuningName {
     Full,
     Lora,
+}
+
+/// `--precision`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum PrecisionName {
+    F32,
+    Bf16,
 }
 
 impl Loop {
@@ -176,6 +186,7 @@ fn report(
         "network": {"hidden": args.hidden, "heads": args.heads, "layers": args.layers,
             "trained_parameters": policy.initial().values().len()},
         "tuning": format!("{:?}", args.tuning).to_lowercase(),
+        "precision": format!("{:?}", args.precision).to_lowercase(),
         "batch": args.batch,
         "rows": args.rows,
         "rounds": args.rounds,
@@ -196,7 +207,7 @@ fn table(report: &Value) -> String {
     };
     let network = &report["network"];
     format!(
-        "width {}, {} heads, {} layers, {} trained parameters ({}); batch {}, {} rows at a time, {} rounds\n\
+        "width {}, {} heads, {} layers, {} trained parameters ({}, {}); batch {}, {} rows at a time, {} rounds\n\
          {:<8}  {:>9}  {:>9}  {:>8}  {:>14}\n{}\n{}\n\
          matrix product at its best: {:.1} GFLOP/s; peak memory {:.0} MiB; {}, {} threads",
         network["hidden"],
@@ -204,6 +215,7 @@ fn table(report: &Value) -> String {
         network["layers"],
         network["trained_parameters"],
         report["tuning"].as_str().unwrap_or_default(),
+        report["precision"].as_str().unwrap_or_default(),
         report["batch"],
         report["rows"],
         report["rounds"],

@@ -6,6 +6,7 @@
 use super::workload::STEPS;
 use burn::tensor::{Device, Tensor};
 use elbow::{params::Params, policy::Policy};
+use elbow_kernels::Precision;
 use elbow_models::{mmdit::MmditConfig, policy::NetworkPolicy};
 use std::time::{Duration, Instant};
 
@@ -65,7 +66,7 @@ pub fn gemm_peak() -> f64 {
         let (begin, mut best) = (Instant::now(), f64::INFINITY);
         while begin.elapsed() < Duration::from_millis(200) {
             let start = Instant::now();
-            drop(elbow_kernels::linear(x.clone(), weight.clone(), None));
+            drop(elbow_kernels::linear(x.clone(), weight.clone(), None, Precision::F32));
             best = best.min(start.elapsed().as_secs_f64());
         }
         2.0 * (rows * inner * out) as f64 / best / 1e9

@@ -1,6 +1,6 @@
 //! What is measured: a trainer as `elbow train` makes it, its prompts and rewards, and a batch to take a step on.
 
-use super::{Args, Loop, TuningName};
+use super::{Args, Loop, PrecisionName, TuningName};
 use crate::model;
 use anyhow::{Context, Result};
 use burn::tensor::Device;
@@ -19,6 +19,7 @@ use elbow::{
     train::{Drawn, Outcome, Trainer},
 };
 use elbow_models::{
+    linear::Precision,
     lora::LoraConfig,
     mmdit::MmditConfig,
     policy::{NetworkPolicy, Tuning},
@@ -73,7 +74,11 @@ pub fn policy(args: &Args, device: &Device) -> Result<NetworkPolicy> {
         TuningName::Full => Tuning::Full,
         TuningName::Lora => Tuning::Lora(LoraConfig::default()),
     };
-    Ok(model::pixels(network, base, tuning, 0, device))
+    let precision = match args.precision {
+        PrecisionName::F32 => Precision::F32,
+        PrecisionName::Bf16 => Precision::Bf16,
+    };
+    Ok(NetworkPolicy { precision, ..model::pixels(network, base, tuning, 0, device) })
 }
 
 /// The parameters, each matrix moved by Gaussian noise of deviation `size / √inputs` and each vector by a fifth of `size`.

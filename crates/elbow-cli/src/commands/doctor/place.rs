@@ -9,8 +9,6 @@ use std::{
     process::Command,
 };
 
-/// Instruction sets that make a difference, as the system calls them.
-const INSTRUCTIONS: [&str; 8] = ["sse4_2", "avx", "avx2", "fma", "avx512f", "avx512_bf16", "amx_tile", "asimd"];
 /// Bytes that the default recipe needs, roughly: of memory, and of disk for one run.
 const MEMORY: f64 = 0.5e9;
 const DISK: f64 = 0.5e9;
@@ -30,12 +28,11 @@ pub fn checks() -> Vec<Check> {
     ]
 }
 
-/// The instruction sets that the system reports.
+/// What the kernels run on, and what of precision there is to choose.
 fn instructions() -> String {
-    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let flags = text.lines().find(|line| line.starts_with("flags") || line.starts_with("Features")).unwrap_or_default();
-    let there: Vec<&str> = INSTRUCTIONS.into_iter().filter(|set| flags.split_whitespace().any(|f| f == *set)).collect();
-    if there.is_empty() { "instruction sets unknown here".into() } else { there.join(" ") }
+    let path = machine::path();
+    let bf16 = if path.multiplies_bf16() { "faster" } else { "slower, since this CPU has no instructions for it" };
+    format!("instructions {}; precision \"bf16\" is {bf16}", path.name())
 }
 
 fn memory() -> Result<String> {
