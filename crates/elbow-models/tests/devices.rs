@@ -18,7 +18,7 @@ use elbow::{
 };
 use elbow_models::{
     linear::Precision,
-    lora::LoraConfig,
+    lora::{JOINT_ATTENTION, LoraConfig},
     mmdit::MmditConfig,
     policy::{Decoder, Network, NetworkPolicy, Tuning},
     recompute::Checkpointing,
@@ -71,7 +71,7 @@ fn epoch(config: Config, device: &Device) -> Seen {
         text: Box::new(Codes(device.clone(), network.clone())),
         network: Network::Mmdit(network),
         base: base.tensors(device),
-        tuning: Tuning::Lora(LoraConfig { rank: 4, alpha: 8.0, ..LoraConfig::default() }),
+        tuning: Tuning::Lora(LoraConfig { rank: 4, alpha: 8.0, ..LoraConfig::default() }.with_usual(&JOINT_ATTENTION)),
         precision: Precision::F32,
         checkpointing: Checkpointing::Block,
         decoder: Decoder::Pixels,

@@ -11,7 +11,7 @@ use elbow::{
 use elbow_kernels::{Path, VARIABLE};
 use elbow_models::{
     linear::{Precision, Weights},
-    lora::LoraConfig,
+    lora::{JOINT_ATTENTION, LoraConfig},
     mmdit::{Mmdit, MmditConfig},
     recompute::Checkpointing,
 };
@@ -19,8 +19,10 @@ use std::{collections::BTreeMap, process::Command};
 
 /// In the environment of a process that writes its results: where to.
 const RESULTS: &str = "ELBOW_TEST_RESULTS";
-/// Relative L².
+/// Relative L² of every tensor in `f32`.
 const TOLERANCE: f64 = 1e-5;
+/// The same in bf16: each product of the two rounds slightly other numbers.
+const BF16: f64 = 1e-2;
 
 fn key(sample: u64) -> Key {
     Key::new(9, Purpose::Initialization, 0).sample(sample)
@@ -40,18 +42,29 @@ fn normal<const D: usize>(sample: u64, shape: [usize; D]) -> Tensor<D> {
     noise::normal([key(sample)], [1, 1, shape.iter().product()], &Device::flex()).reshape(shape)
 }
 
+/// What is computed: with which weights trained, and in which precision.
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    full: bool,
+    precision: Precision,
+}
+
+const CASES: [Case; 4] = [
+    Case { full: true, precision: Precision::F32 },
+    Case { full: false, precision: Precision::F32 },
+    Case { full: true, precision: Precision::Bf16 },
+    Case { full: false, precision: Precision::Bf16 },
+];
+
 /// The output of the nano network for four images, and the gradients of its product with fixed numbers.
-fn gradients(full: bool) -> Params {
+fn gradients(case: Case) -> Params {
     let config = MmditConfig::default();
     let base = jittered(config.initial(key(0)));
-    let lora = LoraConfig::default();
-    let trained = if full { base.clone() } else { jittered(lora.initial(config.layout().shapes(), key(2))) };
+    let lora = LoraConfig::default().with_usual(&JOINT_ATTENTION);
+    let trained = if case.full { base.clone() } else { jittered(lora.initial(config.layout().shapes(), key(2))) };
     let (shared, leaves) = (base.tensors(&Device::flex()), trained.tensors(&Device::flex()).leaves());
-    let weights = if full {
-        Weights::plain(&leaves)
-    } else {
-        Weights { base: &shared, adapter: Some((&leaves, lora.scale())), precision: Precision::F32 }
-    };
+    let (base, adapter) = if case.full { (&leaves, None) } else { (&shared, Some((&leaves, lora.scale()))) };
+    let weights = Weights { base, adapter, precision: case.precision };
     let cond = Conditioning {
         tokens: normal(3, [4, 6, config.joint_attention_dim]),
         pooled: normal(4, [4, config.pooled_projection_dim]),
@@ -69,49 +82,57 @@ fn gradients(full: bool) -> Params {
 #[test]
 fn writes_results() {
     let Ok(folder) = std::env::var(RESULTS) else { return };
-    for full in [true, false] {
-        std::fs::write(format!("{folder}/{full}"), gradients(full).to_safetensors(None)).unwrap();
+    for case in CASES {
+        std::fs::write(format!("{folder}/{case:?}"), gradients(case).to_safetensors(None)).unwrap();
     }
 }
 
-/// By name, from a process of its own: a path is chosen once.
-fn run(path: Path, full: bool) -> BTreeMap<String, Vec<f32>> {
-    let folder = std::env::temp_dir().join(format!("elbow-network-{}-{}-{full}", std::process::id(), path.name()));
+/// All cases, by name, from a process of its own: a path is chosen once.
+fn run(path: Path) -> Vec<BTreeMap<String, Vec<f32>>> {
+    let folder = std::env::temp_dir().join(format!("elbow-network-{}-{}", std::process::id(), path.name()));
     std::fs::create_dir_all(&folder).unwrap();
     let mut again = Command::new(std::env::current_exe().unwrap());
     let output = again.arg("writes_results").env(VARIABLE, path.name()).env(RESULTS, &folder).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
-    let file = std::fs::read(folder.join(full.to_string())).unwrap();
+    let read = |case: Case| {
+        let file = std::fs::read(folder.join(format!("{case:?}"))).unwrap();
+        let tensors = safetensors::SafeTensors::deserialize(&file).unwrap();
+        let values = |bytes: &[u8]| bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+        tensors.iter().map(|(name, view)| (name.to_owned(), values(view.data()))).collect()
+    };
+    let results = CASES.map(read).to_vec();
     std::fs::remove_dir_all(&folder).unwrap();
-    let tensors = safetensors::SafeTensors::deserialize(&file).unwrap();
-    let values = |bytes: &[u8]| bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
-    tensors.iter().map(|(name, view)| (name.to_owned(), values(view.data()))).collect()
+    results
 }
 
-fn norm(values: impl Iterator<Item = f64>) -> f64 {
-    values.map(|v| v * v).sum::<f64>().sqrt()
+/// `‖a − b‖ / ‖b‖`.
+fn difference<'a>(a: impl IntoIterator<Item = &'a f32>, b: impl IntoIterator<Item = &'a f32>) -> f64 {
+    let pairs = a.into_iter().zip(b).map(|(&a, &b)| (f64::from(a), f64::from(b)));
+    let (error, size) = pairs.fold((0.0, 0.0), |(e, s), (a, b)| (e + (a - b) * (a - b), s + b * b));
+    error.sqrt() / size.sqrt().max(1e-30)
 }
 
-fn check(full: bool) {
-    let composite = run(Path::Composite, full);
+#[test]
+#[expect(clippy::print_stderr, reason = "seen with --nocapture")]
+fn every_path_computes_what_the_composite_does() {
+    let composite = run(Path::Composite);
     for path in Path::available().into_iter().filter(|&p| p != Path::Composite) {
-        let found = run(path, full);
-        assert_eq!(found.len(), composite.len());
-        for (name, expected) in &composite {
-            let wide = |v: &Vec<f32>| v.iter().map(|&v| f64::from(v)).collect::<Vec<_>>();
-            let (got, expected) = (wide(&found[name]), wide(expected));
-            let error = norm(got.iter().zip(&expected).map(|(a, b)| a - b)) / norm(expected.iter().copied()).max(1e-30);
-            assert!(error <= TOLERANCE, "{}: {name} differs by {error:.1e}", path.name());
+        for ((case, expected), found) in CASES.iter().zip(&composite).zip(run(path)) {
+            assert_eq!(found.len(), expected.len());
+            let off = |name: &String| difference(&found[name], &expected[name]);
+            let worst = expected.keys().max_by(|a, b| off(a).total_cmp(&off(b))).unwrap();
+            let gradients = |all: &BTreeMap<String, Vec<f32>>| -> Vec<f32> {
+                all.iter().filter(|(name, _)| *name != "output").flat_map(|(_, v)| v).copied().collect()
+            };
+            let (output, gradient) = (off(&"output".to_owned()), difference(&gradients(&found), &gradients(expected)));
+            let said = format!(
+                "{} {case:?}: output {output:.1e}, gradient {gradient:.1e}; at most {:.1e}, of {worst}",
+                path.name(),
+                off(worst)
+            );
+            eprintln!("{said}");
+            let tolerance = if case.precision == Precision::F32 { TOLERANCE } else { BF16 };
+            assert!(off(worst) <= tolerance, "{said}");
         }
     }
-}
-
-#[test]
-fn all_weights_trained() {
-    check(true);
-}
-
-#[test]
-fn adapters_trained() {
-    check(false);
 }
