@@ -58,7 +58,7 @@ fn hint(cause: &(dyn Error + 'static)) -> Option<String> {
     } else if let Some(error) = cause.downcast_ref::<EncodeError>() {
         encoding(error)
     } else if cause.is::<SourceError>() {
-        "model.path must be a whole model as diffusers saves it: download again what is named above, or choose another model"
+        "the model must be whole, as diffusers saves it: download again what is named above, or choose another model"
     } else if cause.is::<PromptError>() {
         "a prompt file has one prompt a line: plain text in .txt, a JSON object with `prompt` in .jsonl"
     } else if let Some(error) = cause.downcast_ref::<TrainError>() {
@@ -75,7 +75,7 @@ fn encoding(error: &EncodeError) -> &'static str {
     if error.reason.contains("word") {
         "write the prompt with the words of the embedded scenes, for example \"a photo of a red car left of a cat\""
     } else {
-        "the text encoders of model.path must stay whole, and model.cache must be a folder that can be written to"
+        "the text encoders of the model must stay whole, and model.cache must be a folder that can be written to"
     }
 }
 

@@ -5,6 +5,7 @@
 mod commands;
 mod device;
 mod failure;
+mod hub;
 mod library;
 mod machine;
 mod model;

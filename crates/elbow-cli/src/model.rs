@@ -1,6 +1,6 @@
 //! The model of a recipe: what it may say, and the policy it stands for.
 
-use crate::{failure::Hint, machine};
+use crate::{failure::Hint, hub, machine};
 use anyhow::{Context, Result};
 use burn::tensor::Device;
 use elbow::{
@@ -15,7 +15,7 @@ use elbow_models::{
     linear::Precision,
     lora::LoraConfig,
     mmdit::MmditConfig,
-    pipeline::{Options, STEM, Setup, Source, SourceError},
+    pipeline::{Options, STEM, Setup, Source},
     policy::{Decoder, Network, NetworkPolicy, Tuning},
     recompute::Checkpointing,
 };
@@ -51,16 +51,25 @@ pub enum Model {
         #[serde(default)]
         checkpointing: Checkpointing,
     },
-    /// A local folder in diffusers' format: SD3, SD3.5, FLUX.1, Stable Diffusion 1 or 2.
+    /// A model in diffusers' format, a local folder or one of the Hugging Face Hub: SD3, SD3.5, FLUX.1, Stable Diffusion 1 or 2.
     Diffusers(Diffusers),
 }
 
-/// A local folder in diffusers' format: SD3, SD3.5, FLUX.1, Stable Diffusion 1 or 2.
+/// A model in diffusers' format, a local folder or one of the Hugging Face Hub: SD3, SD3.5, FLUX.1, Stable Diffusion 1 or 2.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Diffusers {
-    /// The folder that holds `model_index.json`, the network, the autoencoder, the text encoders and their tokenizers.
-    pub path: PathBuf,
+    /// The folder that holds `model_index.json`, the network, the autoencoder, the text encoders and their tokenizers. This or
+    /// `hub` must be given; the one that is named last, in a recipe or by `--set`, takes the other's place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
+    /// In place of `path`, `owner/name` of a model of the Hugging Face Hub, which is downloaded once; for programs that are built
+    /// with the feature `hub`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hub: Option<String>,
+    /// Branch, tag or commit of `hub`; without it `main`. A run keeps the commit that it started with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
     /// Weights that exist in this variant, such as `fp16`, are read in it; without it the plain files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub variant: Option<String>,
@@ -131,6 +140,7 @@ impl Model {
             problems.push("the rank of LoRA is 0: must be at least 1".into());
         }
         let Self::Diffusers(folder) = self else { return problems };
+        problems.extend(hub::problems(folder.path.as_deref(), folder.hub.as_deref(), folder.revision.as_deref()));
         for (key, value) in [
             ("resolution", folder.resolution),
             ("text_length", folder.text_length),
@@ -177,7 +187,7 @@ impl Model {
                 Ok(Checkpoint::from_bytes(place, &bytes)?)
             }
             Self::Diffusers(folder) => {
-                Ok(Folder::open(&folder.path, folder.variant.as_deref())?.checkpoint(component, STEM)?)
+                Ok(Folder::open(&folder.folder()?, folder.variant.as_deref())?.checkpoint(component, STEM)?)
             }
         }
     }
@@ -186,9 +196,34 @@ impl Model {
     pub fn name(&self) -> String {
         match self {
             Self::Nano { weights: None, .. } => "elbow-nano".to_owned(),
-            Self::Nano { weights: Some(path), .. } | Self::Diffusers(Diffusers { path, .. }) => {
-                path.display().to_string()
-            }
+            Self::Nano { weights: Some(path), .. } => path.display().to_string(),
+            Self::Diffusers(folder) => folder.name(),
+        }
+    }
+
+    /// Names the commit that a model of the Hub is at now, downloading what is needed of it.
+    pub fn pin(&mut self) -> Result<()> {
+        let Self::Diffusers(model) = self else { return Ok(()) };
+        if model.hub.is_some() {
+            let folder = model.folder()?;
+            model.revision = folder.file_name().map(|commit| commit.to_string_lossy().into_owned());
+        }
+        Ok(())
+    }
+
+    /// Name and commit of a model of the Hub that [`Model::pin`] has pinned.
+    pub fn commit(&self) -> Option<(&str, &str)> {
+        let Self::Diffusers(model) = self else { return None };
+        Some((model.hub.as_deref()?, model.revision.as_deref()?))
+    }
+
+    /// Takes over the commit of the same model in a run's recipe if this one names none.
+    pub fn follow(&mut self, saved: &Self) {
+        if let (Self::Diffusers(model), Self::Diffusers(saved)) = (self, saved)
+            && model.hub == saved.hub
+            && model.revision.is_none()
+        {
+            model.revision.clone_from(&saved.revision);
         }
     }
 }
@@ -197,7 +232,9 @@ impl Diffusers {
     /// A folder of which nothing else was said.
     pub fn at(path: PathBuf) -> Self {
         Self {
-            path,
+            path: Some(path),
+            hub: None,
+            revision: None,
             variant: None,
             lora: LoraConfig::default(),
             precision: Precision::default(),
@@ -211,18 +248,38 @@ impl Diffusers {
     }
 
     /// Opens and checks the folder.
-    pub fn open(&self) -> Result<Source, SourceError> {
+    pub fn open(&self) -> Result<Source> {
         let options = Options {
             variant: self.variant.as_deref(),
             resolution: self.resolution,
             text_length: self.text_length,
             guidance: self.guidance,
         };
-        Source::open(&self.path, &options)
+        Ok(Source::open(&self.folder()?, &options)?)
+    }
+
+    /// The folder: the given one, or that of the downloaded model, named by its commit.
+    pub fn folder(&self) -> Result<PathBuf> {
+        #[cfg(feature = "hub")]
+        if let Some(name) = &self.hub {
+            let revision = self.revision.as_deref().unwrap_or("main");
+            let wanted = hub::Wanted { name, revision, variant: self.variant.as_deref() };
+            return hub::fetch(wanted, |folder| Ok(Folder::open(folder, None).map(drop)?));
+        }
+        self.path.clone().ok_or_else(|| Hint::error("the model has no folder", "set model.path"))
+    }
+
+    /// The folder, or `owner/name` with the revision.
+    fn name(&self) -> String {
+        match (&self.path, &self.hub, &self.revision) {
+            (Some(path), ..) => path.display().to_string(),
+            (None, Some(hub), Some(revision)) => format!("{hub}@{revision}"),
+            (None, hub, _) => hub.clone().unwrap_or_default(),
+        }
     }
 
     fn policy(&self, method: &Config, device: &Device) -> Result<(ModelPolicy, String)> {
-        let place = || format!("cannot use model {}", self.path.display());
+        let place = || format!("cannot use model {}", self.name());
         let source = self.open().with_context(place)?;
         same_schedule(source.scheduler.schedule, method.schedule).with_context(place)?;
         let tuning = Tuning::Lora(self.lora.clone()).of(&source.network);

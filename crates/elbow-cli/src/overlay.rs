@@ -46,6 +46,7 @@ impl Place<'_> {
 }
 
 fn section(base: &mut Table, top: Table, fields: &[Field], place: &Place<'_>, problems: &mut Vec<String>) {
+    let named: Vec<String> = top.keys().cloned().collect();
     for (key, value) in top {
         let Some(field) = fields.iter().find(|f| f.name == key) else {
             problems.push(place.unknown(&key, fields));
@@ -54,7 +55,10 @@ fn section(base: &mut Table, top: Table, fields: &[Field], place: &Place<'_>, pr
         let path = place.of(&key);
         match (&field.shape, value) {
             (Shape::Value(kind), value) => match checked(kind, value) {
-                Ok(value) => drop(base.insert(key, value)),
+                Ok(value) => {
+                    replaced(&path, &named, base);
+                    base.insert(key, value);
+                }
                 Err(problem) => problems.push(format!("`{path}` = {problem}")),
             },
             (Shape::Section(fields), Value::Table(top)) => {
@@ -67,6 +71,18 @@ fn section(base: &mut Table, top: Table, fields: &[Field], place: &Place<'_>, pr
                 problems.push(format!("`{path}` = {value}: this is a section; {}", example(&path, shape)));
             }
         }
+    }
+}
+
+/// Removes what the field at `path` takes the place of, unless it is `named` beside it: a model is in a folder or on the Hub.
+fn replaced(path: &str, named: &[String], base: &mut Table) {
+    let others: &[&str] = match path {
+        "model.path" => &["hub", "revision"],
+        "model.hub" => &["path", "revision"],
+        _ => &[],
+    };
+    for other in others.iter().filter(|other| !named.iter().any(|key| key == *other)) {
+        base.remove(*other);
     }
 }
 
@@ -155,6 +171,22 @@ mod tests {
         let (replaced, problems) = lay(base, "objective = { kind = 'pepg', ratio = false }");
         let expected = "[objective]\nkind = 'pepg'\nratio = false\n[kl]\nkind = 'k1'\nweight = 0.25";
         assert_eq!((replaced, problems), (toml::from_str(expected).unwrap(), vec![]));
+    }
+
+    #[test]
+    fn a_folder_and_a_name_on_the_hub_replace_each_other() {
+        let kind = "[model]\nkind = 'diffusers'\n";
+        for (base, top, expected) in [
+            ("path = 'a'", "model.hub = 'o/n'", "hub = 'o/n'"),
+            ("hub = 'o/n'\nrevision = 'r'", "model.hub = 'o/m'", "hub = 'o/m'"),
+            ("hub = 'o/n'\nrevision = 'r'", "model.path = 'a'", "path = 'a'"),
+            ("hub = 'o/n'", "model.revision = 'r'", "hub = 'o/n'\nrevision = 'r'"),
+            ("path = 'a'", "model = { hub = 'o/n', revision = 'r' }", "hub = 'o/n'\nrevision = 'r'"),
+            ("", "model = { hub = 'o/n', path = 'a' }", "hub = 'o/n'\npath = 'a'"),
+        ] {
+            let (laid, problems) = lay(&format!("{kind}{base}"), top);
+            assert_eq!((laid, problems), (toml::from_str(&format!("{kind}{expected}")).unwrap(), vec![]), "{top}");
+        }
     }
 
     #[test]

@@ -3,11 +3,21 @@
 #![expect(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
 
 mod common;
+#[path = "../../elbow-models/tests/diffusers/drawing.rs"]
+mod drawing;
 #[path = "../../elbow-models/tests/diffusers/model_folder.rs"]
 mod model_folder;
 
-use common::{assert_same, elbow, files, records, resume, sets, succeed, text};
-use model_folder::whole;
+use burn::tensor::{Device, Tensor};
+use common::{assert_same, copy, elbow, files, records, resume, sets, succeed, text};
+use drawing::{Reference, draw, load};
+use elbow::{
+    noise::{self, Key, Purpose},
+    params::Params,
+    policy::Policy,
+};
+use elbow_models::{lora::LoraConfig, policy::Tuning};
+use model_folder::{fixtures, whole};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::{fs, path::Path, process::Command};
 use tempfile::TempDir;
@@ -96,6 +106,73 @@ fn stable_diffusion_1_trains_with_ddpo() {
 #[test]
 fn flux_trains_with_dance_grpo() {
     trains("flux", "flux-dance-grpo", &["model.text_length=24", "model.decode_slice=3"]);
+}
+
+/// What `elbow merge` makes of an adapter of peft draws the picture that peft and diffusers draw.
+#[test]
+fn an_adapter_made_elsewhere_is_merged_to_the_same_picture() {
+    for (pipeline, component) in [("sd3", "transformer"), ("flux", "transformer"), ("sd1", "unet")] {
+        let place = Place::new(pipeline);
+        let (model, golden) = (place.model.path(), fixtures().join("pipeline"));
+        let mut merge = elbow(["merge"]);
+        merge.arg(golden.join(format!("{pipeline}.peft"))).arg("--base").arg(model).args(["--dtype", "f32"]);
+        succeed(merge.arg("--out").arg(place.run("merged")));
+        copy(&place.run("merged"), &model.join(component));
+        let reference = |name| Reference::open(&golden.join(format!("{pipeline}.{name}.safetensors")));
+        let (plain, adapted) = (reference("reference"), reference("adapted"));
+        let policy = load(model, Tuning::default(), 2);
+        let x = draw(pipeline, &policy, None, plain.tensor("start"), &plain.times());
+        let image = policy.network.decoder.values(x);
+        let (off, changed) = (adapted.off("image", image.clone()).0, plain.off("image", image).0);
+        assert!(off <= 1e-4 && changed > 0.1, "{pipeline}: off by {off:e}, changed by {changed:e}");
+    }
+}
+
+/// For `fixtures/check/images.py`, which draws in diffusers with what the program trained and exported here.
+#[test]
+#[ignore = "writes files for the reference packages to ELBOW_CHECK"]
+fn exports_for_the_reference_packages() {
+    let root = std::path::PathBuf::from(std::env::var_os("ELBOW_CHECK").expect("ELBOW_CHECK names a folder"));
+    for (pipeline, component, recipe) in [
+        ("sd3", "transformer", "sd3.5-geneval"),
+        ("flux", "transformer", "flux-dance-grpo"),
+        ("sd1", "unet", "sd1.5-ddpo-compressibility"),
+    ] {
+        let place = Place::new(pipeline);
+        let changes =
+            ["epochs=2", "model.lora={rank=4, alpha=12.0}", "optimizer.learning_rate=3e-2", "model.text_length=24"];
+        succeed(&mut place.train(recipe, "run", &changes));
+        for (format, out) in [
+            ("peft", "peft"),
+            ("diffusers", "pytorch_lora_weights.safetensors"),
+            ("kohya", "kohya.safetensors"),
+            ("merged", component),
+        ] {
+            let mut export = elbow(["export", "run", "--format", format, "--out", out]);
+            let whole: &[&str] = if format == "merged" { &["--dtype", "f32"] } else { &[] };
+            succeed(export.args(whole).current_dir(place.room.path()));
+        }
+        fs::write(place.run("elbow.safetensors"), drawn(&place, pipeline)).unwrap();
+        copy(place.room.path(), &root.join(pipeline));
+        copy(place.model.path(), &root.join(pipeline).join("model"));
+    }
+}
+
+/// Noise of this library, what the base draws from it, and what the averaged weights of the run's last checkpoint do.
+fn drawn(place: &Place, pipeline: &str) -> Vec<u8> {
+    let lora = LoraConfig { rank: 4, alpha: 12.0, ..LoraConfig::default() };
+    let policy = load(place.model.path(), Tuning::Lora(lora), 1);
+    let weights = fs::read(place.run("run/checkpoints/checkpoint-2/ema.safetensors")).unwrap();
+    let trained = policy.initial().with_values_of(&weights).unwrap();
+    let keys = (0..2).map(|i| Key::new(7, Purpose::Evaluation, 0).sample(i));
+    let start = noise::normal(keys, policy.latent_shape(), &Device::flex());
+    let times = Reference::open(&fixtures().join(format!("pipeline/{pipeline}.reference.safetensors"))).times();
+    let image = |trained| policy.network.decoder.values(draw(pipeline, &policy, trained, start.clone(), &times));
+    let entry = |(name, tensor): (&str, Tensor<4>)| {
+        (name.to_owned(), tensor.dims().to_vec(), tensor.into_data().try_to_vec().unwrap())
+    };
+    let tensors = [("start", start.clone()), ("base", image(None)), ("image", image(Some(&trained)))];
+    Params::new(tensors.map(entry)).to_safetensors(None)
 }
 
 /// `damage` must make the command fail with `parts` in its message, and nothing written.

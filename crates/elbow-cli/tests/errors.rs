@@ -113,7 +113,13 @@ fn values_that_cannot_run_are_told_with_their_numbers_all_at_once() {
     refused_changes(&size, &["cannot use model x", "x has none of: model_index.json"]);
     refused_changes(&size[..2], &["32 × 32 pixels", "model.resolution = 512"]);
     refused_changes(&[&size[..], &["model.decode_slice=0"]].concat(), &["model.decode_slice = 0: must be at least 1"]);
-    refused_changes(&["model.kind=diffusers"], &["model", "missing field `path`"]);
+    refused_changes(&["model.kind=diffusers"], &["model.path is missing"]);
+    let named = ["model.kind=diffusers", "model.hub=owner/name"];
+    let twice = [&named[..], &["model.path=x"]].concat();
+    refused_changes(&twice, &["model.path and model.hub: give one of the two"]);
+    if !cfg!(feature = "hub") {
+        refused_changes(&named, &["built without downloads", "--features elbow-cli/hub", "model.path"]);
+    }
 }
 
 #[test]

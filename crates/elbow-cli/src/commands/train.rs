@@ -73,7 +73,8 @@ pub fn run(mut args: Args, device: DeviceName) -> Result<()> {
 
 /// A recipe and a folder to write to; nothing is written before the recipe is known to load.
 fn start(args: &Args) -> Result<(Recipe, Target)> {
-    let (name, recipe) = recipe::load(args.recipe.as_deref(), &args.set)?;
+    let (name, mut recipe) = recipe::load(args.recipe.as_deref(), &args.set)?;
+    recipe.setting.model.pin()?;
     let path = if let Some(path) = &args.run {
         path.clone()
     } else {
@@ -88,7 +89,8 @@ fn resume(args: &Args, path: &Path) -> Result<(Recipe, Target)> {
     let folder = RunFolder::open(path)?;
     let (_, saved) = recipe::load(Some(&folder.config()), &[])?;
     let source = args.recipe.clone().unwrap_or_else(|| folder.config());
-    let (_, asked) = recipe::load(Some(&source), &args.set)?;
+    let (_, mut asked) = recipe::load(Some(&source), &args.set)?;
+    asked.setting.model.follow(&saved.setting.model);
     let mut same_length = asked.clone();
     same_length.method.epochs = saved.method.epochs;
     let differences = saved.differences(&same_length)?;
@@ -313,6 +315,9 @@ fn create(path: &Path, recipe: &Recipe, session: &Session) -> Result<RunFolder> 
     let folder = RunFolder::create(path)?;
     let mut manifest = machine::facts();
     manifest["seed"] = json!(recipe.method.seed);
+    if let Some((name, commit)) = recipe.setting.model.commit() {
+        manifest["model"] = json!({ "hub": name, "commit": commit });
+    }
     manifest["base_sha256"] = json!(session.base_hash);
     manifest["prompts_sha256"] = json!(session.prompts_hash);
     manifest["device"] = json!(format!("{:?}", session.device));

@@ -1,100 +1,50 @@
 //! From the text of a prompt to pixels, against the whole pipelines of diffusers (`fixtures/make/pipeline.py`), and folders in
 //! which several things are wrong.
 
-use crate::model_folder::{fixtures, whole};
-use burn::tensor::{Device, Tensor, TensorData};
-use elbow::{
-    Prompt, RgbImage,
-    guidance::Guided,
-    policy::{Policy, VelocityField},
-    prediction::{Predicting, Prediction},
-    sampler::{Ddim, Euler, Sampler, Step},
+use crate::{
+    drawing::{OPTIONS, Reference, draw, load, open},
+    model_folder::{fixtures, whole},
 };
+use elbow::{RgbImage, policy::Policy, prediction::Prediction};
 use elbow_models::{
-    folder::Checkpoint,
-    pipeline::{Options, Setup, Source, SourceError},
-    policy::{NetworkPolicy, Tuning},
-    recompute::Checkpointing,
+    lora_file::read,
+    pipeline::{Options, Source},
+    policy::Tuning,
 };
 use std::{fs, path::Path};
 
 /// Relative to the largest value of the reference.
 const TOLERANCE: f64 = 1e-4;
-const OPTIONS: Options<'static> = Options { variant: None, resolution: 32, text_length: 24, guidance: 3.5 };
 
-fn open(folder: &Path) -> Result<Source, SourceError> {
-    Source::open(folder, &OPTIONS)
-}
-
-fn load(folder: &Path, decode_slice: usize) -> Predicting<NetworkPolicy> {
-    let setup = Setup {
-        tuning: Tuning::default(),
-        precision: Precision::F32,
-        checkpointing: Checkpointing::None,
-        decode_slice,
-        cache: &folder.join("cache"),
-        seed: 0,
-    };
-    open(folder).expect("a model").load(setup, &Device::flex()).expect("weights")
-}
-
-/// Tensors by name, and differences from them.
-struct Reference(Checkpoint);
-
-impl Reference {
-    fn new(pipeline: &str) -> Self {
-        let file = fixtures().join(format!("pipeline/{pipeline}.reference.safetensors"));
-        Self(Checkpoint::open_file(&file).expect("a fixture"))
-    }
-
-    fn tensor(&self, name: &str) -> Tensor<4> {
-        let shape = self.0.shapes().find(|(n, _)| *n == name).expect("a reference").1.to_vec();
-        Tensor::from_data(TensorData::new(self.0.values(name), shape), &Device::flex())
-    }
-
-    fn close(&self, name: &str, got: Tensor<4>) {
-        let got: Vec<f32> = got.into_data().try_to_vec().expect("f32");
-        let expected = self.0.values(name);
-        let size = expected.iter().fold(0.0, |m, &v| f64::max(m, f64::from(v).abs()));
-        let off = got.iter().zip(&expected).fold(0.0, |m, (&a, &b)| f64::max(m, (f64::from(a) - f64::from(b)).abs()));
-        assert!(got.len() == expected.len() && got.iter().all(|v| v.is_finite()), "{name}");
+fn check(pipeline: &str) {
+    let folder = whole(pipeline);
+    let reference = Reference::open(&fixtures().join(format!("pipeline/{pipeline}.reference.safetensors")));
+    let close = |name: &str, got| {
+        let (off, size) = reference.off(name, got);
         assert!(off <= TOLERANCE * size, "{name}: off by {off:e} of {size:e}");
-    }
-}
-
-fn check(pipeline: &str, rule: &dyn Sampler, scale: f64) {
-    let (folder, reference) = (whole(pipeline), Reference::new(pipeline));
-    let policy = load(folder.path(), 1);
-    let encode = |texts: [&str; 2]| policy.encode(&texts.map(Prompt::from)).expect("embeddings");
-    let cond = encode(["a photo of a red cat left of 3 dogs!", "a horse, and on and on"]);
-    let unconditional = policy.encode(&["".into()]).expect("an embedding");
-    let field = Guided { field: policy.bind(None), scale, unconditional };
-    let times: Vec<f64> = reference.0.values("times").into_iter().map(f64::from).collect();
-    let mut x = reference.tensor("start");
-    for k in 0..times.len() - 1 {
-        let velocity = field.velocity(x.clone(), Tensor::full([2], times[k], &Device::flex()), &cond);
-        x = rule.transition(policy.schedule, &times, k, &[Step { x, velocity }]).mean;
-    }
-    reference.close("latent", x.clone());
-    reference.close("image", policy.network.decoder.values(x.clone()));
+    };
+    let policy = load(folder.path(), Tuning::default(), 1);
+    let x = draw(pipeline, &policy, None, reference.tensor("start"), &reference.times());
+    close("latent", x.clone());
+    close("image", policy.network.decoder.values(x.clone()));
     let images = policy.decode(x.clone());
     assert_eq!(images.iter().map(RgbImage::dimensions).collect::<Vec<_>>(), [(32, 32); 2]);
-    assert_eq!(load(folder.path(), 2).decode(x), images, "slices");
+    assert_eq!(load(folder.path(), Tuning::default(), 2).decode(x), images, "slices");
 }
 
 #[test]
 fn stable_diffusion_3() {
-    check("sd3", &Euler {}, 2.5);
+    check("sd3");
 }
 
 #[test]
 fn flux() {
-    check("flux", &Euler {}, 1.0);
+    check("flux");
 }
 
 #[test]
 fn stable_diffusion_1() {
-    check("sd1", &Ddim { eta: 0.0 }, 3.0);
+    check("sd1");
 }
 
 #[test]
@@ -105,9 +55,29 @@ fn adapters_go_where_the_network_has_attention() {
         ("sd1", 4 * 8, Prediction::Noise),
     ] {
         let folder = whole(pipeline);
-        let policy = load(folder.path(), 1);
+        let policy = load(folder.path(), Tuning::default(), 1);
         assert_eq!((policy.initial().entries().len(), policy.prediction), (2 * layers, prediction), "{pipeline}");
         assert_eq!(policy.network.problems(), Vec::<String>::new(), "{pipeline}");
+    }
+}
+
+/// An adapter of peft, from its folder and from diffusers' file (`fixtures/make/adapted.py`), to the same picture.
+#[test]
+fn adapters_made_elsewhere_draw_the_same_picture() {
+    for pipeline in ["sd3", "flux", "sd1"] {
+        let (folder, fixtures) = (whole(pipeline), fixtures().join("pipeline"));
+        let plain = Reference::open(&fixtures.join(format!("{pipeline}.reference.safetensors")));
+        let adapted = Reference::open(&fixtures.join(format!("{pipeline}.adapted.safetensors")));
+        let network = open(folder.path()).expect("a model").network;
+        let shapes = network.layout().shapes().map(|(name, shape)| (name.to_owned(), shape.to_vec())).collect();
+        for file in ["peft", "lora.safetensors"] {
+            let adapter = read(&fixtures.join(format!("{pipeline}.{file}")), &shapes).expect("an adapter");
+            let policy = load(folder.path(), Tuning::Lora(adapter.config), 1);
+            let x = draw(pipeline, &policy, Some(&adapter.factors), plain.tensor("start"), &plain.times());
+            let image = policy.network.decoder.values(x);
+            let (off, changed) = (adapted.off("image", image.clone()).0, plain.off("image", image).0);
+            assert!(off <= 1e-4 && changed > 0.1, "{pipeline}.{file}: off by {off:e}, changed by {changed:e}");
+        }
     }
 }
 

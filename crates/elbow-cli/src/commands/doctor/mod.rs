@@ -12,7 +12,7 @@ use crate::{
     session::Session,
 };
 use anyhow::{Error, Result};
-use elbow_models::pipeline::Source;
+use elbow_models::pipeline::{Source, SourceError};
 use std::path::PathBuf;
 
 /// Arguments of `elbow doctor`.
@@ -130,11 +130,12 @@ fn trained(recipe: &Recipe, session: &Session, checks: &mut Checks) {
 fn model(folder: &Diffusers, checks: &mut Checks) {
     match folder.open() {
         Ok(source) => checks.add(&Check::new("model", Ok(description(&source)))),
-        Err(error) => {
-            for fault in error.faults {
-                checks.add(&Check::new("model", Err(Error::new(fault))));
+        Err(error) => match error.downcast::<SourceError>() {
+            Ok(several) => {
+                several.faults.into_iter().for_each(|fault| checks.add(&Check::new("model", Err(Error::new(fault)))));
             }
-        }
+            Err(other) => checks.add(&Check::new("model", Err(other))),
+        },
     }
 }
 
