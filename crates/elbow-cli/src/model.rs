@@ -11,7 +11,7 @@ use elbow::{
     schedule::Schedule,
 };
 use elbow_models::{
-    folder::{Checkpoint, Folder},
+    folder::{Checkpoint, Folder, FrozenWeights},
     lora::LoraConfig,
     mmdit::MmditConfig,
     pipeline::{Options, STEM, Setup, Source, SourceError},
@@ -66,6 +66,9 @@ pub struct Diffusers {
     /// What becomes of the values inside the network's blocks until the backward pass.
     #[serde(default)]
     pub checkpointing: Checkpointing,
+    /// In which type of number the weights of network, autoencoder and text encoders are held. Results do not depend on it.
+    #[serde(default)]
+    pub frozen_weights: FrozenWeights,
     /// Height and width of images in pixels.
     #[serde(default = "resolution")]
     pub resolution: usize,
@@ -185,6 +188,7 @@ impl Diffusers {
             variant: None,
             lora: LoraConfig::default(),
             checkpointing: Checkpointing::default(),
+            frozen_weights: FrozenWeights::default(),
             resolution: resolution(),
             text_length: text_length(),
             guidance: guidance(),
@@ -214,6 +218,7 @@ impl Diffusers {
         let setup = Setup {
             tuning,
             checkpointing: self.checkpointing,
+            frozen_weights: self.frozen_weights,
             decode_slice: self.decode_slice,
             cache: &self.cache.clone().unwrap_or_else(user_cache),
             seed: method.seed,

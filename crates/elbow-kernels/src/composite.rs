@@ -6,8 +6,9 @@
 
 use burn::tensor::{Tensor, activation, module};
 
-/// `y = x Wᵀ + b`.
+/// `y = x Wᵀ + b`, in the type of `x`.
 pub fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
+    let weight = if weight.dtype() == x.dtype() { weight } else { weight.cast(x.dtype()) };
     module::linear(x, weight.transpose(), bias)
 }
 

@@ -15,6 +15,7 @@ use rayon::prelude::*;
 use crate::{
     buffer::{Output, Slot, dense, dims, tensor},
     composite,
+    frozen::{self, Frozen},
     gemm::{Matrix, MatrixMut, Threads, add_product, store_product},
     mechanism::{CpuOp, call2, call3, fuses},
 };
@@ -30,24 +31,26 @@ const TASK_ROWS: usize = 128;
 
 /// `y = x Wᵀ + b`.
 ///
-/// `x` is `[.., in]`, `weight` is `[out, in]` as PyTorch stores it, `bias` is `[out]`. Returns `[.., out]`.
+/// `x` is `[.., in]`, `weight` is `[out, in]` as PyTorch stores it, `bias` is `[out]`. Returns `[.., out]`. A `bf16` or `f16`
+/// weight is widened to the type of `x` for each product and not in between.
 pub fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
-    if !fuses(&x) || !fuses(&weight) || !bias.as_ref().is_none_or(fuses) {
+    let half = frozen::applies(&weight);
+    if !fuses(&x) || !(half || fuses(&weight)) || !bias.as_ref().is_none_or(fuses) {
         return composite::linear(x, weight, bias);
     }
     let [out, inner] = weight.dims();
     assert_eq!(x.dims()[D - 1], inner, "linear: the last dimension of x is not the weight's second");
+    assert!(bias.as_ref().is_none_or(|bias| bias.dims() == [out]), "linear: bias is not [out]");
     match bias {
-        Some(bias) => {
-            assert_eq!(bias.dims(), [out], "linear: bias is not [out]");
-            call3(x, weight, bias, Linear)
-        }
+        Some(bias) if half => call3(x, weight, bias, Frozen(Linear)),
+        Some(bias) => call3(x, weight, bias, Linear),
+        None if half => call2(x, weight, Frozen(Linear)),
         None => call2(x, weight, Linear),
     }
 }
 
 #[derive(Debug)]
-struct Linear;
+pub(crate) struct Linear;
 
 impl CpuOp<2> for Linear {
     fn forward(&self, [x, weight]: [&FlexTensor; 2]) -> FlexTensor {

@@ -30,7 +30,8 @@ use burn::{
     tensor::{DType, Tensor},
 };
 
-/// A differentiable operation of `N` tensors on the CPU backend; all tensors are `f32` and non-empty.
+/// A differentiable operation of `N` tensors on the CPU backend; all tensors are `f32`, but for weights that the operation
+/// widens itself, and non-empty.
 pub(crate) trait CpuOp<const N: usize>: Debug + Send + Sync + 'static {
     /// The value. Inputs may be strided views.
     fn forward(&self, inputs: [&FlexTensor; N]) -> FlexTensor;
@@ -128,7 +129,12 @@ impl<const N: usize> Backward<Flex, N> for Step {
 
 /// Whether the fused path applies to this input: `f32`, not empty, and on the CPU backend, tracked or not.
 pub(crate) fn fuses<const D: usize>(tensor: &Tensor<D>) -> bool {
-    if tensor.dtype() != DType::F32 || tensor.dims().contains(&0) {
+    tensor.dtype() == DType::F32 && on_cpu(tensor)
+}
+
+/// The same in any type of number.
+pub(crate) fn on_cpu<const D: usize>(tensor: &Tensor<D>) -> bool {
+    if tensor.dims().contains(&0) {
         return false;
     }
     match tensor.clone().into_dispatch().kind {

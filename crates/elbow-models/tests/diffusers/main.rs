@@ -1,7 +1,9 @@
 //! Files of `diffusers`, `transformers` and `peft`: read as they read them, and written so that they can be read there.
 
 mod folder;
+mod frozen;
 mod lora_file;
 mod model_folder;
 mod pipeline;
+mod stored_as;
 mod text;

@@ -11,7 +11,7 @@ use elbow::{
     sampler::{Ddim, Euler, Sampler, Step},
 };
 use elbow_models::{
-    folder::Checkpoint,
+    folder::{Checkpoint, FrozenWeights},
     pipeline::{Options, Setup, Source, SourceError},
     policy::{NetworkPolicy, Tuning},
     recompute::Checkpointing,
@@ -30,6 +30,7 @@ fn load(folder: &Path, decode_slice: usize) -> Predicting<NetworkPolicy> {
     let setup = Setup {
         tuning: Tuning::default(),
         checkpointing: Checkpointing::None,
+        frozen_weights: FrozenWeights::Stored,
         decode_slice,
         cache: &folder.join("cache"),
         seed: 0,
