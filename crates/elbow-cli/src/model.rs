@@ -11,7 +11,7 @@ use elbow::{
     schedule::Schedule,
 };
 use elbow_models::{
-    folder::{Checkpoint, Folder},
+    folder::{Checkpoint, Folder, FrozenWeights},
     linear::Precision,
     lora::LoraConfig,
     mmdit::MmditConfig,
@@ -82,6 +82,9 @@ pub struct Diffusers {
     /// What becomes of the values inside the network's blocks until the backward pass.
     #[serde(default)]
     pub checkpointing: Checkpointing,
+    /// In which type of number the weights of network, autoencoder and text encoders are held. Results do not depend on it.
+    #[serde(default)]
+    pub frozen_weights: FrozenWeights,
     /// Height and width of images in pixels.
     #[serde(default = "resolution")]
     pub resolution: usize,
@@ -239,6 +242,7 @@ impl Diffusers {
             lora: LoraConfig::default(),
             precision: Precision::default(),
             checkpointing: Checkpointing::default(),
+            frozen_weights: FrozenWeights::default(),
             resolution: resolution(),
             text_length: text_length(),
             guidance: guidance(),
@@ -289,6 +293,7 @@ impl Diffusers {
             tuning,
             precision: self.precision,
             checkpointing: self.checkpointing,
+            frozen_weights: self.frozen_weights,
             decode_slice: self.decode_slice,
             cache: &self.cache.clone().unwrap_or_else(user_cache),
             seed: method.seed,

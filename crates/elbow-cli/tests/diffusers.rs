@@ -7,9 +7,11 @@ mod common;
 mod drawing;
 #[path = "../../elbow-models/tests/diffusers/model_folder.rs"]
 mod model_folder;
+#[path = "../../elbow-models/tests/diffusers/stored_as.rs"]
+mod stored_as;
 
 use burn::tensor::{Device, Tensor};
-use common::{assert_same, copy, elbow, files, records, resume, sets, succeed, text};
+use common::{assert_same, copy, elbow, files, numbers, records, resume, sets, succeed, text};
 use drawing::{Reference, draw, load};
 use elbow::{
     noise::{self, Key, Purpose},
@@ -173,6 +175,35 @@ fn drawn(place: &Place, pipeline: &str) -> Vec<u8> {
     };
     let tensors = [("start", start.clone()), ("base", image(None)), ("image", image(Some(&trained)))];
     Params::new(tensors.map(entry)).to_safetensors(None)
+}
+
+/// A bf16 folder, held as it is and held in f32: the same records, factors and merged weights, which stay in bf16.
+#[test]
+fn frozen_weights_in_half_precision_train_and_merge_the_same() {
+    let place = Place::new("sd3");
+    stored_as::store_as(Dtype::BF16, place.model.path());
+    let [stored, wide] = ["stored", "f32"].map(|held| {
+        let changes = [&*format!("model.frozen_weights={held}"), "model.text_length=24", "epochs=1"];
+        succeed(&mut place.train("sd3.5-geneval", held, &changes));
+        let out = format!("{held}-merged");
+        succeed(elbow(["export", held, "--format", "merged", "--out", &out]).current_dir(place.room.path()));
+        let weights = files(&place.run(held).join("checkpoints"));
+        let weights = weights.into_iter().filter(|(name, _)| name.ends_with("weights.safetensors"));
+        let merged = fs::read(place.run(&out).join("diffusion_pytorch_model.safetensors")).unwrap();
+        (numbers(&place.run(held)), weights.collect::<Vec<_>>(), merged)
+    });
+    assert!(stored.0 == wide.0 && stored.1 == wide.1 && stored.1.len() == 1);
+    let tensors = |file: &[u8]| -> Vec<_> {
+        let tensors = SafeTensors::deserialize(file).unwrap();
+        let held = |(name, view): (&str, TensorView<'_>)| (name.to_owned(), view.dtype(), view.data().to_vec());
+        let mut all: Vec<_> = tensors.iter().map(held).collect();
+        all.sort_by(|a, b| a.0.cmp(&b.0));
+        all
+    };
+    let merged = tensors(&stored.2);
+    assert!(merged == tensors(&wide.2) && merged.iter().all(|(_, dtype, _)| *dtype == Dtype::BF16));
+    let base = fs::read(place.model.path().join("transformer/diffusion_pytorch_model.safetensors")).unwrap();
+    assert!(merged != tensors(&base), "something was trained");
 }
 
 /// `damage` must make the command fail with `parts` in its message, and nothing written.

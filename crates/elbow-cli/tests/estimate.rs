@@ -39,8 +39,13 @@ fn published_models_are_planned_from_their_configurations() {
     let told = plan("sd3.5-geneval", &sd35, &[]);
     assert!(told.starts_with("network           2.24 billion parameters, 18.8 million trained\n"), "{told}");
     assert!(told.contains("on one h100: 989 TFLOP/s") && told.contains("1152 images"), "{told}");
-    let gib = 2.243e9 * 4.0 / f64::from(1 << 30);
-    assert!((number(&told, "base, frozen") - gib).abs() < 0.02, "{told}");
+    // With the table of positions, 384 × 384 of width 1536.
+    let gib = (2.243e9 + 384.0 * 384.0 * 1536.0) * 4.0 / f64::from(1 << 30);
+    let held_wide = sets(&["model.frozen_weights=f32"]);
+    let wide = plan("sd3.5-geneval", &sd35, &held_wide);
+    let base = |told: &str| number(told, "  base");
+    assert!((base(&told) - gib / 2.0).abs() < 0.02 && (base(&wide) - gib).abs() < 0.02, "{told}\n{wide}");
+    assert!(told.contains("as stored, in half precision\n") && wide.contains("frozen weights in f32\n"));
 
     // A device of half the speed takes twice as long, and so does half the share.
     let seconds = |more: &[&str]| number(&plan("sd3.5-geneval", &sd35, more), "time");
@@ -52,6 +57,7 @@ fn published_models_are_planned_from_their_configurations() {
     let rows = |more: &[&str]| number(&plan("sd3.5-geneval", &sd35, more), "micro-batch       batch.rows up to");
     let (large, small) = (rows(&["--gpu", "h100"]), rows(&["--gpu", "l40s"]));
     assert!(large > small && small > 0.0 && rows(&["--gpu", "h100", "--memory", "48"]).to_bits() == small.to_bits());
+    assert!(rows(&["--gpu", "4090"]) > rows(&[&["--gpu", "4090"], &held_wide[..]].concat()));
     let guided = rows(&["--gpu", "h100", "--set", "sampler.guidance=4.5"]);
     assert!((large / guided - 2.0).abs() < 0.2, "{large} and {guided}");
 

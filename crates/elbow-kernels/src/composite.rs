@@ -8,13 +8,14 @@ use burn::tensor::{FloatDType, Tensor, activation, module};
 
 use crate::linear::Precision;
 
-/// `y = x Wᵀ + b`.
+/// `y = x Wᵀ + b`, in the type of `x`.
 pub fn linear<const D: usize>(
     x: Tensor<D>,
     weight: Tensor<2>,
     bias: Option<Tensor<1>>,
     precision: Precision,
 ) -> Tensor<D> {
+    let weight = if weight.dtype() == x.dtype() { weight } else { weight.cast(x.dtype()) };
     match precision {
         Precision::F32 => module::linear(x, weight.transpose(), bias),
         Precision::Bf16 => module::linear(rounded(x), rounded(weight).transpose(), bias),

@@ -15,7 +15,8 @@
 //! | [`normals`] | uniform integers to normal numbers |
 //!
 //! They apply to `f32` tensors on the CPU backend, tracked or not; everywhere else the functions are the ordinary
-//! tensor operations of [`composite`]. Shapes use `B` for the batch, `N` for tokens, `H` for features.
+//! tensor operations of [`composite`]. [`linear`] also takes frozen weights in `bf16` or `f16`:
+//! one is widened for a product at a time, and the graph holds no copy of it. Shapes use `B` for the batch, `N` for tokens, `H` for features.
 //!
 //! Three properties hold and are tested: gradients equal those of the composite to rounding; no gradient is computed,
 //! and nothing kept, for an input that is not tracked; results have the same bits on repetition and for any number of
@@ -34,6 +35,7 @@ mod attention;
 mod bf16;
 mod buffer;
 pub mod composite;
+mod frozen;
 mod gate;
 mod gelu;
 mod gemm;

@@ -21,7 +21,9 @@ use serde::{Deserialize, Serialize};
 use crate::{
     bf16::{self, Right},
     buffer::{Output, Slot, dense, dims, kept, tensor},
-    composite, gelu,
+    composite,
+    frozen::{self, Frozen},
+    gelu,
     gemm::{Matrix, MatrixMut, Threads, add_product, store_product},
     mechanism::{CpuOp, call2, call3, fuses},
     path::kernel,
@@ -49,7 +51,8 @@ const TASK_ROWS: usize = 128;
 
 /// `y = x Wᵀ + b`.
 ///
-/// `x` is `[.., in]`, `weight` is `[out, in]` as PyTorch stores it, `bias` is `[out]`. Returns `[.., out]`.
+/// `x` is `[.., in]`, `weight` is `[out, in]` as PyTorch stores it, `bias` is `[out]`. Returns `[.., out]`. A `bf16` or `f16`
+/// weight that is frozen is widened to the type of `x` for each product and not in between.
 pub fn linear<const D: usize>(
     x: Tensor<D>,
     weight: Tensor<2>,
@@ -82,21 +85,24 @@ fn fits<const D: usize>(x: &Tensor<D>, weight: &Tensor<2>, bias: Option<&Tensor<
     let [out, inner] = weight.dims();
     assert_eq!(x.dims()[D - 1], inner, "linear: the last dimension of x is not the weight's second");
     assert!(bias.is_none_or(|b| b.dims() == [out]), "linear: bias is not [out]");
-    fuses(x) && fuses(weight) && bias.is_none_or(fuses)
+    fuses(x) && (frozen::applies(weight) || fuses(weight)) && bias.is_none_or(fuses)
 }
 
 fn run<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>, op: Linear) -> Tensor<D> {
+    let half = frozen::applies(&weight);
     match bias {
+        Some(bias) if half => call3(x, weight, bias, Frozen(op)),
         Some(bias) => call3(x, weight, bias, op),
+        None if half => call2(x, weight, Frozen(op)),
         None => call2(x, weight, op),
     }
 }
 
 #[derive(Debug)]
-struct Linear {
+pub(crate) struct Linear {
     /// Whether GELU comes first.
-    gelu: bool,
-    precision: Precision,
+    pub(crate) gelu: bool,
+    pub(crate) precision: Precision,
 }
 
 impl CpuOp<2> for Linear {

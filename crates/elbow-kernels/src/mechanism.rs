@@ -32,7 +32,8 @@ use burn::{
 
 use crate::path::{Path, chosen};
 
-/// A differentiable operation of `N` tensors on the CPU backend; all tensors are `f32` and non-empty.
+/// A differentiable operation of `N` tensors on the CPU backend; all tensors are `f32`, but for weights that the operation
+/// widens itself, and non-empty.
 pub(crate) trait CpuOp<const N: usize>: Debug + Send + Sync + 'static {
     /// The value. Inputs may be strided views.
     fn forward(&self, inputs: [&FlexTensor; N]) -> FlexTensor;
@@ -130,7 +131,12 @@ impl<const N: usize> Backward<Flex, N> for Step {
 
 /// Whether the fused path applies to this input: `f32`, not empty, and on the CPU backend, tracked or not.
 pub(crate) fn fuses<const D: usize>(tensor: &Tensor<D>) -> bool {
-    if chosen() == Path::Composite || tensor.dtype() != DType::F32 || tensor.dims().contains(&0) {
+    chosen() != Path::Composite && tensor.dtype() == DType::F32 && on_cpu(tensor)
+}
+
+/// The same in any type of number, on any path.
+pub(crate) fn on_cpu<const D: usize>(tensor: &Tensor<D>) -> bool {
+    if tensor.dims().contains(&0) {
         return false;
     }
     match tensor.clone().into_dispatch().kind {

@@ -1,7 +1,8 @@
 //! What a network costs, from its sizes alone: parameters, operations and the memory of a training step.
 //!
 //! Operations are those of matrix products and convolutions, a multiplication and an addition as two; everything else is
-//! small beside them. Memory is counted in values: 4 bytes each where training runs here, 2 where it runs in half precision.
+//! small beside them. What a pass holds is counted in values: 4 bytes each where training runs here, 2 where it would run in
+//! half precision. Bytes of frozen weights are those of [`FrozenWeights::bytes`](crate::folder::FrozenWeights::bytes).
 
 use crate::{
     policy::{BUFFER, Network, Tuning},

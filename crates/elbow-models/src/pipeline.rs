@@ -6,7 +6,7 @@
 
 use crate::{
     config_json::ConfigError,
-    folder::{Checkpoint, Folder, FolderError, Shapes},
+    folder::{Checkpoint, Folder, FolderError, FrozenWeights, Shapes},
     layout::Layout,
     linear::{Precision, Weights},
     policy::{Decoder, Network, NetworkPolicy, Tuning},
@@ -59,6 +59,8 @@ pub struct Setup<'a> {
     pub precision: Precision,
     /// What of a forward pass is kept for the backward pass.
     pub checkpointing: Checkpointing,
+    /// How network, autoencoder and text encoders are held; what is trained is in f32.
+    pub frozen_weights: FrozenWeights,
     /// Latents decoded at once.
     pub decode_slice: usize,
     /// Folder of prompt embeddings, made when the first is written.
@@ -144,9 +146,9 @@ impl Source {
     /// everything lies on `device` without them.
     pub fn load(self, setup: Setup<'_>, device: &Device) -> Result<Predicting<NetworkPolicy>, FolderError> {
         let device = device.clone().without_autodiff();
-        let text = Cached::new(self.text, setup.cache, &device)?;
-        let base = self.weights.tensors(&shapes(&self.network.layout()), &[], &device)?;
-        let vae_base = self.vae_weights.tensors(&shapes(&self.vae.layout()), &[], &device)?;
+        let text = Cached::new(self.text, setup.cache, setup.frozen_weights, &device)?;
+        let base = self.weights.tensors(&shapes(&self.network.layout()), &[], setup.frozen_weights, &device)?;
+        let vae_base = self.vae_weights.tensors(&shapes(&self.vae.layout()), &[], setup.frozen_weights, &device)?;
         let vae = Box::new(Vae::new(&self.vae, Weights::plain(&vae_base)));
         let network = NetworkPolicy {
             tuning: setup.tuning.of(&self.network),

@@ -4,7 +4,7 @@
 //! arithmetic on one flat slice; everything a network does *with* them starts from named tensors. [`Params`] is the
 //! first, [`Tensors`] the second, and [`Params::tensors`] the bridge.
 
-use burn::tensor::{Device, Gradients, Tensor, TensorData};
+use burn::tensor::{DType, Device, Gradients, Tensor, TensorData};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
@@ -208,17 +208,18 @@ pub struct Tensors {
 }
 
 impl Tensors {
-    /// Tensors without gradients, each moved to `device` before the next is asked for.
-    pub fn frozen(named: impl IntoIterator<Item = (String, Vec<usize>, Vec<f32>)>, device: &Device) -> Self {
+    /// Tensors without gradients, from name, shape and values in a row; each is moved to `device` before the next is asked
+    /// for, and stays in the type of number it comes in.
+    pub fn frozen(named: impl IntoIterator<Item = (String, Vec<usize>, TensorData)>, device: &Device) -> Self {
         let device = device.clone().without_autodiff();
-        let tensor = |(name, shape, values): (String, Vec<usize>, Vec<f32>)| {
-            let len = values.len();
-            (name, Named { shape, flat: Tensor::from_data(TensorData::new(values, [len]), &device) })
+        let tensor = |(name, shape, values): (String, Vec<usize>, TensorData)| {
+            let dtype = values.dtype();
+            (name, Named { shape, flat: Tensor::from_data(values, (&device, dtype)) })
         };
         Self { named: named.into_iter().map(tensor).collect() }
     }
 
-    /// The tensor called `name`.
+    /// The tensor called `name`: in f32 but for frozen weights in another type ([`Tensors::frozen`]).
     ///
     /// # Panics
     /// If there is none of that name and rank. Files are checked against the layout when they are read
@@ -295,15 +296,15 @@ impl Tensors {
         (!all.is_empty()).then(|| Tensor::cat(all, 0))
     }
 
-    /// The values of the tensors with the given names and shapes, copied.
+    /// The values of the tensors with the given names and shapes, copied, in f32 whatever they are held in.
     ///
     /// # Panics
     /// If one is missing.
     pub fn params<'a>(&self, layout: impl IntoIterator<Item = (&'a str, &'a [usize])>) -> Params {
         Params::new(layout.into_iter().map(|(name, shape)| {
             let flat = self.named.get(name).map(|named| named.flat.clone());
-            let data = flat.expect("invariant: the tensors are those of the layout").into_data();
-            (name.to_owned(), shape.to_vec(), data.try_into_vec().expect("invariant: parameters are f32"))
+            let flat = flat.expect("invariant: the tensors are those of the layout").cast(DType::F32);
+            (name.to_owned(), shape.to_vec(), flat.into_data().try_into_vec().expect("invariant: cast to f32"))
         }))
     }
 

@@ -14,7 +14,8 @@ use anyhow::{Context, Result};
 use elbow::kl::Anchor;
 use elbow_models::{
     cost::{self, Row},
-    folder::{FolderError, Shapes, read_json},
+    folder::{FolderError, FrozenWeights, Shapes, read_json},
+    layout::Layout,
     policy::{Network, Tuning},
     recompute::Checkpointing,
     text::{clip::ClipConfig, t5::T5Config},
@@ -71,8 +72,10 @@ pub struct Device {
 struct Sizes {
     network: Network,
     vae: Option<VaeConfig>,
-    /// Parameters of all text encoders that are there.
-    text: usize,
+    /// Bytes of network, autoencoder, and all text encoders that are there.
+    network_bytes: usize,
+    vae_bytes: usize,
+    text_bytes: usize,
 }
 
 /// Prints the estimate.
@@ -85,13 +88,13 @@ pub fn run(recipe: &Recipe, folder: &Path, device: &Device) -> Result<()> {
         Model::Diffusers(model) => model.clone(),
         Model::Nano { .. } => Diffusers::at(folder.to_owned()),
     };
-    let sizes = Sizes::read(folder, model.guidance)?;
+    let sizes = Sizes::read(folder, &model)?;
     output::line(&Estimate::new(recipe, &model, sizes)?.text(recipe, &model, device));
     Ok(())
 }
 
 impl Sizes {
-    fn read(folder: &Path, guidance: f64) -> Result<Self> {
+    fn read(folder: &Path, model: &Diffusers) -> Result<Self> {
         let place = ["transformer", "unet"].map(|part| folder.join(part).join("config.json"));
         let Some(file) = place.iter().find(|file| file.is_file()) else {
             return Err(Hint::error(
@@ -102,7 +105,7 @@ impl Sizes {
         let json = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
         let raw: Value = read_json(file)?;
         let class = raw["_class_name"].as_str().unwrap_or("absent");
-        let Some(network) = Network::from_json(class, &json, guidance) else {
+        let Some(network) = Network::from_json(class, &json, model.guidance) else {
             return Err(Hint::error(
                 format!("{}: `_class_name` is {class}", file.display()),
                 "SD3Transformer2DModel, FluxTransformer2DModel and UNet2DConditionModel can be planned",
@@ -115,18 +118,21 @@ impl Sizes {
             VaeConfig::from_json(&std::fs::read_to_string(&vae).with_context(place)?).with_context(place)
         });
         let encoders = ["text_encoder", "text_encoder_2", "text_encoder_3"];
-        let text = encoders.map(|part| encoder(&folder.join(part).join("config.json")));
-        let text = text.into_iter().sum::<Result<usize, FolderError>>()?;
-        Ok(Self { network, vae: vae.transpose()?, text })
+        let text = encoders.map(|part| encoder(&folder.join(part).join("config.json"), model.frozen_weights));
+        let text_bytes = text.into_iter().sum::<Result<usize, FolderError>>()?;
+        let vae = vae.transpose()?;
+        let bytes = |layout: Layout| model.frozen_weights.bytes(layout.shapes().map(|(_, shape)| shape));
+        let vae_bytes = vae.as_ref().map_or(0, |vae| bytes(vae.layout()));
+        Ok(Self { network_bytes: bytes(network.layout()), vae_bytes, text_bytes, network, vae })
     }
 }
 
-/// Parameters of a text encoder; 0 if there is none.
-fn encoder(file: &Path) -> Result<usize, FolderError> {
+/// Bytes of a text encoder; 0 if there is none.
+fn encoder(file: &Path, weights: FrozenWeights) -> Result<usize, FolderError> {
     if !file.is_file() {
         return Ok(0);
     }
-    let size = |shapes: Shapes| shapes.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+    let size = |shapes: Shapes| weights.bytes(shapes.iter().map(|(_, shape)| shape.as_slice()));
     let raw: Value = read_json(file)?;
     if raw["model_type"] == "t5" || raw["architectures"][0] == "T5EncoderModel" {
         return Ok(size(T5Config::read(file)?.shapes()));
@@ -192,12 +198,10 @@ impl Estimate {
         vae.map_or(0.0, |vae| slice as f64 * cost::decoding_values(vae, self.row.latent))
     }
 
-    /// GiB that do not depend on the micro-batch, with the base and the autoencoder in values of `bytes`.
-    fn fixed(&self, bytes: f64) -> f64 {
-        let vae = self.sizes.vae.as_ref().map_or(0, |vae| vae.layout().size());
-        let frozen = (cost::parameters(&self.sizes.network) + vae) as f64;
+    /// GiB that do not depend on the micro-batch.
+    fn fixed(&self) -> f64 {
         let trained = cost::trained(&self.sizes.network, &self.tuning) as f64;
-        (frozen * bytes + COPIES * 4.0 * trained) / GIB
+        ((self.sizes.network_bytes + self.sizes.vae_bytes) as f64 + COPIES * 4.0 * trained) / GIB
     }
 
     fn text(&self, recipe: &Recipe, model: &Diffusers, device: &Device) -> String {
@@ -224,7 +228,7 @@ impl Estimate {
             let _ = write!(out, "micro-batch       unknown: say how much memory there is with --memory");
             return out;
         };
-        let room = memory * USABLE - self.fixed(2.0) - self.decoding(model.decode_slice) * 2.0 / GIB;
+        let room = memory * USABLE - self.fixed() - self.decoding(model.decode_slice) * 2.0 / GIB;
         let fits = |checkpointing| (room * GIB / (2.0 * self.held(checkpointing))).max(0.0).floor();
         let _ = write!(
             out,
@@ -250,13 +254,23 @@ impl Estimate {
         let _ = writeln!(out, "network           {} parameters, {} trained", count(all), count(trained));
         let _ =
             writeln!(out, "a row             latent {channels} × {height} × {width}, {} text tokens", self.row.text);
-        let _ = writeln!(out, "\nmemory, GiB                      f32     bf16");
-        let _ = writeln!(out, "base, frozen                {}", both(all as f64));
-        let copies = COPIES * trained as f64 * 4.0 / GIB;
+        let alike = |bytes: f64| format!("{:8.2} {:8.2}", bytes / GIB, bytes / GIB);
+        let held = match model.frozen_weights {
+            FrozenWeights::Stored => "as stored, in half precision",
+            FrozenWeights::F32 => "in f32",
+        };
+        let _ = writeln!(out, "\nmemory, GiB, computing in        f32     bf16");
+        let _ = writeln!(out, "frozen weights {held}");
+        let _ = writeln!(out, "  base                      {}", alike(self.sizes.network_bytes as f64));
+        let _ = writeln!(out, "  autoencoder               {}", alike(self.sizes.vae_bytes as f64));
+        if self.sizes.text_bytes > 0 {
+            let _ = writeln!(out, "  text encoders, not in all {}", alike(self.sizes.text_bytes as f64));
+        }
         let _ = writeln!(
             out,
-            "trained: weights, gradient, AdamW, average, behavior, in f32\n{:28}{copies:8.2} {copies:8.2}",
-            ""
+            "trained: weights, gradient, AdamW, average, behavior, in f32\n{:28}{}",
+            "",
+            alike(COPIES * trained as f64 * 4.0)
         );
         let _ = writeln!(out, "activations a row           {}", both(self.held(Checkpointing::None)));
         let recomputed = self.recomputed(|| both(self.held(Checkpointing::Block)));
@@ -267,11 +281,8 @@ impl Estimate {
             model.decode_slice,
             both(self.decoding(model.decode_slice))
         );
-        if self.sizes.text > 0 {
-            let _ = writeln!(out, "text encoders, for prompts  {}", both(self.sizes.text as f64));
-        }
         let rows = recipe.method.batch.rows;
-        let total = |bytes: f64| self.fixed(bytes) + rows as f64 * self.held(model.checkpointing) * bytes / GIB;
+        let total = |bytes: f64| self.fixed() + rows as f64 * self.held(model.checkpointing) * bytes / GIB;
         let _ = writeln!(out, "in all at batch.rows = {rows:<3}  {:8.2} {:8.2}\n", total(4.0), total(2.0));
         out
     }

@@ -5,6 +5,7 @@
 mod attention;
 mod determinism;
 mod elementwise;
+mod frozen;
 mod linear;
 mod norm;
 mod optimizer;

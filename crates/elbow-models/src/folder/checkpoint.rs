@@ -1,10 +1,13 @@
 //! Weights on disk: one safetensors file or shards with an index, mapped into memory.
 
 use super::{FolderError, read_json};
-use burn::tensor::Device;
+use burn::tensor::{DType, Device, TensorData};
 use elbow::params::{Params, Tensors, to_f32};
+use half::{bf16, f16};
 use memmap2::{Mmap, MmapMut};
 use safetensors::{SafeTensors, tensor::Dtype};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -16,8 +19,34 @@ use std::{
 /// Name and shape of each tensor a network needs.
 pub type Shapes = Vec<(String, Vec<usize>)>;
 
+/// In which type of number weights are held that are not trained. Arithmetic is in f32 either way, and so are trained weights,
+/// with the same results bit for bit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum FrozenWeights {
+    /// Matrices and tables as the files have them: f32, f16 or bf16. Those in half precision take half the memory, and are
+    /// widened each time they are used. Vectors and the kernels of convolutions are in f32.
+    #[default]
+    Stored,
+    /// All in f32, widened once, when they are read.
+    F32,
+}
+
+impl FrozenWeights {
+    /// Bytes in memory of tensors of these shapes that are stored in half precision.
+    pub fn bytes<'a>(self, shapes: impl IntoIterator<Item = &'a [usize]>) -> usize {
+        let size = |shape| if self.keeps(shape) { 2 } else { 4 };
+        shapes.into_iter().map(|shape| size(shape) * shape.iter().product::<usize>()).sum()
+    }
+
+    /// Whether a tensor stays in half precision: what uses such shapes widens them.
+    fn keeps(self, shape: &[usize]) -> bool {
+        self == Self::Stored && matches!(shape.len(), 2 | 3)
+    }
+}
+
 /// The tensors of one component. Opening it reads headers only; values are read when asked for, so a base of many
-/// gigabytes is never held as file and as numbers at once. On the CPU values become `f32`, whatever the file holds.
+/// gigabytes is never held as file and as numbers at once.
 #[derive(Debug)]
 pub struct Checkpoint {
     place: PathBuf,
@@ -187,7 +216,7 @@ impl Checkpoint {
         if problems.is_empty() { Ok(()) } else { Err(FolderError::Mismatch { folder: self.place.clone(), problems }) }
     }
 
-    /// The values of one tensor.
+    /// The values of one tensor, in f32.
     ///
     /// # Panics
     /// If it is not there or not of a type that is read: [`Checkpoint::check`] comes first.
@@ -203,10 +232,30 @@ impl Checkpoint {
     }
 
     /// The tensors of `shapes` on `device`, after [`Checkpoint::check`]: a frozen network, without a copy in between.
-    pub fn tensors(&self, shapes: &Shapes, extra: &[&str], device: &Device) -> Result<Tensors, FolderError> {
+    pub fn tensors(
+        &self,
+        shapes: &Shapes,
+        extra: &[&str],
+        weights: FrozenWeights,
+        device: &Device,
+    ) -> Result<Tensors, FolderError> {
         self.check(shapes, extra)?;
-        let values = |(name, shape): &(String, Vec<usize>)| (name.clone(), shape.clone(), self.values(name));
-        Ok(Tensors::frozen(shapes.iter().map(values), device))
+        let held =
+            |(name, shape): &(String, Vec<usize>)| (name.clone(), shape.clone(), self.held(name, weights, device));
+        Ok(Tensors::frozen(shapes.iter().map(held), device))
+    }
+
+    /// The values of one tensor in the type of number in which they are held.
+    fn held(&self, name: &str, weights: FrozenWeights, device: &Device) -> TensorData {
+        let (dtype, shape, bytes) = self.stored(name).expect("invariant: checked");
+        let keeps = |dtype: DType| weights.keeps(shape) && device.supports_dtype(dtype);
+        let halves = || bytes.chunks_exact(2).map(|b| [b[0], b[1]]);
+        let len = [shape.iter().product::<usize>()];
+        match dtype {
+            Dtype::BF16 if keeps(DType::BF16) => TensorData::new(halves().map(bf16::from_le_bytes).collect(), len),
+            Dtype::F16 if keeps(DType::F16) => TensorData::new(halves().map(f16::from_le_bytes).collect(), len),
+            _ => TensorData::new(self.values(name), len),
+        }
     }
 
     fn file_name(&self, file: usize) -> &str {

@@ -17,7 +17,7 @@ mod checkpoint;
 mod error;
 
 pub(crate) use checkpoint::unreadable;
-pub use checkpoint::{Checkpoint, Shapes};
+pub use checkpoint::{Checkpoint, FrozenWeights, Shapes};
 pub use error::FolderError;
 
 use serde::de::DeserializeOwned;

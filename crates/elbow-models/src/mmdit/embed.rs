@@ -2,7 +2,7 @@
 
 use super::{MmditConfig, block::silu};
 use crate::linear::{Linear, Precision, Weights};
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
 
 /// Width of the sinusoidal time features.
 pub(crate) const TIME_CHANNELS: usize = 256;
@@ -40,12 +40,12 @@ impl PatchEmbed {
         elbow_kernels::linear(x, self.weight.clone(), Some(self.bias.clone()), self.precision) + positions
     }
 
-    /// The middle `rows × columns` of the grid of position embeddings.
+    /// The middle `rows × columns` of the grid of position embeddings, in f32.
     fn crop(&self, rows: usize, columns: usize) -> Tensor<3> {
         let (m, h) = (self.max_size, self.positions.dims()[2]);
         let grid: Tensor<4> = self.positions.clone().reshape([1, m, m, h]);
         let grid = grid.narrow(1, (m - rows) / 2, rows).narrow(2, (m - columns) / 2, columns);
-        grid.reshape([1, rows * columns, h])
+        grid.reshape([1, rows * columns, h]).cast(DType::F32)
     }
 }
 

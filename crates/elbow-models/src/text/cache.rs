@@ -1,7 +1,7 @@
 //! Embeddings on disk: text encoders are large, frozen, and needed once a prompt.
 
 use super::{BATCH, Part, TextParts};
-use crate::folder::{Checkpoint, FolderError};
+use crate::folder::{Checkpoint, FolderError, FrozenWeights};
 use burn::tensor::{Device, Tensor, TensorData};
 use elbow::{
     Prompt,
@@ -26,14 +26,15 @@ pub struct Cached {
     parts: TextParts,
     cache: PathBuf,
     encoders: [u8; 32],
+    weights: FrozenWeights,
     device: Device,
 }
 
 impl Cached {
     /// `cache` is made when the first embedding is written.
-    pub fn new(parts: TextParts, cache: &Path, device: &Device) -> Result<Self, FolderError> {
+    pub fn new(parts: TextParts, cache: &Path, weights: FrozenWeights, device: &Device) -> Result<Self, FolderError> {
         let encoders = parts.digest()?;
-        Ok(Self { parts, cache: cache.into(), encoders, device: device.clone() })
+        Ok(Self { parts, cache: cache.into(), encoders, weights, device: device.clone() })
     }
 
     /// Where the embedding of a prompt is kept.
@@ -48,7 +49,7 @@ impl Cached {
         prompts.dedup_by(|a, b| a.text == b.text);
         let Some(first) = prompts.first() else { return Ok(()) };
         let failed = |reason: String| EncodeError { prompt: first.text.clone(), reason };
-        let model = self.parts.load(&self.device).map_err(|error| failed(error.to_string()))?;
+        let model = self.parts.load(self.weights, &self.device).map_err(|error| failed(error.to_string()))?;
         let make = |error| failed(format!("cannot make the cache {}: {error}", self.cache.display()));
         fs::create_dir_all(&self.cache).map_err(make)?;
         for chunk in prompts.chunks(BATCH) {

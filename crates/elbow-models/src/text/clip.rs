@@ -6,10 +6,10 @@
 
 use super::layers::{Ids, attention, embed, layer_norm, pick};
 use crate::{
-    folder::{Checkpoint, FolderError, Shapes, read_json},
+    folder::{Checkpoint, FolderError, FrozenWeights, Shapes, read_json},
     linear::{Linear, Weights},
 };
-use burn::tensor::{Device, Tensor, TensorData, activation};
+use burn::tensor::{DType, Device, Tensor, TensorData, activation};
 use elbow::params::Tensors;
 use serde::Deserialize;
 use std::path::Path;
@@ -157,9 +157,14 @@ impl Clip {
     }
 
     /// Reads the weights. Their names begin with `text_model.`, or without it as `transformers` 5 writes them.
-    pub fn load(config: ClipConfig, checkpoint: &Checkpoint, device: &Device) -> Result<Self, FolderError> {
+    pub fn load(
+        config: ClipConfig,
+        checkpoint: &Checkpoint,
+        weights: FrozenWeights,
+        device: &Device,
+    ) -> Result<Self, FolderError> {
         let prefix = prefix(checkpoint);
-        let weights = checkpoint.tensors(&config.shapes(prefix), &[&positions(prefix)], device)?;
+        let weights = checkpoint.tensors(&config.shapes(prefix), &[&positions(prefix)], weights, device)?;
         Ok(Self { config, weights, prefix })
     }
 
@@ -168,7 +173,8 @@ impl Clip {
         let path = |rest: &str| format!("{}{rest}", self.prefix);
         let tokens = embed(&self.weights, &path("embeddings.token_embedding.weight"), ids);
         let length = tokens.dims()[1];
-        let positions = self.weights.tensor::<2>(&path("embeddings.position_embedding.weight")).narrow(0, 0, length);
+        let positions = self.weights.tensor::<2>(&path("embeddings.position_embedding.weight"));
+        let positions = positions.narrow(0, 0, length).cast(DType::F32);
         let mask = causal(length, &tokens.device());
         let mut states = vec![tokens + positions.unsqueeze::<3>()];
         for i in 0..self.config.num_hidden_layers {

@@ -1,25 +1,23 @@
 //! What both kinds of text encoder are made of.
 
-use burn::tensor::{Device, Int, Tensor, TensorData, activation};
+use burn::tensor::{DType, Int, Tensor, TensorData, activation};
 use elbow::params::Tensors;
 
 /// Token ids `[N, L]`, all rows of one length.
 pub type Ids = [Vec<u32>];
 
-/// Ids as one flat tensor.
-pub(super) fn flat(ids: &Ids, device: &Device) -> Tensor<1, Int> {
-    let all: Vec<i32> = ids.iter().flatten().map(|&id| id as i32).collect();
-    let len = all.len();
-    Tensor::from_data(TensorData::new(all, [len]), device)
+/// Rows of the table `name` `[V, H]`, in f32: `[M, H]`.
+pub(super) fn rows(weights: &Tensors, name: &str, numbers: Vec<i32>) -> Tensor<2> {
+    let (table, len) = (weights.tensor::<2>(name), numbers.len());
+    let numbers = Tensor::<1, Int>::from_data(TensorData::new(numbers, [len]), &table.device());
+    table.select(0, numbers).cast(DType::F32)
 }
 
 /// Rows of the table `name` `[V, H]` by id: `[N, L] → [N, L, H]`.
 pub(super) fn embed(weights: &Tensors, name: &str, ids: &Ids) -> Tensor<3> {
-    let table = weights.tensor::<2>(name);
-    let (rows, width) = (ids.len(), table.dims()[1]);
-    let chosen = table.clone().select(0, flat(ids, &table.device()));
-    let tokens = chosen.dims()[0] / rows;
-    chosen.reshape([rows, tokens, width])
+    let chosen = rows(weights, name, ids.iter().flatten().map(|&id| id as i32).collect());
+    let [tokens, width] = chosen.dims();
+    chosen.reshape([ids.len(), tokens / ids.len(), width])
 }
 
 /// softmax(Q Kᵀ s + bias) V for each of `heads` heads: `[N, L, H]` each, bias `[1, heads or 1, L, L]`.

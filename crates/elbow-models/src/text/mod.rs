@@ -20,7 +20,7 @@ pub use cache::Cached;
 pub use layers::Ids;
 pub use tokenizer::TextTokenizer;
 
-use crate::folder::{Checkpoint, Folder, FolderError, Pipeline};
+use crate::folder::{Checkpoint, Folder, FolderError, FrozenWeights, Pipeline};
 use burn::tensor::{Device, Tensor};
 use clip::{Clip, ClipConfig};
 use elbow::{
@@ -99,9 +99,9 @@ impl TextParts {
     }
 
     /// Reads the weights.
-    pub fn load(&self, device: &Device) -> Result<TextModel<'_>, FolderError> {
-        let clips = self.clips.iter().map(|part| Clip::load(part.config.clone(), &part.checkpoint, device));
-        let t5 = self.t5.as_ref().map(|part| T5::load(part.config.clone(), &part.checkpoint, device));
+    pub fn load(&self, weights: FrozenWeights, device: &Device) -> Result<TextModel<'_>, FolderError> {
+        let clips = self.clips.iter().map(|part| Clip::load(part.config.clone(), &part.checkpoint, weights, device));
+        let t5 = self.t5.as_ref().map(|part| T5::load(part.config.clone(), &part.checkpoint, weights, device));
         Ok(TextModel { parts: self, clips: clips.collect::<Result<_, _>>()?, t5: t5.transpose()? })
     }
 }

@@ -3,12 +3,12 @@
 //! RMS norms without bias, attention without scale but with a learned bias by distance, and an MLP gated by GELU:
 //! h ← h + attention(norm(h)), h ← h + wo(gelu(wi₀ x) ⊙ wi₁ x), x = norm(h). Layer 0 holds the bias for all layers.
 
-use super::layers::{Ids, attention, embed, rms_norm};
+use super::layers::{Ids, attention, embed, rms_norm, rows};
 use crate::{
-    folder::{Checkpoint, FolderError, Shapes, read_json},
+    folder::{Checkpoint, FolderError, FrozenWeights, Shapes, read_json},
     linear::{Linear, Weights},
 };
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 use elbow::params::Tensors;
 use serde::Deserialize;
 use std::path::Path;
@@ -135,15 +135,20 @@ impl T5 {
     }
 
     /// Reads the weights.
-    pub fn load(config: T5Config, checkpoint: &Checkpoint, device: &Device) -> Result<Self, FolderError> {
-        let weights = checkpoint.tensors(&config.shapes(), &[COPY], device)?;
+    pub fn load(
+        config: T5Config,
+        checkpoint: &Checkpoint,
+        weights: FrozenWeights,
+        device: &Device,
+    ) -> Result<Self, FolderError> {
+        let weights = checkpoint.tensors(&config.shapes(), &[COPY], weights, device)?;
         Ok(Self { config, weights })
     }
 
     /// `[N, L] → [N, L, d_model]`. Padding is not masked, since neither SD3's nor FLUX's pipeline passes a mask.
     pub fn forward(&self, ids: &Ids) -> Tensor<3> {
         let mut h = embed(&self.weights, "shared.weight", ids);
-        let bias = self.bias(h.dims()[1], &h.device());
+        let bias = self.bias(h.dims()[1]);
         for i in 0..self.config.num_layers {
             h = self.block(&format!("encoder.block.{i}"), h, bias.clone());
         }
@@ -162,11 +167,9 @@ impl T5 {
     }
 
     /// `[1, heads, L, L]`
-    fn bias(&self, length: usize, device: &Device) -> Tensor<4> {
+    fn bias(&self, length: usize) -> Tensor<4> {
         let bucket = |i: usize| self.config.bucket((i % length) as i64 - (i / length) as i64) as i32;
-        let buckets: Vec<i32> = (0..length * length).map(bucket).collect();
-        let buckets = Tensor::<1, Int>::from_data(TensorData::new(buckets, [length * length]), device);
-        let bias = self.weights.tensor::<2>(BIAS).select(0, buckets);
+        let bias = rows(&self.weights, BIAS, (0..length * length).map(bucket).collect());
         bias.reshape([1, length, length, self.config.num_heads]).permute([0, 3, 1, 2])
     }
 

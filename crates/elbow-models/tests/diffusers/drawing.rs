@@ -11,7 +11,7 @@ use elbow::{
     sampler::{Ddim, Euler, Sampler, Step},
 };
 use elbow_models::{
-    folder::Checkpoint,
+    folder::{Checkpoint, FrozenWeights},
     linear::Precision,
     pipeline::{Options, Setup, Source, SourceError},
     policy::{NetworkPolicy, Tuning},
@@ -29,7 +29,9 @@ pub(crate) fn open(folder: &Path) -> Result<Source, SourceError> {
 pub(crate) fn load(folder: &Path, tuning: Tuning, decode_slice: usize) -> Predicting<NetworkPolicy> {
     let checkpointing = Checkpointing::None;
     let precision = Precision::F32;
-    let setup = Setup { tuning, precision, checkpointing, decode_slice, cache: &folder.join("cache"), seed: 0 };
+    let cache = &folder.join("cache");
+    let frozen_weights = FrozenWeights::Stored;
+    let setup = Setup { tuning, precision, checkpointing, frozen_weights, decode_slice, cache, seed: 0 };
     open(folder).expect("a model").load(setup, &Device::flex()).expect("weights")
 }
 

@@ -1,9 +1,9 @@
 //! Model folders with something wrong in them: the error says what and where.
 
 use crate::model_folder::{assemble, fixtures};
-use burn::tensor::Device;
+use burn::tensor::{DType, Device};
 use elbow_models::{
-    folder::{Checkpoint, Folder},
+    folder::{Checkpoint, Folder, FrozenWeights},
     text::TextParts,
 };
 use safetensors::{
@@ -143,19 +143,24 @@ fn a_variant_comes_first_if_asked_for_and_last_if_not() {
 }
 
 #[test]
-fn values_are_read_in_three_types() {
+fn values_are_read_in_three_types_and_matrices_stay_in_theirs() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("x.safetensors");
-    let bytes: [(&str, Dtype, Vec<u8>); 3] = [
-        ("half", Dtype::F16, vec![0x00, 0x3e, 0x00, 0xc0]),
-        ("brain", Dtype::BF16, vec![0xc0, 0x3f, 0x00, 0xc0]),
-        ("single", Dtype::F32, vec![0, 0, 0xc0, 0x3f, 0, 0, 0, 0xc0]),
-    ];
-    let views = bytes.iter().map(|(n, d, b)| (*n, TensorView::new(*d, vec![2], b).expect("a view")));
-    serialize_to_file(views, None, &file).expect("written");
-    let shapes = bytes.iter().map(|(name, ..)| ((*name).to_owned(), vec![2])).collect();
-    let tensors = Checkpoint::open_file(&file).expect("weights").tensors(&shapes, &[], &Device::flex()).expect("all");
-    for (name, ..) in &bytes {
-        assert_eq!(tensors.tensor::<1>(name).into_data().as_slice::<f32>().expect("f32"), [1.5, -2.0], "{name}");
+    let (f16, bf16) = ([0x00, 0x3e, 0x00, 0xc0], [0xc0, 0x3f, 0x00, 0xc0]);
+    let f32 = [0, 0, 0xc0, 0x3f, 0, 0, 0, 0xc0];
+    let types: [(Dtype, DType, &[u8]); 3] =
+        [(Dtype::F16, DType::F16, &f16), (Dtype::BF16, DType::BF16, &bf16), (Dtype::F32, DType::F32, &f32)];
+    for (stored, narrow, bytes) in types {
+        let view = |shape: &[usize]| TensorView::new(stored, shape.to_vec(), bytes).expect("a view");
+        serialize_to_file([("vector", view(&[2])), ("matrix", view(&[1, 2]))], None, &file).expect("written");
+        let shapes = vec![("vector".to_owned(), vec![2]), ("matrix".to_owned(), vec![1, 2])];
+        for (weights, held) in [(FrozenWeights::Stored, narrow), (FrozenWeights::F32, DType::F32)] {
+            let file = Checkpoint::open_file(&file).expect("weights");
+            let tensors = file.tensors(&shapes, &[], weights, &Device::flex()).expect("all");
+            let (vector, matrix) = (tensors.tensor::<1>("vector"), tensors.tensor::<2>("matrix"));
+            assert_eq!((vector.dtype(), matrix.dtype()), (DType::F32, held), "{stored:?}");
+            let names = [("matrix", &[1, 2][..]), ("vector", &[2])];
+            assert_eq!(tensors.params(names).values(), [1.5, -2.0, 1.5, -2.0], "{stored:?}");
+        }
     }
 }

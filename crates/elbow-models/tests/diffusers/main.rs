@@ -2,7 +2,9 @@
 
 mod drawing;
 mod folder;
+mod frozen;
 mod lora_file;
 mod model_folder;
 mod pipeline;
+mod stored_as;
 mod text;

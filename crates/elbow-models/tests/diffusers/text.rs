@@ -5,7 +5,7 @@ use crate::model_folder::{assemble, fixtures};
 use burn::tensor::{Device, Tensor};
 use elbow::{Prompt, policy::TextEncoder};
 use elbow_models::{
-    folder::{Checkpoint, Folder, Shapes},
+    folder::{Checkpoint, Folder, FrozenWeights, Shapes},
     text::{
         Cached, TextParts, TextTokenizer,
         clip::{Clip, ClipConfig},
@@ -46,7 +46,11 @@ fn embeddings_are_those_of_the_pipelines() {
         let folder = assemble(pipeline);
         let folder = Folder::open(folder.path(), None).expect("a model folder");
         let parts = TextParts::open(&folder, LENGTH).expect("text encoders");
-        let got = parts.load(&Device::flex()).expect("weights").encode(&prompts()).expect("embeddings");
+        let got = parts
+            .load(FrozenWeights::Stored, &Device::flex())
+            .expect("weights")
+            .encode(&prompts())
+            .expect("embeddings");
         close(&format!("{pipeline}.tokens"), got.tokens);
         close(&format!("{pipeline}.pooled"), got.pooled);
     }
@@ -67,7 +71,7 @@ fn a_text_ends_where_transformers_says() {
         let folder = fixtures().join("text").join(component);
         let config = ClipConfig::read(&folder.join("config.json")).expect("a config");
         let weights = Checkpoint::open(&folder, "model", variant).expect("weights");
-        let clip = Clip::load(config, &weights, &Device::flex()).expect("a network");
+        let clip = Clip::load(config, &weights, FrozenWeights::Stored, &Device::flex()).expect("a network");
         close(expected, clip.forward(&ids(ids_of)).pooled);
     }
 }
@@ -78,7 +82,7 @@ fn distances_beyond_the_longest_share_a_bias() {
     let config = T5Config::read(&folder.join("config.json")).expect("a config");
     assert!(config.relative_attention_max_distance < ids("long.ids")[0].len());
     let weights = Checkpoint::open(&folder, "model", None).expect("weights");
-    let t5 = T5::load(config, &weights, &Device::flex()).expect("a network");
+    let t5 = T5::load(config, &weights, FrozenWeights::Stored, &Device::flex()).expect("a network");
     close("long.output", t5.forward(&ids("long.ids")));
 }
 
@@ -93,8 +97,9 @@ fn the_cache_gives_the_same_and_survives_damage() {
     let values = |cond: elbow::policy::Conditioning| {
         [cond.tokens.into_data().try_to_vec::<f32>(), cond.pooled.into_data().try_to_vec()].map(|v| v.expect("f32"))
     };
-    let fresh = values(open().load(&device).expect("weights").encode(&prompts()).expect("embeddings"));
-    let cached = Cached::new(open(), &cache.path().join("text"), &device).expect("a cache");
+    let fresh =
+        values(open().load(FrozenWeights::Stored, &device).expect("weights").encode(&prompts()).expect("embeddings"));
+    let cached = Cached::new(open(), &cache.path().join("text"), FrozenWeights::Stored, &device).expect("a cache");
     assert_eq!(values(cached.encode(&prompts()).expect("encoded")), fresh);
 
     let names = || fs::read_dir(cache.path().join("text")).expect("a cache").map(|e| e.expect("an entry").path());
@@ -107,7 +112,8 @@ fn the_cache_gives_the_same_and_survives_damage() {
 
     // Without weights on disk, embeddings that are there need no encoder; another length is another embedding.
     let folder = Folder::open(model.path(), None).expect("a model folder");
-    let other = Cached::new(TextParts::open(&folder, LENGTH + 8).expect("parts"), &cache.path().join("text"), &device);
+    let (parts, place) = (TextParts::open(&folder, LENGTH + 8).expect("parts"), cache.path().join("text"));
+    let other = Cached::new(parts, &place, FrozenWeights::Stored, &device);
     other.expect("a cache").encode(&prompts()[..1]).expect("encoded");
     assert_eq!(names().count(), 4);
 }
