@@ -20,6 +20,7 @@ use elbow::{
     train::Trainer,
 };
 use elbow_models::{
+    linear::Precision,
     mmdit::MmditConfig,
     policy::{Decoder, Network, NetworkPolicy, Tuning},
     recompute::Checkpointing,

@@ -19,6 +19,7 @@ use elbow::{
 };
 use elbow_models::{
     folder::FrozenWeights,
+    linear::Precision,
     lora::LoraConfig,
     mmdit::MmditConfig,
     pipeline::{Options, Setup, Source},
@@ -60,6 +61,7 @@ fn enlarge(folder: &Path) -> MmditConfig {
 fn load(folder: &Path, frozen_weights: FrozenWeights, checkpointing: Checkpointing) -> (NetworkPolicy, usize) {
     let options = Options { variant: None, resolution: 32, text_length: 24, guidance: 3.5 };
     let setup = Setup {
+        precision: Precision::F32,
         tuning: Tuning::Lora(LoraConfig { rank: 2, ..LoraConfig::default() }),
         checkpointing,
         frozen_weights,

@@ -13,6 +13,7 @@ use elbow::{
 };
 use elbow_models::{
     flux::FluxConfig,
+    linear::Precision,
     lora::{JOINT_ATTENTION, LoraConfig},
     mmdit::{MmditConfig, QkNorm},
     policy::{Decoder, Network, NetworkPolicy, Tuning},

@@ -91,7 +91,7 @@ kernel! {
 mod avx512 {
     use super::{BLOCK, TILE};
     use std::arch::x86_64::{
-        __m512bh, _mm512_dpbf16_ps, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_setzero_ps, _mm512_storeu_ps,
+        __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_setzero_ps, _mm512_storeu_ps,
     };
 
     /// With sums of pairs in 512-bit vectors: 16 rows by 16 columns in registers at a time.
@@ -115,7 +115,7 @@ mod avx512 {
                         let [low, high] = a[16 * i + pair];
                         let both = _mm512_set1_epi32((u32::from(high) << 16 | u32::from(low)).cast_signed());
                         // SAFETY: as above.
-                        *sum = _mm512_dpbf16_ps(*sum, unsafe { std::mem::transmute::<_, __m512bh>(both) }, b);
+                        *sum = _mm512_dpbf16_ps(*sum, unsafe { std::mem::transmute::<__m512i, __m512bh>(both) }, b);
                     }
                 }
             }

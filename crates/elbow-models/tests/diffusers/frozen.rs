@@ -11,6 +11,7 @@ use elbow::{
 };
 use elbow_models::{
     folder::FrozenWeights,
+    linear::Precision,
     lora::LoraConfig,
     pipeline::{Options, Setup, Source},
     policy::{NetworkPolicy, Tuning},
@@ -27,6 +28,7 @@ fn load(
 ) -> Predicting<NetworkPolicy> {
     let options = Options { variant: None, resolution: 32, text_length: 24, guidance: 3.5 };
     let setup = Setup {
+        precision: Precision::F32,
         tuning: tuning.clone(),
         checkpointing,
         frozen_weights,
