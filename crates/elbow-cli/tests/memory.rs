@@ -1,7 +1,7 @@
 //! Peak memory of an epoch of the nano model by the number of rollout steps: flat under the ELBO, which looks at the final
 //! image; growing under the likelihood of the trajectory, which is kept whole. The ELBO's times are those of the rollout unless
-//! told otherwise, so that more steps are more points too; they are made for one micro-batch at a time. The only test of
-//! this program, since it counts every allocation.
+//! told otherwise, so that more steps are more points too; there is one at a time. The only test of this program, since it
+//! counts every allocation.
 
 #![expect(clippy::print_stdout, reason = "the table is what docs/performance.md shows")]
 
@@ -82,7 +82,7 @@ fn the_elbo_needs_no_more_memory_for_more_steps_and_the_trajectory_does() {
     }
     let more = [0, 1, 2].map(|kind| rows[3][kind].saturating_sub(rows[0][kind]));
     let image = policy.latent.iter().product::<usize>() * size_of::<f32>();
-    assert!(rows[3][0].abs_diff(rows[0][0]) < rows[0][0] / 200, "the ELBO: {rows:?}");
-    assert!(more[1] < 35 * 5 * ROWS * image, "the points of one micro-batch: {rows:?}");
+    assert!(more[0] < 1 << 19, "the ELBO at 4 times: {rows:?}");
+    assert!(more[1] < 1 << 19, "the ELBO at the rollout's times: {rows:?}");
     assert!(more[2] > 35 * GROUPS * GROUP_SIZE * image, "every point of every image: {rows:?}");
 }

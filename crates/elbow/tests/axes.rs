@@ -7,7 +7,8 @@ use common::{Case, current, formula::Formula};
 use elbow::{
     kl::{Anchor, Kl, KlKind},
     likelihood::{
-        Density, Draws, Elbo, LikelihoodKind, Normalizer, Points, Ratio, StepWeights, Timesteps, Trajectory, Weighting,
+        Density, Draws, Elbo, LikelihoodKind, Normalizer, Points, Query, Ratio, StepWeights, Timesteps, Trajectory,
+        Weighting,
     },
     objective::{
         Cispo, Divergence, Dpo, Dpok, Epg, FlowDppo, Gmpo, Grpo, GrpoGuard, NegativeAware, ObjectiveKind, Par, Pepg,
@@ -32,7 +33,7 @@ struct Worst {
 impl Worst {
     fn check(&mut self, case: &Case) {
         let rollout = case.rollout();
-        let queries = case.likelihood.get().queries(&rollout);
+        let queries: Vec<Query> = case.likelihood.get().queries(&rollout).collect();
         let formula = Formula::new(case, &rollout, &queries);
         let base = current().map(f64::from);
         let (loss, gradient) = case.automatic(&queries);

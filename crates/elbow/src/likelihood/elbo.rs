@@ -22,7 +22,7 @@
 //! twice huber at p = ½ and awm-t at p = 1. Departures from the reference code: sums in f64; adaptive's normalizer floor
 //! 10⁻⁵ is the same.
 
-use super::{Likelihood, Merge, Query, Ratio, Rollout, Score, Timesteps, rows, times};
+use super::{Likelihood, Merge, Queries, Query, Ratio, Rollout, Score, Timesteps, rows, times};
 use crate::{
     gaussian::{Reduction, reduce, wide},
     noise::{self, Key, Purpose},
@@ -141,20 +141,20 @@ impl Likelihood for Elbo {
         self.points == Points::Sampler
     }
 
-    fn queries(&self, rollout: &Rollout) -> Vec<Query> {
-        let grid = rollout.sampling.times();
-        let chosen: Vec<Vec<f64>> = self.keys(rollout).iter().map(|&k| self.timesteps.of(k, &grid)).collect();
-        let draw = |i: usize| {
-            let t: Vec<f64> = chosen.iter().map(|times| times[i]).collect();
-            match self.points {
-                Points::Renoised => self.renoised(rollout, i as u32, &t),
-                Points::Sampler => vec![self.visited(rollout, &t)],
+    fn queries<'a>(&self, rollout: &'a Rollout) -> Queries<'a> {
+        let (elbo, grid) = (*self, rollout.sampling.times());
+        let chosen: Vec<Vec<f64>> = elbo.keys(rollout).iter().map(|&k| elbo.timesteps.of(k, &grid)).collect();
+        let queries = (0..elbo.count(rollout.sampling.steps)).map(move |i| {
+            let (draw, negative) = if elbo.antithetic { (i / 2, i % 2 == 1) } else { (i, false) };
+            let t: Vec<f64> = chosen.iter().map(|times| times[draw]).collect();
+            match elbo.points {
+                Points::Renoised => elbo.renoised(rollout, draw as u32, negative, &t),
+                Points::Sampler => elbo.visited(rollout, &t),
             }
-        };
-        let queries: Vec<Query> = (0..self.timesteps.count(rollout.sampling.steps)).flat_map(draw).collect();
+        });
         match self.ratio {
-            Ratio::PerDraw => queries,
-            Ratio::PerSample | Ratio::PerSampleMean => vec![Query::merged(queries, Merge::Mean)],
+            Ratio::PerDraw => Box::new(queries),
+            Ratio::PerSample | Ratio::PerSampleMean => Query::merged(queries, Merge::Mean),
         }
     }
 
@@ -199,15 +199,14 @@ impl Elbo {
         }
     }
 
-    /// Fresh noise for every sample or group, at one time each; with its negative if asked for.
-    fn renoised(&self, rollout: &Rollout, draw: u32, t: &[f64]) -> Vec<Query> {
+    /// Fresh noise for every sample or group, or its negative, at one time each.
+    fn renoised(&self, rollout: &Rollout, draw: u32, negative: bool, t: &[f64]) -> Query {
         let (clean, schedule) = (rollout.images(), rollout.schedule);
         let ([_, c, h, w], device) = (clean.dims(), clean.device());
         let keys = self.keys(rollout).iter().map(|&k| Key { purpose: Purpose::Draw, ..k }.draw(draw));
         let noise = noise::normal(keys, [c, h, w], &device);
-        let negative = self.antithetic.then(|| -noise.clone());
-        let query = |noise: Tensor<4>| self.query(rollout, schedule.mix(clean.clone(), noise.clone(), t), noise, t);
-        [noise].into_iter().chain(negative).map(query).collect()
+        let noise = if negative { -noise } else { noise };
+        self.query(rollout, schedule.mix(clean.clone(), noise.clone(), t), noise, t)
     }
 
     /// The points of the trajectory at these times, and ε = (x_t − α x₀)/σ.

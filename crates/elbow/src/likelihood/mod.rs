@@ -22,6 +22,7 @@ use crate::{
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::iter;
 
 /// Images drawn from the behavior policy, B of them.
 #[derive(Clone, Debug)]
@@ -188,23 +189,15 @@ impl Query {
         }
     }
 
-    /// All draws of each sample in one query.
-    fn merged(queries: Vec<Self>, merge: fn(usize) -> Merge) -> Self {
+    /// All draws of each sample in one query, which needs them all at once.
+    fn merged<'a>(queries: impl ExactSizeIterator<Item = Self> + 'a, merge: fn(usize) -> Merge) -> Queries<'a> {
         let merge = merge(queries.len());
-        Self { weight: None, ..Self::cat(queries, merge) }
+        Box::new(iter::once_with(move || Self { weight: None, ..Self::cat(queries.collect(), merge) }))
     }
 
-    /// Queries of different samples as queries of all of them: the first of each, the second of each, …
-    fn beside(mut parts: Vec<Vec<Self>>) -> Vec<Self> {
-        if parts.len() == 1 {
-            return parts.remove(0);
-        }
-        let mut parts: Vec<_> = parts.into_iter().map(Vec::into_iter).collect();
-        std::iter::from_fn(|| {
-            let queries: Option<Vec<Self>> = parts.iter_mut().map(Iterator::next).collect();
-            queries.filter(|q| !q.is_empty()).map(|queries| Self::cat(queries, Merge::Single))
-        })
-        .collect()
+    /// Queries of different samples as one of all of them.
+    fn beside(mut parts: Vec<Self>) -> Self {
+        if parts.len() == 1 { parts.remove(0) } else { Self::cat(parts, Merge::Single) }
     }
 
     /// The rows of all queries, one after the other.
@@ -242,6 +235,10 @@ impl Query {
     }
 }
 
+/// The queries of some rows. Each is made when it is asked for and owns its tensors, so that one that is dropped before the
+/// next costs no memory: a loop over them needs that of one, however many there are.
+pub type Queries<'a> = Box<dyn ExactSizeIterator<Item = Query> + 'a>;
+
 /// What a ratio of probabilities compares.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -262,8 +259,9 @@ pub trait Likelihood: Send + Sync {
     /// Whether rollouts must keep every point of the trajectory.
     fn needs_trajectory(&self) -> bool;
 
-    /// The queries for all rows of `rollout`, the same number whatever the rows.
-    fn queries(&self, rollout: &Rollout) -> Vec<Query>;
+    /// The queries for all rows of `rollout`, the same number whatever the rows, made one by one. Where a ratio compares whole
+    /// samples ([`Ratio::PerSample`], [`Ratio::PerSampleMean`]) there is one, of all points.
+    fn queries<'a>(&self, rollout: &'a Rollout) -> Queries<'a>;
 
     /// Why this likelihood cannot score what `sampling` draws, if so.
     fn refuses(&self, sampling: &Sampling, schedule: Schedule) -> Option<String>;

@@ -184,8 +184,8 @@ fn elbo_of_one_pixel() {
         let elbo = Elbo { weighting, timesteps: Timesteps::All, ..Elbo::default() };
         let queries = elbo.queries(&rollout);
         assert_eq!(queries.len(), 10);
-        for (draw, query) in queries.iter().enumerate() {
-            let noise = noise_of(&rollout, query, draw as u32);
+        for (draw, query) in queries.enumerate() {
+            let noise = noise_of(&rollout, &query, draw as u32);
             let (t, clean) = (rollout.sampling.times()[draw], numbers(rollout.images().clone()));
             assert_eq!(numbers(query.t.clone()), vec![f64::from(t as f32); n]);
             // Both signs, ordinary sizes, and two that are at or below the normalizer's floor.
@@ -213,8 +213,8 @@ fn only_the_numerator_of_the_adaptive_weighting_has_a_gradient() {
     for reduction in REDUCTIONS {
         let scale = if reduction == Reduction::Mean { 1.0 } else { d as f64 };
         let elbo = Elbo { timesteps: Timesteps::All, reduction, ..Elbo::default() };
-        for (draw, query) in elbo.queries(&rollout).iter().enumerate() {
-            let (noise, clean) = (noise_of(&rollout, query, draw as u32), numbers(rollout.images().clone()));
+        for (draw, query) in elbo.queries(&rollout).enumerate() {
+            let (noise, clean) = (noise_of(&rollout, &query, draw as u32), numbers(rollout.images().clone()));
             let values: Vec<f32> = (0..2 * d).map(|i| 0.3 * (i as f32 - 2.5)).collect();
             let v = Tensor::<4>::from_data(TensorData::new(values.clone(), [2, 2, 1, 2]), &device).require_grad();
             let log_prob = query.log_prob(v.clone());
@@ -258,10 +258,10 @@ fn a_step_of_the_trajectory_has_the_density_of_a_normal() {
     for (reduction, scale) in [(Reduction::Mean, 1.0), (Reduction::Sum, 4.0)] {
         let queries = Trajectory { reduction, ..Trajectory::default() }.queries(&rollout);
         assert_eq!(queries.len(), 9, "0.99 of 10 steps, rounded down");
-        for (k, query) in queries.iter().enumerate() {
+        for (k, query) in queries.enumerate() {
             let got = numbers(query.log_prob(query.velocity(&Tanh::new(other, &device))));
             for (row, got) in got.into_iter().enumerate() {
-                let expected = scale * transition(&rollout, k, row, &Tanh::exact(other, query));
+                let expected = scale * transition(&rollout, k, row, &Tanh::exact(other, &query));
                 assert!((got - expected).abs() < 3e-6 * (1.0 + expected.abs()), "step {k}: {got} {expected}");
             }
         }
@@ -292,9 +292,7 @@ fn images_of_a_group_share_times_and_noise_if_asked() {
     assert!(times.iter().any(|t| t[0] != t[2]), "groups have their own times");
     // The first image of a group has the draws it would have had alone.
     let alone = Elbo::default().queries(&rollout);
-    assert!(
-        elbo.queries(&rollout).iter().zip(&alone).all(|(a, b)| numbers(a.x.clone())[..8] == numbers(b.x.clone())[..8])
-    );
+    assert!(elbo.queries(&rollout).zip(alone).all(|(a, b)| numbers(a.x)[..8] == numbers(b.x)[..8]));
 }
 
 #[test]
@@ -302,8 +300,8 @@ fn every_draw_has_fresh_noise() {
     // Without data, x / t is the noise itself.
     let rollout = given(Tensor::zeros([2, 1, 2, 2], &Device::flex()), 10, 1.0);
     let mut seen: Vec<f64> = Vec::new();
-    for (draw, query) in Elbo::default().queries(&rollout).iter().enumerate() {
-        seen.extend(noise_of(&rollout, query, draw as u32));
+    for (draw, query) in Elbo::default().queries(&rollout).enumerate() {
+        seen.extend(noise_of(&rollout, &query, draw as u32));
     }
     let drawn = seen.len();
     seen.sort_by(f64::total_cmp);
@@ -318,11 +316,12 @@ fn queries_of_a_row_are_rows_of_the_queries() {
     let normal = Timesteps::LogitNormal { count: 2, mean: 0.0, std: 1.0 };
     let timesteps = [Timesteps::default(), Timesteps::One, Timesteps::All, stratified, normal];
     for kind in timesteps.into_iter().flat_map(likelihoods) {
-        let whole = kind.get().queries(&rollout);
+        let whole: Vec<Query> = kind.get().queries(&rollout).collect();
         for (start, len) in [(0, 1), (1, 1), (2, 1), (1, 2)] {
-            let part = kind.get().queries(&rollout.narrow(start, len));
+            let rollout = rollout.narrow(start, len);
+            let part = kind.get().queries(&rollout);
             assert_eq!(part.len(), whole.len());
-            for (part, whole) in part.iter().zip(&whole) {
+            for (part, whole) in part.zip(&whole) {
                 let draws = whole.t.dims()[0] / ROWS;
                 let rows = |x: Tensor<4>| {
                     Tensor::cat((0..draws).map(|d| x.clone().narrow(0, d * ROWS + start, len)).collect(), 0)
@@ -330,7 +329,7 @@ fn queries_of_a_row_are_rows_of_the_queries() {
                 assert_eq!(part.x.clone().into_data(), rows(whole.x.clone()).into_data(), "{kind:?}");
                 let log_prob = |query: &Query| query.log_prob(query.velocity(&field));
                 let expected = log_prob(whole).narrow(0, start, len);
-                assert_eq!(log_prob(part).into_data(), expected.into_data(), "{kind:?}");
+                assert_eq!(log_prob(&part).into_data(), expected.into_data(), "{kind:?}");
             }
         }
     }
@@ -340,7 +339,7 @@ fn queries_of_a_row_are_rows_of_the_queries() {
 fn a_sample_has_the_mean_of_its_elbos_and_the_sum_of_its_steps() {
     let (rollout, field) = (drawn(SDE, 6, [2, 1, 2]), Tanh::new([0.8, -0.6, 0.5], &Device::flex()));
     let of = |kind: LikelihoodKind| -> Vec<Vec<f64>> {
-        kind.get().queries(&rollout).iter().map(|q| numbers(q.log_prob(q.velocity(&field)))).collect()
+        kind.get().queries(&rollout).map(|q| numbers(q.log_prob(q.velocity(&field)))).collect()
     };
     let check = |draws: LikelihoodKind, sample: LikelihoodKind, mean: bool| {
         let (draws, sample) = (of(draws), of(sample));

@@ -12,7 +12,7 @@
 //!
 //! With `weights = "noise"` the objective's loss of step k counts s_k over the mean of s.
 
-use super::{Likelihood, Merge, Query, Ratio, Rollout, Transitions, rows, times};
+use super::{Likelihood, Merge, Queries, Query, Ratio, Rollout, Transitions, rows, times};
 use crate::{
     gaussian::{Gaussian, Reduction, reduce, wide},
     sampler::{Sampling, Step},
@@ -80,16 +80,20 @@ impl Likelihood for Trajectory {
         true
     }
 
-    fn queries(&self, rollout: &Rollout) -> Vec<Query> {
-        let of = |(rows, sampling): (Range<usize>, Sampling)| -> Vec<Query> {
+    fn queries<'a>(&self, rollout: &'a Rollout) -> Queries<'a> {
+        let trajectory = *self;
+        let of = |(rows, sampling): (Range<usize>, Sampling)| {
             let part = Rollout { sampling, ..rollout.narrow(rows.start, rows.len()) };
-            self.scored(&sampling, rollout.schedule).into_iter().map(|k| self.step(&part, k)).collect()
+            (trajectory.scored(&sampling, rollout.schedule), part)
         };
-        let queries = Query::beside(rollout.sampling.runs(&rollout.keys).into_iter().map(of).collect());
+        let parts: Vec<(Vec<usize>, Rollout)> = rollout.sampling.runs(&rollout.keys).into_iter().map(of).collect();
+        let count = parts.iter().map(|(steps, _)| steps.len()).min().unwrap_or(0);
+        let queries = (0..count)
+            .map(move |i| Query::beside(parts.iter().map(|(steps, part)| trajectory.step(part, steps[i])).collect()));
         match self.ratio {
-            Ratio::PerDraw => queries,
-            Ratio::PerSample => vec![Query::merged(queries, Merge::Sum)],
-            Ratio::PerSampleMean => vec![Query::merged(queries, Merge::Mean)],
+            Ratio::PerDraw => Box::new(queries),
+            Ratio::PerSample => Query::merged(queries, Merge::Sum),
+            Ratio::PerSampleMean => Query::merged(queries, Merge::Mean),
         }
     }
 

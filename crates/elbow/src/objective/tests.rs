@@ -45,7 +45,7 @@ fn query() -> Query {
 /// The same for some times of a grid of so many steps.
 fn queries(steps: usize, timesteps: Timesteps, ratio: Ratio) -> Vec<Query> {
     let elbo = Elbo { weighting: Weighting::Simple, timesteps, ratio, ..Elbo::default() };
-    elbo.queries(&rollout(steps))
+    elbo.queries(&rollout(steps)).collect()
 }
 
 /// B black images.

@@ -130,9 +130,9 @@ fn part(
     let weight = 1.0 / (valid * queries.len()) as f64;
     let mut gradient = trainer.state.current.zeros_like();
     let mut seen = Outcome { trained: rows.len(), ..Outcome::default() };
-    for query in &queries {
+    for query in queries {
         let current = trainer.guided(trainer.policy.bind(Some(leaves)));
-        let e = Evaluation::new(query, &*current, frozen.behavior, frozen.reference).with_lagged(frozen.lagged);
+        let e = Evaluation::new(&query, &*current, frozen.behavior, frozen.reference).with_lagged(frozen.lagged);
         let number = |values: &[f64]| {
             let data = TensorData::new(values.to_vec(), [rows.len()]);
             Tensor::<1>::from_data(data, (&trainer.device, e.log_prob().dtype()))

@@ -1,7 +1,7 @@
 //! One rollout and one step as a file, for another program to do the same and compare (`benches/peers/`).
 
 use super::{Args, workload::Workload};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use burn::tensor::Tensor;
 use elbow::{
     noise::{self, Key, Purpose},
@@ -53,7 +53,7 @@ fn rollout(policy: &NetworkPolicy, workload: &Workload<'_>) -> Result<Vec<Entry>
 fn step(workload: &mut Workload<'_>) -> Result<Vec<Entry>> {
     let batch = &workload.batch;
     let config = workload.trainer.config().clone();
-    let query = &config.likelihood.get().queries(batch)[0];
+    let query = config.likelihood.get().queries(batch).next().context("the likelihood asks nothing")?;
     let draws = batch.keys.iter().map(|&k| Key { purpose: Purpose::Draw, ..k }.draw(0));
     let [_, c, h, w] = batch.images().dims();
     let advantages = config.advantage.get().advantages(&workload.rewards);

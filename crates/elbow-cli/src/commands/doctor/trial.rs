@@ -91,9 +91,8 @@ fn equal_weights(trainer: &Trainer<'_>, session: &Session, rollout: &Rollout) ->
     let leaves = trainer.state.current.tensors(&session.device.clone().autodiff());
     let current = trainer.guided(session.policy.bind(Some(&leaves)));
     let (behavior, reference) = (trainer.field(Some(&trainer.state.current)), trainer.field(None));
-    let queries = trainer.config().likelihood.get().queries(&rollout);
-    let query = queries.first().context("the likelihood asks nothing")?;
-    let ratios: Tensor<1> = Evaluation::new(query, &*current, Some(&*behavior), &*reference).log_ratio();
+    let query = trainer.config().likelihood.get().queries(&rollout).next().context("the likelihood asks nothing")?;
+    let ratios: Tensor<1> = Evaluation::new(&query, &*current, Some(&*behavior), &*reference).log_ratio();
     let largest = ratios.inner().into_data().iter::<f64>().map(f64::abs).fold(0.0, f64::max);
     if largest == 0.0 {
         return Ok(largest);

@@ -72,8 +72,8 @@ fn on_policy_the_two_are_one() {
     let rollout = drawn(SDE, 6, [2, 1, 2]);
     let field = Tanh::new(BEHAVIOR, &Device::flex());
     let of = |normalizer| -> Vec<f64> {
-        let log_prob = |q: &Query| numbers(Evaluation::new(q, &field, None, &Never).log_prob());
-        elbo(normalizer).queries(&rollout).iter().flat_map(log_prob).collect()
+        let log_prob = |q: Query| numbers(Evaluation::new(&q, &field, None, &Never).log_prob());
+        elbo(normalizer).queries(&rollout).flat_map(log_prob).collect()
     };
     assert_eq!(of(Normalizer::Own), of(Normalizer::Shared));
 }

@@ -64,16 +64,16 @@ fn small_log_ratios_keep_their_digits() {
         let rollout = drawn(SDE, 10, shape);
         for weighting in WEIGHTINGS {
             let mut off = Off::default();
-            for (draw, query) in (Elbo { weighting, ..Elbo::default() }).queries(&rollout).iter().enumerate() {
-                off.add(query, &|row, v| elbo(&rollout, query, draw, row, weighting, v));
+            for (draw, query) in (Elbo { weighting, ..Elbo::default() }).queries(&rollout).enumerate() {
+                off.add(&query, &|row, v| elbo(&rollout, &query, draw, row, weighting, v));
             }
             // (1 − t)/(t + 10⁻³) is 100 near data.
             let weight = if weighting == Weighting::PathKl { 100.0 } else { 1.0 };
             off.check(&format!("{shape:?} {weighting:?}"), weight, tolerance);
         }
         let mut off = Off::default();
-        for (k, query) in Trajectory::default().queries(&rollout).iter().enumerate() {
-            off.add(query, &|row, v| transition(&rollout, k, row, v));
+        for (k, query) in Trajectory::default().queries(&rollout).enumerate() {
+            off.add(&query, &|row, v| transition(&rollout, k, row, v));
         }
         off.check(&format!("{shape:?} trajectory"), 1.0, tolerance);
     }

@@ -8,7 +8,7 @@ fn a_permutation_takes_nearly_all_times_once_per_sample() {
         let n = 8;
         let rollout = given(Tensor::zeros([n, 1, 1, 1], &Device::flex()), steps, 1.0);
         let grid = rollout.sampling.times();
-        let queries = Elbo::default().queries(&rollout);
+        let queries: Vec<Query> = Elbo::default().queries(&rollout).collect();
         assert_eq!(queries.len(), expected, "{steps} steps");
         let orders: Vec<Vec<f64>> = (0..n)
             .map(|i| queries.iter().map(|q| on_grid(numbers(q.t.clone())[i], &grid[..steps])).collect())
@@ -23,7 +23,7 @@ fn a_permutation_takes_nearly_all_times_once_per_sample() {
         let equal = (0..n).flat_map(|i| (0..i).map(move |j| (i, j))).filter(|&(i, j)| orders[i] == orders[j]).count();
         assert!(steps == 1 || equal == 0, "{equal} pairs of samples share their order");
         let epoch = Rollout { keys: rollout.keys.iter().map(|&k| Key { epoch: 3, ..k }).collect(), ..rollout.clone() };
-        let later: Vec<f64> = Elbo::default().queries(&epoch).iter().map(|q| numbers(q.t.clone())[0]).collect();
+        let later: Vec<f64> = Elbo::default().queries(&epoch).map(|q| numbers(q.t)[0]).collect();
         let first: Vec<f64> = queries.iter().map(|q| numbers(q.t.clone())[0]).collect();
         assert!(steps == 1 || later != first, "an epoch has its own times");
     }
@@ -34,7 +34,7 @@ fn one_and_all_times() {
     let n = 400;
     let rollout = given(Tensor::zeros([n, 1, 1, 1], &Device::flex()), 10, 1.0);
     let grid = rollout.sampling.times();
-    let one = Elbo { timesteps: Timesteps::One, ..Elbo::default() }.queries(&rollout);
+    let one: Vec<Query> = Elbo { timesteps: Timesteps::One, ..Elbo::default() }.queries(&rollout).collect();
     assert_eq!(one.len(), 1);
     let mut counts = [0usize; 10];
     for t in numbers(one[0].t.clone()) {
@@ -43,7 +43,7 @@ fn one_and_all_times() {
     // Binomial(400, 0.1) has deviation 6.
     assert!(counts.iter().all(|&c| (10..=70).contains(&c)), "{counts:?}");
     let all = Elbo { timesteps: Timesteps::All, ..Elbo::default() }.queries(&rollout);
-    let times: Vec<f64> = all.iter().map(|q| on_grid(numbers(q.t.clone())[n - 1], &grid)).collect();
+    let times: Vec<f64> = all.map(|q| on_grid(numbers(q.t)[n - 1], &grid)).collect();
     assert_eq!(times, grid[..10]);
 }
 
@@ -60,10 +60,10 @@ fn strata_take_one_level_each() {
         let mut queries = elbo.queries(&rollout);
         assert_eq!((queries.len(), elbo.count(14)), (count, count));
         if first {
-            assert!(numbers(queries.remove(0).t).iter().all(|t| (t - 1.0).abs() < f64::EPSILON));
+            assert!(numbers(queries.next().expect("the first level").t).iter().all(|t| (t - 1.0).abs() < f64::EPSILON));
         }
-        for (j, query) in queries.iter().enumerate() {
-            let seen = numbers(query.t.clone()).into_iter().map(|t| on_grid(t, &grid));
+        for (j, query) in queries.enumerate() {
+            let seen = numbers(query.t).into_iter().map(|t| on_grid(t, &grid));
             let levels = seen.map(|t| grid.partition_point(|&g| g > t)).collect::<Vec<_>>();
             let counts = [0, 1].map(|i| levels.iter().filter(|&&l| l == edges[j] + i).count());
             // Binomial(400, ½) has deviation 10.
@@ -89,7 +89,7 @@ fn logit_normal_times_have_their_moments_and_take_a_shift_as_a_mean() {
         let timesteps = Timesteps::LogitNormal { count: 4, mean, std };
         let queries = Elbo { timesteps, ..Elbo::default() }.queries(&rollout);
         assert_eq!(queries.len(), 4);
-        queries.iter().flat_map(|q| numbers(q.t.clone())).collect()
+        queries.flat_map(|q| numbers(q.t)).collect()
     };
     let logits = times(0.4, 0.5).into_iter().map(|t| (t / (1.0 - t)).ln()).collect::<Vec<_>>();
     let mean = logits.iter().sum::<f64>() / 2000.0;

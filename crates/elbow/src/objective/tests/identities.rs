@@ -97,7 +97,7 @@ fn awm_on_policy_is_the_policy_gradient_without_a_ratio() {
     let mut ghuber = Vec::new();
     for objective in [clip, EPG[1]] {
         let elbo = Elbo { weighting: Weighting::Ghuber, timesteps: Timesteps::One, ..Elbo::default() };
-        let query = elbo.queries(&rollout(4)).remove(0);
+        let query = elbo.queries(&rollout(4)).next().expect("one time");
         let current = table(&query, &CURRENT, &Device::flex().autodiff());
         let e = Evaluation::new(&query, &current, None, &Never);
         let loss = objective.get().loss(&e, advantages(ADVANTAGES, &e));
@@ -200,7 +200,7 @@ fn of_a_step(noise: &[f32], of: &dyn Fn(&Evaluation<'_>) -> Tensor<1>) -> (Vec<f
         schedule: Schedule::RectifiedFlow,
     };
     let trajectory = Trajectory { fraction: 0.25, ratio: Ratio::PerDraw, ..Trajectory::default() };
-    let query = trajectory.queries(&rollout).remove(0);
+    let query = trajectory.queries(&rollout).next().expect("a step");
     let current = Table(Tensor::from_data(moved.into_data(), &device.clone().autodiff()).require_grad());
     let behavior = Table(behavior);
     let e = Evaluation::new(&query, &current, Some(&behavior), &behavior);
