@@ -1,33 +1,27 @@
 //! The model of a recipe: what it may say, and the policy it stands for.
 
-use crate::{failure::Hint, hub, machine};
+mod embedded;
+#[cfg(test)]
+mod tests;
+
+pub use embedded::{nano, pixels};
+
+use crate::{failure::Hint, hub};
 use anyhow::{Context, Result};
 use burn::tensor::Device;
-use elbow::{
-    config::Config,
-    noise::{Key, Purpose},
-    params::Params,
-    prediction::{Predicting, Prediction},
-    schedule::Schedule,
-};
+use elbow::{config::Config, policy::TextEncoder, prediction::Predicting, schedule::Schedule};
 use elbow_models::{
     folder::{Checkpoint, Folder, FrozenWeights},
     linear::Precision,
     lora::LoraConfig,
-    mmdit::MmditConfig,
     pipeline::{Options, STEM, Setup, Source},
-    policy::{Decoder, Network, NetworkPolicy, Tuning},
+    policy::{NetworkPolicy, Tuning},
     recompute::Checkpointing,
 };
-use elbow_world::{encoder::WordCodes, scene::SIDE};
-use safetensors::SafeTensors;
+use elbow_world::scene::SIDE;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
-
-/// The embedded base models: one for each path from data to noise.
-const NANO: &[u8] = include_bytes!("../../../assets/nano.safetensors");
-const NANO_VP: &[u8] = include_bytes!("../../../assets/nano-vp.safetensors");
 
 /// A network as a policy, whatever it predicts.
 pub type ModelPolicy = Predicting<NetworkPolicy>;
@@ -97,7 +91,8 @@ pub struct Diffusers {
     /// Images that the autoencoder decodes at once: memory grows with them.
     #[serde(default = "one")]
     pub decode_slice: usize,
-    /// Folder of prompt embeddings, a few MB each, made once and shared by runs; without it the user's cache folder.
+    /// Folder of prompt embeddings, a few MB each, made once and shared by runs; without it the user's cache folder. Prompts of
+    /// files (up to 4096 each) are encoded before the network is read, so that text encoders and network are never in memory together.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache: Option<PathBuf>,
 }
@@ -167,17 +162,24 @@ impl Model {
         }
     }
 
-    /// The policy and the SHA-256 of its base. All that can be wrong with a folder is found before its weights are read.
-    pub fn policy(&self, method: &Config, device: &Device) -> Result<(ModelPolicy, String)> {
+    /// The policy and the SHA-256 of its base. All that can be wrong with a folder is found before its weights are read. Its network
+    /// is read after `prepare`: text encoders that are loaded for prompts there are gone by then.
+    pub fn policy(
+        &self,
+        method: &Config,
+        device: &Device,
+        prepare: impl FnOnce(&dyn TextEncoder) -> Result<()>,
+    ) -> Result<(ModelPolicy, String)> {
         match self {
             Self::Nano { weights, tuning, precision, checkpointing } => {
-                let (mut policy, hash) = nano_policy(weights.as_deref(), tuning, method, device)?;
+                let (mut policy, hash) = embedded::policy(weights.as_deref(), tuning, method, device)?;
                 policy.network.checkpointing = *checkpointing;
                 policy.network.precision = *precision;
                 fits(policy.network.problems())?;
+                prepare(&*policy.network.text)?;
                 Ok((policy, hash))
             }
-            Self::Diffusers(folder) => folder.policy(method, device),
+            Self::Diffusers(folder) => folder.policy(method, device, prepare),
         }
     }
 
@@ -185,7 +187,7 @@ impl Model {
     pub fn base(&self, method: &Config, component: &str) -> Result<Checkpoint> {
         match self {
             Self::Nano { weights, .. } => {
-                let bytes = nano_weights(weights.as_deref(), method.schedule)?;
+                let bytes = embedded::weights(weights.as_deref(), method.schedule)?;
                 let place = weights.as_deref().unwrap_or(Path::new("the embedded weights"));
                 Ok(Checkpoint::from_bytes(place, &bytes)?)
             }
@@ -282,7 +284,12 @@ impl Diffusers {
         }
     }
 
-    fn policy(&self, method: &Config, device: &Device) -> Result<(ModelPolicy, String)> {
+    fn policy(
+        &self,
+        method: &Config,
+        device: &Device,
+        prepare: impl FnOnce(&dyn TextEncoder) -> Result<()>,
+    ) -> Result<(ModelPolicy, String)> {
         let place = || format!("cannot use model {}", self.name());
         let source = self.open().with_context(place)?;
         same_schedule(source.scheduler.schedule, method.schedule).with_context(place)?;
@@ -298,6 +305,7 @@ impl Diffusers {
             cache: &self.cache.clone().unwrap_or_else(user_cache),
             seed: method.seed,
         };
+        prepare(&source.text(&setup, device).with_context(place)?)?;
         Ok((source.load(setup, device).with_context(place)?, hash))
     }
 }
@@ -326,70 +334,4 @@ fn user_cache() -> PathBuf {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let root = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")));
     root.unwrap_or_else(std::env::temp_dir).join("elbow/text")
-}
-
-/// The nano model over the given weights, predicting what is customary on the path.
-pub fn nano(base: Params, tuning: Tuning, seed: u64, schedule: Schedule, device: &Device) -> ModelPolicy {
-    let network = pixels(MmditConfig::default(), base, tuning, seed, device);
-    Predicting { network, prediction: Prediction::customary(schedule), schedule }
-}
-
-/// A network of the nano model's kind, of any size, over the given weights.
-pub fn pixels(config: MmditConfig, base: Params, tuning: Tuning, seed: u64, device: &Device) -> NetworkPolicy {
-    let latent = config.latent();
-    let network = Network::Mmdit(config);
-    NetworkPolicy {
-        latent,
-        tuning: tuning.of(&network),
-        network,
-        base: base.tensors(&device.clone().without_autodiff()),
-        precision: Precision::F32,
-        checkpointing: Checkpointing::None,
-        text: Box::new(WordCodes { device: device.clone() }),
-        decoder: Decoder::Pixels,
-        seed,
-    }
-}
-
-fn nano_policy(
-    weights: Option<&Path>,
-    tuning: &Tuning,
-    method: &Config,
-    device: &Device,
-) -> Result<(ModelPolicy, String)> {
-    let schedule = method.schedule;
-    let bytes = nano_weights(weights, schedule)?;
-    let layout = MmditConfig::default().initial(Key::new(0, Purpose::Initialization, 0));
-    let place = weights.map_or_else(|| "the embedded weights".to_owned(), |p| format!("weights {}", p.display()));
-    let base = layout.with_values_of(&bytes).with_context(|| format!("cannot use {place}"))?;
-    made_for(&bytes, schedule).with_context(|| format!("cannot use {place}"))?;
-    let policy = nano(base, tuning.clone(), method.seed, schedule, device);
-    Ok((policy, machine::sha256(&bytes)))
-}
-
-/// The file of the nano model's base weights: the given one, or the embedded one for the path from data to noise.
-fn nano_weights(weights: Option<&Path>, schedule: Schedule) -> Result<Vec<u8>> {
-    match weights {
-        None if schedule == Schedule::RectifiedFlow => Ok(NANO.to_vec()),
-        None => Ok(NANO_VP.to_vec()),
-        Some(path) => std::fs::read(path).with_context(|| format!("cannot read weights {}", path.display())),
-    }
-}
-
-/// An error if the weights say that they were made for another path; files made elsewhere say nothing.
-fn made_for(weights: &[u8], schedule: Schedule) -> Result<()> {
-    let (_, metadata) = SafeTensors::read_metadata(weights)?;
-    let made = metadata.metadata().as_ref().and_then(|entries| entries.get("elbow"));
-    let Some(made) = made.and_then(|text| serde_json::from_str::<serde_json::Value>(text).ok()) else { return Ok(()) };
-    // Before there were several, it went without saying.
-    let path = &made["pretrain"]["config"]["schedule"];
-    let path = if path.is_null() { Schedule::RectifiedFlow } else { serde_json::from_value(path.clone())? };
-    if path == schedule {
-        return Ok(());
-    }
-    let written = |schedule| serde_json::to_string(&schedule).unwrap_or_default();
-    Err(Hint::error(
-        format!("they were made for {}, and the recipe says {}", written(path), written(schedule)),
-        "set `schedule` to what the weights were made for, or make others with `elbow pretrain --schedule`",
-    ))
 }

@@ -14,7 +14,7 @@ use elbow::{
     eval::{self, Measured},
     noise::Key,
     params::Params,
-    policy::Policy,
+    policy::{Policy, TextEncoder},
     prompts::{self, PromptSource},
     train::Observer,
 };
@@ -23,7 +23,7 @@ use elbow_runlog::{RunFolder, checkpoint};
 use elbow_world::{Record, SceneDetector, SceneJudge, prompts::TrainPrompts, scene::SIDE};
 use std::path::Path;
 
-/// Prompts of a file that a latent model encodes before the run, in one go; a longer file's are encoded when they are drawn.
+/// Prompts of a file that a latent model encodes before its network is read; a longer file's are encoded when they are drawn.
 const PREPARED: usize = 4096;
 
 /// What a command works with.
@@ -48,12 +48,41 @@ pub struct Session {
 }
 
 impl Session {
-    /// Loads everything; nothing is written.
-    pub fn new(recipe: &Recipe, device: DeviceName) -> Result<Self> {
+    /// Loads everything; nothing is written but embeddings of prompts, into their cache.
+    pub fn new(recipe: &Recipe, device: DeviceName, observer: &dyn Observer) -> Result<Self> {
         reward_sees_images(recipe)?;
+        Self::load(recipe, prompt_lists(recipe)?, device, observer)
+    }
+
+    /// The same with these prompts in place of the recipe's.
+    pub fn of_prompts(
+        recipe: &Recipe,
+        prompts: Vec<Prompt>,
+        device: DeviceName,
+        observer: &dyn Observer,
+    ) -> Result<Self> {
+        let lists = Lists {
+            train: Box::new(prompts.clone()),
+            early: prompts.clone(),
+            listing: listing(&prompts, &prompts)?,
+            test: prompts,
+            place: "cannot use the prompts".into(),
+        };
+        Self::load(recipe, lists, device, observer)
+    }
+
+    fn load(recipe: &Recipe, lists: Lists, device: DeviceName, observer: &dyn Observer) -> Result<Self> {
+        let Lists { train, test, mut early, listing, place } = lists;
         let device = device.open()?;
-        let (policy, base_hash) = recipe.setting.model.policy(&recipe.method, &device)?;
-        let (train, test, listing) = prompt_lists(recipe, &policy)?;
+        if !early.is_empty() {
+            early.push(Prompt::from("")); // which guidance needs
+        }
+        let progress = |done, total| observer.progress("encoding prompts", done, total);
+        let prepare = |text: &dyn TextEncoder| match &*early {
+            [] => Ok(()),
+            early => text.prepare(early, &progress).context(place),
+        };
+        let (policy, base_hash) = recipe.setting.model.policy(&recipe.method, &device, prepare)?;
         let (measures, reward) = (measures(recipe, &test), recipe.setting.reward.build());
         let prompts_hash = machine::sha256(listing.as_bytes());
         Ok(Self { policy, train, test, reward, measures, base_hash, prompts_hash, device })
@@ -131,26 +160,45 @@ fn measures(recipe: &Recipe, test: &[Prompt]) -> Vec<Box<dyn Reward>> {
     measures
 }
 
-/// Prompts to train on, prompts to test on, and the text of both for the hash. Prompts of files are known to suit the reward
-/// and the policy; those of the scenes do.
-fn prompt_lists(recipe: &Recipe, policy: &ModelPolicy) -> Result<(Box<dyn PromptSource>, Vec<Prompt>, String)> {
-    let listing = |train: &[Prompt], test: &[Prompt]| serde_json::to_string(&(train, test));
+/// The prompts of a recipe, none of which was encoded.
+struct Lists {
+    train: Box<dyn PromptSource>,
+    test: Vec<Prompt>,
+    /// Those that are encoded, or known to be of words the policy knows, before the network is read.
+    early: Vec<Prompt>,
+    /// The text of all, for the hash.
+    listing: String,
+    /// What to say if one cannot be encoded.
+    place: String,
+}
+
+/// Prompts of files are known to suit the reward; those of the scenes do, and the embedded policy knows their words.
+fn prompt_lists(recipe: &Recipe) -> Result<Lists> {
     match &recipe.setting.prompts {
         PromptsConfig::Scenes { weights } => {
             let from = |records: Vec<elbow_world::Record>| records.iter().map(Prompt::from).collect::<Vec<_>>();
             let test = from(elbow_world::prompts::benchmark(recipe.setting.eval.prompts_per_task));
             let listing = listing(&from(elbow_world::prompts::train_records()), &test)?;
-            Ok((Box::new(ScenePrompts(TrainPrompts::new(*weights))), test, listing))
+            let train = Box::new(ScenePrompts(TrainPrompts::new(*weights)));
+            Ok(Lists { train, test, early: Vec::new(), listing, place: String::new() })
         }
-        PromptsConfig::Files { train, test } => {
-            let (train, test) = (prompt_file(train, policy, recipe)?, prompt_file(test, policy, recipe)?);
+        PromptsConfig::Files { train: train_file, test: test_file } => {
+            let (train, test) = (prompt_file(train_file, recipe)?, prompt_file(test_file, recipe)?);
+            let nano = matches!(recipe.setting.model, Model::Nano { .. });
+            let few = [&train, &test].into_iter().filter(|prompts| nano || prompts.len() <= PREPARED);
+            let early = few.flatten().cloned().collect();
             let listing = listing(&train, &test)?;
-            Ok((Box::new(train), test, listing))
+            let place = format!("cannot use prompt files {} and {}", train_file.display(), test_file.display());
+            Ok(Lists { train: Box::new(train), test, early, listing, place })
         }
     }
 }
 
-fn prompt_file(path: &Path, policy: &ModelPolicy, recipe: &Recipe) -> Result<Vec<Prompt>> {
+fn listing(train: &[Prompt], test: &[Prompt]) -> serde_json::Result<String> {
+    serde_json::to_string(&(train, test))
+}
+
+fn prompt_file(path: &Path, recipe: &Recipe) -> Result<Vec<Prompt>> {
     let place = || format!("cannot use prompt file {}", path.display());
     let prompts = prompts::read(path)?;
     let records = recipe.setting.reward.wants_records();
@@ -160,11 +208,6 @@ fn prompt_file(path: &Path, policy: &ModelPolicy, recipe: &Recipe) -> Result<Vec
                         {\"prompt\": \"a photo of a cat\", \"tag\": \"single_object\", \"include\": [{\"class\": \"cat\", \"count\": 1}]}";
             Hint::error(format!("prompt {:?}: {error}", prompt.text), hint).context(place())
         })?;
-    }
-    if prompts.len() <= PREPARED || matches!(recipe.setting.model, Model::Nano { .. }) {
-        let unconditional = Prompt::from("");
-        let all: Vec<Prompt> = prompts.iter().chain([&unconditional]).cloned().collect();
-        policy.network.text.prepare(&all).with_context(place)?;
     }
     Ok(prompts)
 }

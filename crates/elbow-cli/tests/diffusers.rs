@@ -7,6 +7,8 @@ mod common;
 mod drawing;
 #[path = "../../elbow-models/tests/diffusers/model_folder.rs"]
 mod model_folder;
+#[path = "../../elbow-models/tests/diffusers/ruined.rs"]
+mod ruined;
 #[path = "../../elbow-models/tests/diffusers/stored_as.rs"]
 mod stored_as;
 
@@ -20,6 +22,7 @@ use elbow::{
 };
 use elbow_models::{lora::LoraConfig, policy::Tuning};
 use model_folder::{fixtures, whole};
+use ruined::ruin;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::{fs, path::Path, process::Command};
 use tempfile::TempDir;
@@ -83,14 +86,22 @@ fn trains(pipeline: &str, recipe: &str, changes: &[&str]) {
         checkpoints.iter().filter(|(name, _)| name.ends_with("weights.safetensors")).map(|(_, bytes)| bytes).collect();
     assert!(factors.len() == 2 && factors[0] != factors[1], "{:?}", checkpoints.keys());
 
-    succeed(&mut train("resumed", "epochs=1"));
-    succeed(resume(Path::new("resumed")).args(sets(&["epochs=2"])).current_dir(place.room.path()));
-    assert_same(&straight, &place.run("resumed"));
-
     let run = ["--run", "straight"];
     let sample = ["sample", "a cat", "--images", "2", "--out", "cat.png"];
     succeed(elbow(sample).args(run).current_dir(place.room.path()));
     assert!(fs::read(place.run("cat.png")).unwrap().starts_with(b"\x89PNG"));
+
+    // All of these prompts are known by now, and no text encoder is read.
+    ruin(place.model.path());
+    succeed(&mut train("resumed", "epochs=1"));
+    succeed(resume(Path::new("resumed")).args(sets(&["epochs=2"])).current_dir(place.room.path()));
+    assert_same(&straight, &place.run("resumed"));
+    let picture = fs::read(place.run("cat.png")).unwrap();
+    succeed(elbow(sample).args(run).current_dir(place.room.path()));
+    assert!(picture == fs::read(place.run("cat.png")).unwrap());
+    succeed(elbow(sample).args(run).args(sets(&["model.cache=other"])).current_dir(place.room.path()));
+    let (cache, other) = (files(&place.run("cache")), files(&place.run("other")));
+    assert!(other.len() == 2 && other.iter().all(|(name, bytes)| cache[name] != *bytes), "{:?}", other.keys());
     let measured = succeed(elbow(["eval"]).args(run).current_dir(place.room.path()));
     assert!(measured.contains("jpeg"), "{measured}");
 }

@@ -2,7 +2,7 @@
 //! the path and of the network's output.
 //!
 //! [`Source::open`] reads the small files and the headers of the large ones and reports everything that is wrong with any of
-//! them; [`Source::load`] reads the weights.
+//! them; [`Source::load`] reads the weights. What [`Source::text`] encodes before that needs no text encoders beside the network.
 
 use crate::{
     config_json::ConfigError,
@@ -18,7 +18,7 @@ use crate::{
 use burn::tensor::Device;
 use elbow::prediction::Predicting;
 use sha2::{Digest, Sha256};
-use std::{fs, path::Path};
+use std::{fs, path::Path, sync::Arc};
 
 /// Name of the weights of networks and autoencoders in a model folder, without the ending.
 pub const STEM: &str = "diffusion_pytorch_model";
@@ -81,7 +81,7 @@ pub struct Source {
     weights: Checkpoint,
     vae: VaeConfig,
     vae_weights: Checkpoint,
-    text: TextParts,
+    text: Arc<TextParts>,
 }
 
 impl Source {
@@ -100,8 +100,8 @@ impl Source {
             return Err(SourceError { faults });
         };
         let side = options.resolution / vae.reduction();
-        let source =
-            Self { network, latent: [vae.latent_channels, side, side], scheduler, weights, vae, vae_weights, text };
+        let (latent, text) = ([vae.latent_channels, side, side], Arc::new(text));
+        let source = Self { network, latent, scheduler, weights, vae, vae_weights, text };
         let problems = source.misfits(options.resolution);
         if problems.is_empty() {
             return Ok(source);
@@ -142,11 +142,18 @@ impl Source {
         Ok(format!("{:x}", hash.finalize()))
     }
 
+    /// The text encoders as the policy will have them: they are read for prompts that have no embedding in the cache, and gone when
+    /// those have one.
+    pub fn text(&self, setup: &Setup<'_>, device: &Device) -> Result<Cached, FolderError> {
+        let device = device.clone().without_autodiff();
+        Cached::new(Arc::clone(&self.text), setup.cache, setup.frozen_weights, &device)
+    }
+
     /// Reads network and autoencoder; text encoders are read when prompts need them. Nothing of it needs gradients, so
     /// everything lies on `device` without them.
     pub fn load(self, setup: Setup<'_>, device: &Device) -> Result<Predicting<NetworkPolicy>, FolderError> {
         let device = device.clone().without_autodiff();
-        let text = Cached::new(self.text, setup.cache, setup.frozen_weights, &device)?;
+        let text = self.text(&setup, &device)?;
         let base = self.weights.tensors(&shapes(&self.network.layout()), &[], setup.frozen_weights, &device)?;
         let vae_base = self.vae_weights.tensors(&shapes(&self.vae.layout()), &[], setup.frozen_weights, &device)?;
         let vae = Box::new(Vae::new(&self.vae, Weights::plain(&vae_base)));

@@ -90,8 +90,9 @@ pub trait TextEncoder: Send + Sync {
     /// One row a prompt; the empty prompt is the unconditional one.
     fn encode(&self, prompts: &[Prompt]) -> Result<Conditioning, EncodeError>;
 
-    /// Makes sure that these prompts can be encoded, and does now what need not be done again when they are.
-    fn prepare(&self, prompts: &[Prompt]) -> Result<(), EncodeError> {
+    /// Makes sure that these prompts can be encoded, and does now what need not be done again when they are. `progress` is told
+    /// how many of how many are done, where that takes long.
+    fn prepare(&self, prompts: &[Prompt], _progress: &dyn Fn(usize, usize)) -> Result<(), EncodeError> {
         self.encode(prompts).map(drop)
     }
 }

@@ -32,7 +32,7 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: &Args, device: DeviceName) -> Result<()> {
     let recipe = args.source.recipe()?;
-    let session = Session::new(&recipe, device)?;
+    let session = Session::new(&recipe, device, &Bars::new())?;
     let params = args.source.params(&session)?;
     let measured = session.measure(&recipe, params.as_ref(), &Bars::new())?;
     let columns: Vec<Column<'_>> = session

@@ -6,7 +6,7 @@ use crate::{
     machine,
     model::Model,
     output,
-    recipe::{self, PromptsConfig, Recipe},
+    recipe::{self, Recipe},
     reward::RewardConfig,
     session::Session,
     target,
@@ -113,7 +113,6 @@ pub fn run(args: &Args) -> Result<()> {
     let folder = RunFolder::open(&args.run)?;
     let (_, mut recipe) = recipe::load(Some(&folder.config()), &[])?;
     // The run's own prompts and reward are of no use here; files may be gone, and a base may not suit the default reward.
-    recipe.setting.prompts = PromptsConfig::default();
     recipe.setting.reward = RewardConfig::Jpeg { aim: Aim::default() };
     let nano = matches!(recipe.setting.model, Model::Nano { .. });
     match args.format {
@@ -124,7 +123,7 @@ pub fn run(args: &Args) -> Result<()> {
     if args.dtype != Precision::Base && args.format != Format::Merged {
         return Err(Hint::error("--dtype is for merged weights; adapters are f32", "leave out --dtype"));
     }
-    let session = Session::new(&recipe, DeviceName::default())?;
+    let session = Session::of_prompts(&recipe, Vec::new(), DeviceName::default(), &())?;
     same_base(&folder, &session)?;
     let name = if args.weights == Weights::Ema { "ema.safetensors" } else { "weights.safetensors" };
     let (epoch, trained) = session.trained(&folder, args.epoch, name)?;

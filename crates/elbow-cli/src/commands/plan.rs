@@ -1,6 +1,6 @@
 //! `elbow plan`: what a recipe costs here, before it runs.
 
-use super::estimate;
+use super::{estimate, progress::Bars};
 use crate::{
     device::DeviceName,
     failure::Hint,
@@ -72,7 +72,7 @@ pub fn run(args: &Args, device: DeviceName) -> Result<()> {
         let accelerator = estimate::Device { gpu: gpu.clone(), utilization: *utilization, memory: *memory };
         return estimate::run(&recipe, folder, &accelerator);
     }
-    let session = Session::new(&recipe, device)?;
+    let session = Session::new(&recipe, device, &Bars::new())?;
     let measured = calibrate(&recipe, &session, CALIBRATION)?;
     let plan = Plan::new(&recipe, &session, measured);
     output::line(&plan.text(&recipe));

@@ -19,8 +19,8 @@ pub struct Bars {
 impl Bars {
     /// Nothing to show yet.
     pub fn new() -> Self {
-        let style = ProgressStyle::with_template("{msg:<28} [{bar:32}] {pos}/{len} images")
-            .expect("invariant: a valid template");
+        let style =
+            ProgressStyle::with_template("{msg:<28} [{bar:32}] {pos}/{len}").expect("invariant: a valid template");
         let bar =
             ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr()).with_style(style.progress_chars("=> "));
         Self { bar, start: Instant::now() }

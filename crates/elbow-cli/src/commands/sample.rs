@@ -5,7 +5,7 @@ use crate::{
     device::DeviceName,
     failure::Hint,
     output,
-    recipe::{self, PromptsConfig, Recipe},
+    recipe::{self, Recipe},
     reward::RewardConfig,
     session::Session,
 };
@@ -68,16 +68,15 @@ pub fn run(args: &Args, device: DeviceName) -> Result<()> {
         return Err(Hint::error("--images 0: nothing to draw", "ask for at least one image a prompt"));
     }
     let mut recipe = args.source.recipe()?;
-    // The run's own prompts and reward are of no use here; files may be gone, and a base may not suit the default reward.
-    recipe.setting.prompts = PromptsConfig::default();
+    // The run's own reward is of no use here, and a base may not suit the default reward.
     recipe.setting.reward = RewardConfig::Jpeg { aim: Aim::default() };
     recipe.setting.eval.measure.images_per_prompt = args.images;
     recipe.setting.eval.measure.seed = args.seed;
-    let mut session = Session::new(&recipe, device)?;
-    session.test = args.prompts.iter().map(|p| Prompt::from(p.as_str())).collect();
+    let (prompts, bars) = (args.prompts.iter().map(|p| Prompt::from(p.as_str())).collect(), Bars::new());
+    let mut session = Session::of_prompts(&recipe, prompts, device, &bars)?;
     session.measures.clear();
     let params = args.source.params(&session)?;
-    let measured = session.measure(&recipe, params.as_ref(), &Bars::new())?;
+    let measured = session.measure(&recipe, params.as_ref(), &bars)?;
     let tiles = tiles(&measured, measured.images.len());
     save_png(&args.out, &grid::grid(&tiles, args.images, 6))?;
     output::line(&format!("{} images in {}", measured.images.len(), args.out.display()));

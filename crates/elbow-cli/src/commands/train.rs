@@ -65,7 +65,7 @@ pub fn run(mut args: Args, device: DeviceName) -> Result<()> {
         None => start(&args)?,
     };
     watch_for_interrupt()?;
-    let session = Session::new(&recipe, device)?;
+    let session = Session::new(&recipe, device, &Bars::new())?;
     let (method, device) = (recipe.method.clone(), session.device.clone());
     let mut trainer = Trainer::new(method, &session.policy, &*session.train, &*session.reward, device)?;
     Job::new(recipe, &session, target, &mut trainer)?.run(&mut trainer)

@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 use std::{
     fs,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 /// Text encoders that remember. Each prompt has a file, named by a hash of the prompt and of everything that decides its
@@ -23,7 +24,7 @@ use std::{
 /// damaged counts as absent. Of weights, the hash covers names, types, shapes and a sample of each tensor's bytes.
 #[derive(Debug)]
 pub struct Cached {
-    parts: TextParts,
+    parts: Arc<TextParts>,
     cache: PathBuf,
     encoders: [u8; 32],
     weights: FrozenWeights,
@@ -32,7 +33,13 @@ pub struct Cached {
 
 impl Cached {
     /// `cache` is made when the first embedding is written.
-    pub fn new(parts: TextParts, cache: &Path, weights: FrozenWeights, device: &Device) -> Result<Self, FolderError> {
+    pub fn new(
+        parts: impl Into<Arc<TextParts>>,
+        cache: &Path,
+        weights: FrozenWeights,
+        device: &Device,
+    ) -> Result<Self, FolderError> {
+        let parts = parts.into();
         let encoders = parts.digest()?;
         Ok(Self { parts, cache: cache.into(), encoders, weights, device: device.clone() })
     }
@@ -43,8 +50,8 @@ impl Cached {
         self.cache.join(format!("{hash:x}.safetensors"))
     }
 
-    /// Encodes prompts and keeps them; the encoders live as long as this call.
-    fn add(&self, mut prompts: Vec<Prompt>) -> Result<(), EncodeError> {
+    /// Encodes prompts and keeps them; the encoders live as long as this call. `progress` is told how many of how many are kept.
+    fn add(&self, mut prompts: Vec<Prompt>, progress: &dyn Fn(usize, usize)) -> Result<(), EncodeError> {
         prompts.sort_by(|a, b| a.text.cmp(&b.text));
         prompts.dedup_by(|a, b| a.text == b.text);
         let Some(first) = prompts.first() else { return Ok(()) };
@@ -52,7 +59,8 @@ impl Cached {
         let model = self.parts.load(self.weights, &self.device).map_err(|error| failed(error.to_string()))?;
         let make = |error| failed(format!("cannot make the cache {}: {error}", self.cache.display()));
         fs::create_dir_all(&self.cache).map_err(make)?;
-        for chunk in prompts.chunks(BATCH) {
+        progress(0, prompts.len());
+        for (k, chunk) in prompts.chunks(BATCH).enumerate() {
             let rows = model.encode(chunk)?;
             for (i, prompt) in chunk.iter().enumerate() {
                 let (tokens, pooled) = (rows.tokens.clone().narrow(0, i, 1), rows.pooled.clone().narrow(0, i, 1));
@@ -65,6 +73,7 @@ impl Cached {
                 elbow_runlog::write_atomic(&self.file(prompt), &file.to_safetensors(None))
                     .map_err(|error| failed(error.to_string()))?;
             }
+            progress(k * BATCH + chunk.len(), prompts.len());
         }
         Ok(())
     }
@@ -103,15 +112,15 @@ impl TextParts {
 
 impl TextEncoder for Cached {
     /// Encodes those without a file; nothing is read back.
-    fn prepare(&self, prompts: &[Prompt]) -> Result<(), EncodeError> {
+    fn prepare(&self, prompts: &[Prompt], progress: &dyn Fn(usize, usize)) -> Result<(), EncodeError> {
         let absent = prompts.iter().filter(|prompt| self.read(prompt).is_none()).cloned();
-        self.add(absent.collect())
+        self.add(absent.collect(), progress)
     }
 
     fn encode(&self, prompts: &[Prompt]) -> Result<Conditioning, EncodeError> {
         let mut rows: Vec<Option<Conditioning>> = prompts.iter().map(|prompt| self.read(prompt)).collect();
         let absent = prompts.iter().zip(&rows).filter(|(_, row)| row.is_none());
-        self.add(absent.map(|(prompt, _)| prompt.clone()).collect())?;
+        self.add(absent.map(|(prompt, _)| prompt.clone()).collect(), &|_, _| ())?;
         for (row, prompt) in rows.iter_mut().zip(prompts).filter(|(row, _)| row.is_none()) {
             let reason = || format!("its embedding cannot be read back from {}", self.file(prompt).display());
             let read = self.read(prompt);

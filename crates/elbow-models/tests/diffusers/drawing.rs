@@ -26,13 +26,16 @@ pub(crate) fn open(folder: &Path) -> Result<Source, SourceError> {
     Source::open(folder, &OPTIONS)
 }
 
-pub(crate) fn load(folder: &Path, tuning: Tuning, decode_slice: usize) -> Predicting<NetworkPolicy> {
+pub(crate) fn setup(cache: &Path, tuning: Tuning, decode_slice: usize) -> Setup<'_> {
     let checkpointing = Checkpointing::None;
     let precision = Precision::F32;
-    let cache = &folder.join("cache");
     let frozen_weights = FrozenWeights::Stored;
-    let setup = Setup { tuning, precision, checkpointing, frozen_weights, decode_slice, cache, seed: 0 };
-    open(folder).expect("a model").load(setup, &Device::flex()).expect("weights")
+    Setup { tuning, precision, checkpointing, frozen_weights, decode_slice, cache, seed: 0 }
+}
+
+pub(crate) fn load(folder: &Path, tuning: Tuning, decode_slice: usize) -> Predicting<NetworkPolicy> {
+    let cache = folder.join("cache");
+    open(folder).expect("a model").load(setup(&cache, tuning, decode_slice), &Device::flex()).expect("weights")
 }
 
 /// The latents `[2, C, 8, 8]` that the solver and the guidance of the pipeline end with, from `start` at the first of `times`.

@@ -6,5 +6,6 @@ mod frozen;
 mod lora_file;
 mod model_folder;
 mod pipeline;
+mod ruined;
 mod stored_as;
 mod text;

@@ -2,16 +2,22 @@
 //! which several things are wrong.
 
 use crate::{
-    drawing::{OPTIONS, Reference, draw, load, open},
+    drawing::{OPTIONS, Reference, draw, load, open, setup},
     model_folder::{fixtures, whole},
+    ruined::ruin,
 };
-use elbow::{RgbImage, policy::Policy, prediction::Prediction};
+use burn::tensor::{Device, Tensor};
+use elbow::{
+    Prompt, RgbImage,
+    policy::{Policy, TextEncoder},
+    prediction::{Predicting, Prediction},
+};
 use elbow_models::{
     lora_file::read,
     pipeline::{Options, Source},
-    policy::Tuning,
+    policy::{NetworkPolicy, Tuning},
 };
-use std::{fs, path::Path};
+use std::{cell::RefCell, fs, path::Path};
 
 /// Relative to the largest value of the reference.
 const TOLERANCE: f64 = 1e-4;
@@ -45,6 +51,41 @@ fn flux() {
 #[test]
 fn stable_diffusion_1() {
     check("sd1");
+}
+
+#[test]
+fn prompts_that_are_encoded_before_the_network_is_read_need_no_encoder_after() {
+    let prompts: Vec<Prompt> = (0..9).map(|i| Prompt::from(format!("a photo of {i} dogs").as_str())).collect();
+    let device = Device::flex();
+    for pipeline in ["sd3", "flux", "sd1"] {
+        let (folder, other) = (whole(pipeline), whole(pipeline));
+        let source = open(folder.path()).expect("a model");
+        let cache = folder.path().join("cache");
+        let text = source.text(&setup(&cache, Tuning::default(), 1), &device).expect("text encoders");
+        let told = RefCell::new(Vec::new());
+        let prepare = || text.prepare(&prompts, &|done, total| told.borrow_mut().push((done, total)));
+        prepare().expect("encoded");
+        ruin(folder.path());
+        prepare().expect("known");
+        assert_eq!(told.take(), [(0, 9), (8, 9), (9, 9)], "the second time there is nothing to do");
+        let policy = source.load(setup(&cache, Tuning::default(), 1), &device).expect("weights");
+        let velocity = |policy: &Predicting<NetworkPolicy>, prompts: &[Prompt]| -> Vec<f32> {
+            let cond = policy.encode(prompts).expect("embeddings");
+            let x = Tensor::<3>::full(policy.latent_shape(), 0.3, &device)
+                .unsqueeze_dim::<4>(0)
+                .repeat_dim(0, prompts.len());
+            let t = Tensor::full([prompts.len()], 0.7, &device);
+            policy.bind(None).velocity(x, t, &cond).into_data().try_to_vec().expect("f32")
+        };
+        let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+        assert_eq!(
+            bits(velocity(&policy, &prompts)),
+            bits(velocity(&load(other.path(), Tuning::default(), 1), &prompts)),
+            "{pipeline}"
+        );
+        let unseen = velocity(&policy, &["a prompt that was not encoded".into()]);
+        assert!(unseen.iter().all(|v| v.is_nan()), "{pipeline}: the encoders are of no use by now");
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 mod place;
 mod trial;
 
+use super::progress::Bars;
 use crate::{
     device::DeviceName,
     failure::{self, Hint},
@@ -113,7 +114,7 @@ fn recipe(args: &Args, device: DeviceName, checks: &mut Checks) {
             return;
         }
     }
-    match Session::new(&recipe, device) {
+    match Session::new(&recipe, device, &Bars::new()) {
         Ok(session) => trained(&recipe, &session, checks),
         Err(error) => checks.add(&Check::new("session", Err(error))),
     }
