@@ -1,6 +1,7 @@
 //! What an objective may ask about a query: log-probabilities under each set of weights, computed when asked for.
 
 use crate::{
+    functions,
     gaussian::{self, wide},
     likelihood::{Query, Transitions},
     policy::VelocityField,
@@ -103,7 +104,7 @@ impl<'a> Evaluation<'a> {
 
     /// ρ `[B]`, with gradient.
     pub fn ratio(&self) -> Tensor<1> {
-        self.log_ratio().exp()
+        functions::exp(self.log_ratio())
     }
 
     /// v_ref `[N, C, H, W]`, without gradient.

@@ -13,7 +13,7 @@
 //!
 //! `importance` multiplies by ρ, which makes the value an estimate under the current policy instead of the behavior's.
 
-use crate::{evaluation::Evaluation, gaussian};
+use crate::{evaluation::Evaluation, functions, gaussian};
 use burn::tensor::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -84,8 +84,8 @@ impl Kl {
             }
             KlKind::K1 => d(),
             KlKind::K2 => d().square() * 0.5,
-            KlKind::K3 => (-d()).exp() - 1.0 + d(),
-            KlKind::K3Reversed => d().exp() - 1.0 - d(),
+            KlKind::K3 => functions::exp(-d()) - 1.0 + d(),
+            KlKind::K3Reversed => functions::exp(d()) - 1.0 - d(),
         };
         Some(if self.importance { value * e.ratio() } else { value })
     }

@@ -43,6 +43,7 @@ pub mod config;
 pub mod drafts;
 pub mod eval;
 pub mod evaluation;
+pub mod functions;
 pub mod gaussian;
 pub mod guidance;
 pub mod kl;

@@ -24,6 +24,7 @@
 
 use super::{Likelihood, Merge, Queries, Query, Ratio, Rollout, Score, Timesteps, rows, times};
 use crate::{
+    functions,
     gaussian::{Reduction, reduce, wide},
     noise::{self, Key, Purpose},
     sampler::Sampling,
@@ -266,7 +267,7 @@ impl Elbo {
                 Weighting::Noise => -square * factor.clone().square(),
                 Weighting::Huber => ((square + FLOOR).sqrt() - FLOOR.sqrt()) * -factor.clone(),
                 Weighting::Ghuber => {
-                    let power = (square + FLOOR).powf_scalar(self.power) - FLOOR.powf(self.power);
+                    let power = functions::power(square + FLOOR, self.power) - FLOOR.powf(self.power);
                     power * factor.clone() / -self.power
                 }
             }

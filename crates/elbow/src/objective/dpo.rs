@@ -6,8 +6,8 @@
 //! over dimensions, as in the released code, whose β is 2000 for SD1.5 and 5000 for SDXL.
 
 use super::{Objective, Setting, positive};
-use crate::{advantage::AdvantageKind, evaluation::Evaluation};
-use burn::tensor::{Tensor, activation::log_sigmoid};
+use crate::{advantage::AdvantageKind, evaluation::Evaluation, functions::log_sigmoid};
+use burn::tensor::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 

@@ -5,7 +5,7 @@
 //! The divergence of the two Gaussian steps decides in place of the ratio of one sample, which noise alone can push out of a range.
 
 use super::{Objective, Setting, of_steps, positive};
-use crate::evaluation::Evaluation;
+use crate::{evaluation::Evaluation, functions};
 use burn::tensor::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -38,7 +38,7 @@ impl Objective for FlowDppo {
     fn loss(&self, e: &Evaluation<'_>, advantages: Tensor<1>) -> Tensor<1> {
         let (gain, log_ratio) = (e.repeat(advantages), e.log_ratio_rows());
         let stopped = self.stopped(e, gain.clone(), log_ratio.clone());
-        e.mean((stopped - 1.0) * gain * log_ratio.exp())
+        e.mean((stopped - 1.0) * gain * functions::exp(log_ratio))
     }
 
     fn clipped(&self, e: &Evaluation<'_>, advantages: Tensor<1>) -> Option<Tensor<1>> {

@@ -6,7 +6,7 @@
 //! with a range in logarithms. L is a mean over dimensions, so that c, 0.4 in language models, is as small as GRPO's here.
 
 use super::{Objective, Setting, positive};
-use crate::evaluation::Evaluation;
+use crate::{evaluation::Evaluation, functions};
 use burn::tensor::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -29,7 +29,7 @@ impl Objective for Gmpo {
     fn loss(&self, e: &Evaluation<'_>, advantages: Tensor<1>) -> Tensor<1> {
         let sign = e.repeat(advantages.clone().sign());
         let bounded = (e.log_ratio_rows() * sign.clone()).clamp_max(self.log_clip) * sign;
-        -advantages * e.mean(bounded).exp()
+        -advantages * functions::exp(e.mean(bounded))
     }
 
     fn clipped(&self, e: &Evaluation<'_>, advantages: Tensor<1>) -> Option<Tensor<1>> {

@@ -7,7 +7,7 @@
 //! leaves mean z·(μ_θ − μ_b), z the noise of the step.
 
 use super::{Objective, Setting, of_steps, positive};
-use crate::evaluation::Evaluation;
+use crate::{evaluation::Evaluation, functions};
 use burn::tensor::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -32,7 +32,7 @@ impl GrpoGuard {
     /// The normalized ratio of every draw `[N]`, with gradient.
     fn ratio(e: &Evaluation<'_>) -> Tensor<1> {
         let (steps, drift) = e.steps().expect("invariant: refused unless steps are scored");
-        ((e.log_ratio_rows() + drift) * steps.std.clone()).exp()
+        functions::exp((e.log_ratio_rows() + drift) * steps.std.clone())
     }
 }
 

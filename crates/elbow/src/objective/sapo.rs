@@ -7,8 +7,8 @@
 //! use temperatures of some 10³.
 
 use super::{Objective, Setting, positive};
-use crate::evaluation::Evaluation;
-use burn::tensor::{Tensor, activation::sigmoid};
+use crate::{evaluation::Evaluation, functions::sigmoid};
+use burn::tensor::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
