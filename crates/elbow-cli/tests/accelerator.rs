@@ -9,7 +9,7 @@ use common::{assert_same, elbow, numbers, resume, sets, succeed};
 use std::path::Path;
 
 /// Adapters, blocks recomputed, guidance: what a large model would be trained with.
-const CHANGES: [&str; 10] = [
+const CHANGES: [&str; 11] = [
     "reward.kind=jpeg",
     "batch.groups=1",
     "batch.group_size=4",
@@ -20,6 +20,7 @@ const CHANGES: [&str; 10] = [
     "eval.prompts_per_task=1",
     "eval.measure.images_per_prompt=1",
     "eval.measure.sampler.steps=2",
+    "keep.checkpoint_every=1",
 ];
 
 fn train(device: &str, folder: &Path, epochs: &str) {
@@ -41,10 +42,4 @@ fn a_run_stops_goes_on_and_is_that_of_the_cpu() {
     let norm = |run: &Path| numbers(run).iter().find_map(|record| record.get("grad_norm")?.as_f64()).unwrap();
     let (there, here) = (norm(&whole), norm(&cpu));
     assert!(here > 0.0 && (there - here).abs() <= 0.1 * here, "{there} there, {here} here");
-}
-
-#[test]
-fn doctor_finds_nothing_wrong() {
-    let told = succeed(&mut elbow(["doctor", "--device", "wgpu"]));
-    assert!(told.contains("this build reaches cpu, wgpu") && told.contains("checks passed"), "{told}");
 }

@@ -21,6 +21,8 @@ use elbow_models::{
 /// Relative to the largest value of the reference, which computes the frequencies of time in float32, off by up to 7 units
 /// in the last place, and multiplies them by up to 999.
 const TOLERANCE: Tolerance = Tolerance { output: 1e-4, gradient: 5e-4 };
+/// The same on an accelerator: gradients were off by up to 1.1e-3 on a software driver of Vulkan.
+const ACCELERATOR: Tolerance = Tolerance { gradient: 2e-3, ..TOLERANCE };
 
 /// A network of diffusers, its weights in this crate's layout, and what it computed.
 struct Golden {
@@ -51,7 +53,8 @@ impl Golden {
                 (values(y), loss)
             };
             let got = differentiate(&device, &self.weights, (trained, adapter), run);
-            check(&format!("{device:?}"), case, &self.reference, &got, TOLERANCE);
+            let tolerance = if device == Device::flex() { TOLERANCE } else { ACCELERATOR };
+            check(&format!("{device:?}"), case, &self.reference, &got, tolerance);
         }
     }
 
