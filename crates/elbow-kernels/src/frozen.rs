@@ -1,6 +1,6 @@
 //! The affine map over a frozen weight in half precision.
 //!
-//! All arithmetic is in `f32`: the weight is widened, which is exact, for one product, and the copy is given up after it.
+//! The weight is widened to `f32`, which is exact, for one product, and the copy is given up after it.
 //! Values and gradients therefore have the bits that the widened weight itself would give. Between the passes the graph holds
 //! the weight as it is stored, in memory that it shares with its owner, and no copy of it.
 

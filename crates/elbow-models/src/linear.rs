@@ -5,7 +5,7 @@ use elbow::params::Tensors;
 pub use elbow_kernels::Precision;
 
 /// `x Wᵀ + b + s·(x Aᵀ) Bᵀ` (LoRA, arXiv 2106.09685). The adapter stays factored: neither W nor its gradient is ever
-/// formed from it. A frozen W may be in half precision: arithmetic is in f32 all the same, for which W is widened each time.
+/// formed from it. A frozen W may be in half precision: it is widened to f32 for each product.
 #[derive(Clone, Debug)]
 pub struct Linear {
     weight: Tensor<2>,
