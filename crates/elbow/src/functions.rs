@@ -84,7 +84,7 @@ mod tests {
 
     #[test]
     fn the_exponential_of_products_is_the_exponential() {
-        let points = [-600.0, -30.0, -1.0, -1e-5, 0.0, 1e-9, 1e-5, 0.3, 1.0, 12.0, 30.0, 600.0];
+        let points = [-600.0_f64, -30.0, -1.0, -1e-5, 0.0, 1e-9, 1e-5, 0.3, 1.0, 12.0, 30.0, 600.0];
         let x = Tensor::<1>::from_data(points, (&Device::flex().autodiff(), DType::F64)).require_grad();
         let y = exp_of_products(x.clone());
         let slope = values(x.grad(&y.clone().sum().backward()).expect("a gradient"));
