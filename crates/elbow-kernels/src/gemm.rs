@@ -78,7 +78,7 @@ impl<'a> Matrix<'a> {
     /// Rows `from .. from + count`.
     pub(crate) fn block(self, from: usize, count: usize) -> Self {
         assert!(from + count <= self.rows, "block exceeds its matrix");
-        Self { values: &self.values[from * self.row_stride..], rows: count, ..self }
+        Self { rows: count, ..self.from(from, 0) }
     }
 
     /// Elements from the first to the last, both included.

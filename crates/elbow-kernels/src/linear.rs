@@ -59,11 +59,7 @@ pub fn linear<const D: usize>(
     bias: Option<Tensor<1>>,
     precision: Precision,
 ) -> Tensor<D> {
-    if fits(&x, &weight, bias.as_ref()) {
-        run(x, weight, bias, Linear { gelu: false, precision })
-    } else {
-        composite::linear(x, weight, bias, precision)
-    }
+    Linear { gelu: false, precision }.apply(x, weight, bias)
 }
 
 /// `y = gelu(x) Wᵀ + b`, the tanh form of GELU; shapes as for [`linear`].
@@ -73,29 +69,7 @@ pub fn gelu_linear<const D: usize>(
     bias: Option<Tensor<1>>,
     precision: Precision,
 ) -> Tensor<D> {
-    if fits(&x, &weight, bias.as_ref()) {
-        run(x, weight, bias, Linear { gelu: true, precision })
-    } else {
-        composite::gelu_linear(x, weight, bias, precision)
-    }
-}
-
-/// Whether the fused path applies; the shapes are checked.
-fn fits<const D: usize>(x: &Tensor<D>, weight: &Tensor<2>, bias: Option<&Tensor<1>>) -> bool {
-    let [out, inner] = weight.dims();
-    assert_eq!(x.dims()[D - 1], inner, "linear: the last dimension of x is not the weight's second");
-    assert!(bias.is_none_or(|b| b.dims() == [out]), "linear: bias is not [out]");
-    fuses(x) && (frozen::applies(weight) || fuses(weight)) && bias.is_none_or(fuses)
-}
-
-fn run<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>, op: Linear) -> Tensor<D> {
-    let half = frozen::applies(&weight);
-    match bias {
-        Some(bias) if half => call3(x, weight, bias, Frozen(op)),
-        Some(bias) => call3(x, weight, bias, op),
-        None if half => call2(x, weight, Frozen(op)),
-        None => call2(x, weight, op),
-    }
+    Linear { gelu: true, precision }.apply(x, weight, bias)
 }
 
 #[derive(Debug)]
@@ -147,6 +121,24 @@ impl CpuOp<3> for Linear {
 }
 
 impl Linear {
+    /// The composite where the fused path does not apply.
+    fn apply<const D: usize>(self, x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
+        let [out, inner] = weight.dims();
+        assert_eq!(x.dims()[D - 1], inner, "linear: the last dimension of x is not the weight's second");
+        assert!(bias.as_ref().is_none_or(|bias| bias.dims() == [out]), "linear: bias is not [out]");
+        let half = frozen::applies(&weight);
+        if !(fuses(&x) && (half || fuses(&weight)) && bias.as_ref().is_none_or(fuses)) {
+            let f = if self.gelu { composite::gelu_linear } else { composite::linear };
+            return f(x, weight, bias, self.precision);
+        }
+        match bias {
+            Some(bias) if half => call3(x, weight, bias, Frozen(self)),
+            Some(bias) => call3(x, weight, bias, self),
+            None if half => call2(x, weight, Frozen(self)),
+            None => call2(x, weight, self),
+        }
+    }
+
     #[expect(unsafe_code, reason = "an output written whole is not cleared first")]
     fn affine(&self, x: &FlexTensor, weight: &FlexTensor, bias: Option<&FlexTensor>) -> FlexTensor {
         let [out, inner] = dims(weight);

@@ -26,25 +26,30 @@ fn pools(lanes: usize) -> Arc<Vec<ThreadPool>> {
     Arc::clone(pools.entry(lanes).or_insert_with(|| Arc::new((0..lanes).map(pool).collect())))
 }
 
-/// `consume(f(0)), consume(f(1)), …, consume(f(count − 1))` in that order, with `f` on several cores at a time if the CPU is what
+/// Batches that a device computes side by side.
+pub fn count(device: &Device) -> usize {
+    let cpu = device.clone().without_autodiff() == Device::flex();
+    if cpu { rayon::current_num_threads() } else { 1 }
+}
+
+/// `consume(f(0)), consume(f(1)), …, consume(f(batches − 1))` in that order, with `f` on several cores at a time if the CPU is what
 /// computes, and `consume` here. What `f(i)` returns depends on `i` alone, so the result is that of a loop, whatever the number of cores.
 pub(crate) fn in_order<T: Send>(
     device: &Device,
-    count: usize,
+    batches: usize,
     f: impl Fn(usize) -> T + Sync,
     mut consume: impl FnMut(T),
 ) {
-    let cpu = device.clone().without_autodiff() == Device::flex();
-    let lanes = if cpu { rayon::current_num_threads().min(count) } else { 1 };
+    let lanes = count(device).min(batches);
     if lanes < 2 {
-        return (0..count).for_each(|i| consume(f(i)));
+        return (0..batches).for_each(|i| consume(f(i)));
     }
     let (pools, next) = (pools(lanes), AtomicUsize::new(0));
     let (send, receive) = mpsc::channel();
     let lane = |send: mpsc::Sender<(usize, T)>| {
         loop {
             let i = next.fetch_add(1, Ordering::Relaxed);
-            if i >= count || send.send((i, f(i))).is_err() {
+            if i >= batches || send.send((i, f(i))).is_err() {
                 return;
             }
         }

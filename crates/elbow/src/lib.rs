@@ -47,7 +47,7 @@ pub mod functions;
 pub mod gaussian;
 pub mod guidance;
 pub mod kl;
-mod lanes;
+pub mod lanes;
 pub mod likelihood;
 pub mod noise;
 pub mod objective;

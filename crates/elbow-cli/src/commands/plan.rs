@@ -13,6 +13,7 @@ use elbow::{
     advantage::{AdvantageKind, Grouped},
     config::{Batch, Config},
     drafts::Drafts,
+    lanes,
     sampler::Sampling,
     train::{Outcome, Trainer},
 };
@@ -91,11 +92,11 @@ struct Measured {
     passes: usize,
 }
 
-/// Draws whole groups, at least as many images as the cores take at once, and takes optimizer steps on them, with rewards that do
+/// Draws whole groups, at least as many images as the device takes at once, and takes optimizer steps on them, with rewards that do
 /// not agree. Drafts are counted apart. Each part takes `least` seconds or more.
 fn calibrate(recipe: &Recipe, session: &Session, least: f64) -> Result<Measured> {
     let Batch { group_size, rows, .. } = recipe.method.batch;
-    let groups = (rows * rayon::current_num_threads()).div_ceil(group_size);
+    let groups = (rows * lanes::count(&session.device)).div_ceil(group_size);
     let mut trainer = Trainer::new(
         recipe.method.of_one_batch(Batch { groups, updates: 1, ..recipe.method.batch }),
         &session.policy,
@@ -103,19 +104,22 @@ fn calibrate(recipe: &Recipe, session: &Session, least: f64) -> Result<Measured>
         &*session.reward,
         session.device.clone(),
     )?;
+    // The first of each is not counted.
     let drawn = trainer.draw(&())?;
     let draw = seconds(least, || trainer.draw(&()).map(drop))?;
     let count = drawn.rewards.rewards.len();
     let rewards = disagreeing(drawn.rewards);
     let mut seen = Outcome::default();
-    let train = seconds(least, || {
+    let mut step = || {
         if off_policy(&recipe.method) {
             // Behavior weights that differ, so that their forward passes are not saved.
             trainer.state.behavior.values_mut()[0] += 1e-3;
         }
         seen = trainer.update(&drawn.rollout, &rewards, &())?;
         Ok(())
-    })?;
+    };
+    step()?;
+    let train = seconds(least, step)?;
     let trained = seen.trained.max(1);
     Ok(Measured { draw: draw / count as f64, train: train / trained as f64, passes: seen.passes / trained })
 }
@@ -136,9 +140,8 @@ pub fn branches(sampling: &Sampling) -> usize {
     if sampling.guidance.to_bits() == 1f64.to_bits() { 1 } else { 2 }
 }
 
-/// Mean seconds of a run, after one that does not count.
+/// Mean seconds of a run; there is one at least.
 fn seconds(least: f64, mut run: impl FnMut() -> Result<(), elbow::train::TrainError>) -> Result<f64> {
-    run()?;
     let (start, mut runs) = (Instant::now(), 0);
     while runs == 0 || start.elapsed().as_secs_f64() < least {
         run()?;

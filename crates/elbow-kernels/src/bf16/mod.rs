@@ -12,6 +12,7 @@
 
 mod tile;
 
+use half::bf16;
 use rayon::prelude::*;
 
 use crate::gemm::{Matrix, MatrixMut};
@@ -23,7 +24,7 @@ const BLOCK: usize = 32;
 /// Inner elements of a tile.
 const DEPTH: usize = 32;
 
-/// A factor in tiles: of [`Left`], for each 16 rows all tiles along the inner dimension; of [`Right`], for each 16 columns.
+/// A factor in tiles: for each 16 rows of a left one, or 16 columns of a right one, all tiles along the inner dimension.
 struct Tiles {
     values: Vec<u16>,
     /// Tiles along the inner dimension.
@@ -46,7 +47,7 @@ impl Tiles {
         self
     }
 
-    /// The first tile of a block.
+    /// The two strips of tiles of a block.
     fn block(&self, index: usize) -> &[u16] {
         &self.values[2 * index * self.depth * TILE..][..2 * self.depth * TILE]
     }
@@ -65,7 +66,7 @@ impl Right {
         let tiles = Tiles::new(columns, inner).fill(|column, k, tile| {
             let (wide, deep) = (16.min(columns.saturating_sub(column)), DEPTH.min(inner - k));
             b.from(k, column.min(columns))
-                .read([deep, wide], |k, j, value| tile[k / 2 * 32 + 2 * j + k % 2] = round(value));
+                .read([deep, wide], |k, j, value| tile[k / 2 * 32 + 2 * j + k % 2] = bf16::from_f32(value).to_bits());
         });
         Self { tiles, inner, columns }
     }
@@ -87,7 +88,7 @@ pub(crate) unsafe fn product(to: MatrixMut<'_>, add: bool, a: Matrix<'_>, b: &Ri
     assert!(parts.dims == [rows, b.columns] && inner == b.inner, "a product of matrices of other sizes");
     let left = Tiles::new(rows, inner).fill(|row, k, tile| {
         let (high, deep) = (16.min(rows.saturating_sub(row)), DEPTH.min(inner - k));
-        a.from(row.min(rows), k).read([high, deep], |i, k, value| tile[i * 32 + k] = round(value));
+        a.from(row.min(rows), k).read([high, deep], |i, k, value| tile[i * 32 + k] = bf16::from_f32(value).to_bits());
     });
     let first = parts.first as usize;
     (0..rows.div_ceil(BLOCK)).into_par_iter().for_each(|i| {
@@ -128,14 +129,4 @@ unsafe fn place(block: &[f32; BLOCK * BLOCK], to: *mut f32, stride: usize, [rows
             }
         }
     }
-}
-
-/// The nearest bf16, ties to even, as its bits. What is not a number stays so.
-#[inline(always)]
-fn round(value: f32) -> u16 {
-    let bits = value.to_bits();
-    if value.is_nan() {
-        return (bits >> 16) as u16 | 0x40;
-    }
-    ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16
 }
