@@ -71,7 +71,8 @@ fn gate(x: f32) -> f32 {
 }
 
 kernel! {
-    fn value(x: &[f32], y: &mut [Slot]) {
+    /// Writes the values.
+    pub(crate) fn value(x: &[f32], y: &mut [Slot]) {
         for (y, &x) in y.iter_mut().zip(x) {
             y.write(x * gate(x));
         }

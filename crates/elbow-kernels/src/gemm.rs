@@ -46,28 +46,16 @@ impl<'a> Matrix<'a> {
         [self.rows, self.columns]
     }
 
-    /// Without the rows and columns before these.
-    pub(crate) fn from(self, row: usize, column: usize) -> Self {
-        assert!(row <= self.rows && column <= self.columns, "an element beyond the matrix");
-        let first = (row * self.row_stride + column * self.column_stride).min(self.values.len());
-        Self { values: &self.values[first..], rows: self.rows - row, columns: self.columns - column, ..self }
+    /// Whether each row lies in one piece.
+    pub(crate) fn is_row_major(&self) -> bool {
+        self.column_stride == 1
     }
 
-    /// Calls `each(row, column, value)` for the first rows and columns, along memory where that is possible.
+    /// A row of a row-major matrix.
     #[inline(always)]
-    pub(crate) fn read(self, [rows, columns]: [usize; 2], mut each: impl FnMut(usize, usize, f32)) {
-        if self.row_stride == 1 {
-            for j in 0..columns {
-                let column = &self.values[j * self.column_stride..][..rows];
-                column.iter().enumerate().for_each(|(i, &value)| each(i, j, value));
-            }
-        } else {
-            assert_eq!(self.column_stride, 1, "a matrix without neighbors in memory");
-            for i in 0..rows {
-                let row = &self.values[i * self.row_stride..][..columns];
-                row.iter().enumerate().for_each(|(j, &value)| each(i, j, value));
-            }
-        }
+    pub(crate) fn row(&self, index: usize) -> &'a [f32] {
+        debug_assert!(self.is_row_major(), "a row in pieces");
+        &self.values[index * self.row_stride..][..self.columns]
     }
 
     /// The slice it lies in.
@@ -78,7 +66,7 @@ impl<'a> Matrix<'a> {
     /// Rows `from .. from + count`.
     pub(crate) fn block(self, from: usize, count: usize) -> Self {
         assert!(from + count <= self.rows, "block exceeds its matrix");
-        Self { rows: count, ..self.from(from, 0) }
+        Self { values: &self.values[from * self.row_stride..], rows: count, ..self }
     }
 
     /// Elements from the first to the last, both included.

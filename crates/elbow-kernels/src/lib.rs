@@ -44,7 +44,10 @@ mod math;
 mod mechanism;
 mod norm;
 mod normal;
+mod panels;
 mod path;
+#[cfg(target_arch = "x86_64")]
+mod turn;
 
 pub use adamw::AdamW;
 pub use attention::attention;

@@ -13,6 +13,8 @@
 //!
 //! With [`Precision::Bf16`] both factors of each of the three products are rounded to bf16; sums, results and what is kept are `f32`.
 
+use std::borrow::Cow;
+
 use burn::{backend::flex::FlexTensor, tensor::Tensor};
 use rayon::prelude::*;
 use schemars::JsonSchema;
@@ -26,7 +28,8 @@ use crate::{
     gelu,
     gemm::{Matrix, MatrixMut, Threads, add_product, store_product},
     mechanism::{CpuOp, call2, call3, fuses},
-    path::kernel,
+    panels::Panels,
+    path::{chosen, kernel},
 };
 
 /// What the factors of a product are rounded to; sums are `f32`.
@@ -40,14 +43,25 @@ pub enum Precision {
     Bf16,
 }
 
+/// How a product comes by factors of a [`Precision`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Rounding {
+    /// As they are.
+    None,
+    /// Rounded `f32`, in ordinary instructions.
+    Values,
+    /// In tiles of bf16.
+    Tiles,
+}
+
 /// Rows whose bias gradient is summed by one task.
 const BIAS_ROWS: usize = 512;
 
-/// Rows of one task of a product `[rows, ·] × [·, ·]`, where there are several times as many.
-///
-/// Their outputs stay in a core's second-level cache from the bias to the end of the product, and tasks of this size
-/// balance uneven cores; with fewer rows the product itself is divided.
+/// Rows of a task of a product in tiles: what they make stays in a core's second-level cache from the bias to the end.
 const TASK_ROWS: usize = 128;
+
+/// Rows from which it pays to rearrange a matrix once for all of them.
+const MANY_ROWS: usize = 16;
 
 /// `y = x Wᵀ + b`.
 ///
@@ -142,27 +156,11 @@ impl Linear {
     #[expect(unsafe_code, reason = "an output written whole is not cleared first")]
     fn affine(&self, x: &FlexTensor, weight: &FlexTensor, bias: Option<&FlexTensor>) -> FlexTensor {
         let [out, inner] = dims(weight);
-        let (values, w) = (dense(x), dense(weight));
-        let rows = values.len() / inner;
+        let (values, weight) = (dense(x), self.rounded(dense(weight)));
         let bias = bias.map(dense);
-        let mut y = Output::new(rows * out);
-        // Each product would otherwise rearrange the weight for itself.
-        let turned = (self.precision == Precision::F32 && in_tasks(rows)).then(|| transpose(&w, out, inner));
-        let b = self.factor(match &turned {
-            Some(turned) => Matrix::new(turned, inner, out, out),
-            None => Matrix::new(&w, out, inner, inner).transposed(),
-        });
-        self.by_rows(y.slots(), out, &values, inner, |part, x, threads| {
-            let activated = self.gelu.then(|| gelu::of(x));
-            let a = Matrix::new(activated.as_deref().unwrap_or(x), x.len() / inner, inner, inner);
-            if let Some(bias) = &bias {
-                for row in part.chunks_exact_mut(out) {
-                    row.write_copy_of_slice(bias);
-                }
-            }
-            // SAFETY: with a bias, each row was filled with it.
-            unsafe { b.product(MatrixMut::new(part, a.rows(), out), bias.is_some(), a, threads) };
-        });
+        let mut y = Output::new(values.len() / inner * out);
+        let b = Matrix::new(&weight, out, inner, inner).transposed();
+        self.product(y.slots(), &values, self.gelu, b, bias.as_deref(), |_, _| ());
         // SAFETY: the product wrote every element.
         unsafe { y.finish(with_last(x, out)) }
     }
@@ -170,23 +168,13 @@ impl Linear {
     #[expect(unsafe_code, reason = "an output written whole is not cleared first")]
     fn input_gradient(&self, grad: &FlexTensor, weight: &FlexTensor, x: Option<&FlexTensor>) -> FlexTensor {
         let [out, inner] = dims(weight);
-        let (values, weight) = (dense(grad), dense(weight));
+        let (values, weight) = (dense(grad), self.rounded(dense(weight)));
         let x = self.gelu.then(|| dense(kept(x)));
-        let rows = values.len() / out;
-        let mut dx = Output::new(rows * inner);
-        let b = self.factor(Matrix::new(&weight, out, inner, inner));
-        let x: Option<&[f32]> = x.as_deref();
-        // What a task writes lies where its part of `x` does.
-        let first = dx.slots().as_ptr() as usize;
-        self.by_rows(dx.slots(), inner, &values, out, |part, grad, threads| {
-            let a = Matrix::new(grad, grad.len() / out, out, out);
-            // SAFETY: nothing is added to.
-            unsafe { b.product(MatrixMut::new(part, a.rows(), inner), false, a, threads) };
-            if let Some(x) = x {
-                let from = (part.as_ptr() as usize - first) / size_of::<f32>();
-                // SAFETY: the product wrote every element.
-                let part = unsafe { part.assume_init_mut() };
-                gelu::scale_by_derivative(&x[from..][..part.len()], part);
+        let mut dx = Output::new(values.len() / out * inner);
+        let b = Matrix::new(&weight, out, inner, inner);
+        self.product(dx.slots(), &values, false, b, None, |before, part| {
+            if let Some(x) = &x {
+                gelu::scale_by_derivative(&x[before..][..part.len()], part);
             }
         });
         // SAFETY: the product wrote every element.
@@ -197,64 +185,87 @@ impl Linear {
     fn weight_gradient(&self, grad: &FlexTensor, x: &FlexTensor) -> FlexTensor {
         let width = |tensor: &FlexTensor| tensor.layout().shape()[tensor.layout().num_dims() - 1];
         let (out, inner) = (width(grad), width(x));
-        let (grad, x) = (dense(grad), dense(x));
-        let activated = self.gelu.then(|| gelu::of(&x));
-        let x = Matrix::new(activated.as_deref().unwrap_or(&x), x.len() / inner, inner, inner);
+        let (grad, x) = (self.rounded(dense(grad)), dense(x));
+        let x = self.entered(&x, self.gelu);
+        let x = Matrix::new(&x, x.len() / inner, inner, inner);
         let mut dweight = Output::new(out * inner);
-        let a = Matrix::new(&grad, x.rows(), out, out).transposed();
-        // SAFETY: nothing is added to, and the product writes every element.
-        unsafe {
-            self.factor(x).product(MatrixMut::new(dweight.slots(), out, inner), false, a, Threads::Pool);
-            dweight.finish([out, inner])
+        let (a, to) = (Matrix::new(&grad, x.rows(), out, out).transposed(), MatrixMut::new(dweight.slots(), out, inner));
+        match self.rounding() {
+            Rounding::Tiles => bf16::product(to, a, &Right::new(x, None)),
+            Rounding::None | Rounding::Values => store_product(to, a, x, Threads::Pool),
         }
+        // SAFETY: the product wrote every element.
+        unsafe { dweight.finish([out, inner]) }
     }
 
-    fn factor<'a>(&self, b: Matrix<'a>) -> Factor<'a> {
-        match self.precision {
-            Precision::F32 => Factor::Plain(b),
-            Precision::Bf16 => Factor::Rounded(Right::new(b)),
-        }
-    }
-
-    /// Runs `product` on the rows of `to`, `columns` wide, and the same rows of `a`, `inner` wide: in tasks of [`TASK_ROWS`] on one
-    /// thread each, or all at once on the pool where there are few, and for products that divide themselves. Which of the two
-    /// depends on the shape alone.
-    fn by_rows(
+    /// Writes `to = a b + bias`, or `gelu(a) b + bias`, and hands the finished rows of each task, with the number of elements
+    /// before them, to `leave`.
+    #[expect(unsafe_code, reason = "an output written whole is not cleared first")]
+    fn product(
         &self,
         to: &mut [Slot],
-        columns: usize,
         a: &[f32],
-        inner: usize,
-        product: impl Fn(&mut [Slot], &[f32], Threads) + Sync,
+        gelu: bool,
+        b: Matrix<'_>,
+        bias: Option<&[f32]>,
+        leave: impl Fn(usize, &mut [f32]) + Sync,
     ) {
-        if self.precision == Precision::Bf16 || !in_tasks(a.len() / inner) {
-            return product(to, a, Threads::Pool);
+        let [inner, columns] = b.dims();
+        if self.rounding() == Rounding::Tiles {
+            let b = Right::new(b, bias);
+            let tasks = to.par_chunks_mut(TASK_ROWS * columns).zip(a.par_chunks(TASK_ROWS * inner)).enumerate();
+            return tasks.for_each(|(task, (part, a))| {
+                let a = self.entered(a, gelu);
+                let a = Matrix::new(&a, a.len() / inner, inner, inner);
+                bf16::product(MatrixMut::new(part, a.rows(), columns), a, &b);
+                // SAFETY: the product wrote every element.
+                leave(task * TASK_ROWS * columns, unsafe { part.assume_init_mut() });
+            });
         }
-        to.par_chunks_mut(TASK_ROWS * columns)
-            .zip(a.par_chunks(TASK_ROWS * inner))
-            .for_each(|(part, rows)| product(part, rows, Threads::One));
+        let many = a.len() / inner >= MANY_ROWS;
+        if let Some(panels) = many.then(|| Panels::new(b, bias)).flatten() {
+            return panels.product(to, a, |from, to| self.enter(from, to, gelu), leave);
+        }
+        let a = self.entered(a, gelu);
+        let a = Matrix::new(&a, a.len() / inner, inner, inner);
+        if let Some(bias) = bias {
+            for row in to.chunks_exact_mut(columns) {
+                row.write_copy_of_slice(bias);
+            }
+            // SAFETY: every row has the bias.
+            unsafe { add_product(MatrixMut::new(to, a.rows(), columns), a, b, Threads::Pool) };
+        } else {
+            store_product(MatrixMut::new(to, a.rows(), columns), a, b, Threads::Pool);
+        }
+        // SAFETY: the product wrote every element.
+        leave(0, unsafe { to.assume_init_mut() });
     }
-}
 
-/// The right factor of products.
-enum Factor<'a> {
-    Plain(Matrix<'a>),
-    Rounded(Right),
-}
+    fn rounding(&self) -> Rounding {
+        match self.precision {
+            Precision::F32 => Rounding::None,
+            Precision::Bf16 if chosen().multiplies_bf16() => Rounding::Tiles,
+            Precision::Bf16 => Rounding::Values,
+        }
+    }
 
-impl Factor<'_> {
-    /// `to = a b`, or `to += a b` with `add`.
-    ///
-    /// # Safety
-    ///
-    /// With `add`, every element of `to` has a value.
-    #[expect(unsafe_code, reason = "an output written whole is not cleared first")]
-    unsafe fn product(&self, to: MatrixMut<'_>, add: bool, a: Matrix<'_>, threads: Threads) {
-        // SAFETY: the caller's promise.
-        match self {
-            Self::Plain(b) if add => unsafe { add_product(to, a, *b, threads) },
-            Self::Plain(b) => store_product(to, a, *b, threads),
-            Self::Rounded(b) => unsafe { bf16::product(to, add, a, b) },
+    /// What enters a product for these values; tiles are rounded as they are made.
+    fn rounded<'a>(&self, values: Cow<'a, [f32]>) -> Cow<'a, [f32]> {
+        if self.rounding() == Rounding::Values { bf16::rounded(&values).into() } else { values }
+    }
+
+    /// What enters a product for the left factor.
+    fn entered<'a>(&self, a: &'a [f32], gelu: bool) -> Cow<'a, [f32]> {
+        self.rounded(if gelu { gelu::of(a).into_vec().into() } else { a.into() })
+    }
+
+    /// The same, written to `to`.
+    fn enter(&self, a: &[f32], to: &mut [Slot], gelu: bool) {
+        match (gelu, self.rounding()) {
+            (false, Rounding::Values) => bf16::round(a, to),
+            (true, Rounding::Values) => bf16::round(&gelu::of(a), to),
+            (false, _) => drop(to.write_copy_of_slice(a)),
+            (true, _) => gelu::value(a, to),
         }
     }
 }
@@ -266,11 +277,6 @@ fn with_last(tensor: &FlexTensor, last: usize) -> Vec<usize> {
         *dimension = last;
     }
     shape
-}
-
-/// Whether a product of this many rows is divided into tasks of [`TASK_ROWS`].
-fn in_tasks(rows: usize) -> bool {
-    rows >= 8 * TASK_ROWS
 }
 
 /// Sums over fixed blocks of rows, then over the blocks in order.
@@ -293,23 +299,6 @@ kernel! {
     }
 }
 
-/// The transposed matrix, by square blocks that fit in the first-level cache.
-fn transpose(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    const BLOCK: usize = 32;
-    let mut turned = vec![0.0; values.len()];
-    for from in (0..rows).step_by(BLOCK) {
-        for column in (0..columns).step_by(BLOCK) {
-            for i in column..columns.min(column + BLOCK) {
-                let to = &mut turned[i * rows..][from..rows.min(from + BLOCK)];
-                for (to, row) in to.iter_mut().zip(from..) {
-                    *to = values[row * columns + i];
-                }
-            }
-        }
-    }
-    turned
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -322,13 +311,5 @@ mod tests {
         assert_eq!(CpuOp::<2>::keeps(&plain, [true, false]), [false, true]);
         assert_eq!(CpuOp::<2>::keeps(&activated, [true, false]), [true, true]);
         assert_eq!(CpuOp::<2>::keeps(&activated, [false, true]), [true, false]);
-    }
-
-    #[test]
-    fn transpose_covers_partial_blocks() {
-        let (rows, columns) = (37, 70);
-        let values: Vec<f32> = (0..rows * columns).map(|i| i as f32).collect();
-        let turned = transpose(&values, rows, columns);
-        assert!((0..rows * columns).all(|i| turned[i % columns * rows + i / columns].to_bits() == values[i].to_bits()));
     }
 }

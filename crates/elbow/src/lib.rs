@@ -45,6 +45,7 @@ pub mod eval;
 pub mod evaluation;
 pub mod functions;
 pub mod gaussian;
+pub mod gradient;
 pub mod guidance;
 pub mod kl;
 pub mod lanes;

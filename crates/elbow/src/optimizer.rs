@@ -81,10 +81,7 @@ impl Optimizer {
             return norm;
         }
         if norm > config.max_grad_norm {
-            let scale = (config.max_grad_norm / norm) as f32;
-            for value in gradient.values_mut() {
-                *value *= scale;
-            }
+            gradient.scale((config.max_grad_norm / norm) as f32);
         }
         self.step += 1;
         let adam = elbow_kernels::AdamW {

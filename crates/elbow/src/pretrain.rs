@@ -4,6 +4,7 @@
 //! (arXiv 2403.03206, §3.1); one that predicts noise E‖ε_θ(x_t, t) − ε‖² over uniform times (arXiv 2006.11239, eq. 14).
 
 use crate::{
+    gradient::Gradient,
     lanes,
     noise::{self, Key, Purpose},
     optimizer::{Optimizer, OptimizerConfig},
@@ -95,8 +96,8 @@ impl Pretraining {
         let weights = self.params.tensors(&device.clone().without_autodiff());
         let compute = |i: usize| self.gradient(policy, data, config, parts[i], &weights.leaves());
         let (mut gradient, mut loss) = (self.params.zeros_like(), 0.0);
-        lanes::in_order(device, parts.len(), compute, |(part, part_loss)| {
-            gradient.add(&part);
+        lanes::in_order(device, parts.len(), compute, |(part, part_loss): (Gradient, f32)| {
+            part.add_to(&mut gradient);
             loss += part_loss;
         });
         let mut optimizer = config.optimizer.clone();
@@ -116,7 +117,7 @@ impl Pretraining {
         config: &PretrainConfig,
         keys: &[Key],
         leaves: &Tensors,
-    ) -> (Params, f32) {
+    ) -> (Gradient, f32) {
         let uniforms = |draw| keys.iter().map(move |k| k.draw(draw).uniforms().next().expect("invariant: endless"));
         let drop: Vec<bool> = uniforms(1).map(|u| u < config.caption_dropout).collect();
         let schedule = config.schedule;
@@ -131,8 +132,7 @@ impl Pretraining {
         let error = policy.bind(Some(leaves)).velocity(x, t, &cond) - schedule.target(clean, noise, &times);
         let error = error * schedule::per_row(&times, device, |t| prediction.gain(schedule.level(t)));
         let loss = error.square().mean() * (keys.len() as f64 / config.batch as f64);
-        let mut gradient = self.params.zeros_like();
-        gradient.add_gradients(leaves, &mut loss.backward());
+        let gradient = Gradient::take(&self.params, leaves, &mut loss.backward());
         (gradient, loss.inner().into_scalar::<f32>())
     }
 }

@@ -1,10 +1,13 @@
 //! 32 × 32 elements of a product from tiles, with the instructions of the chosen [`Path`].
 //!
-//! Two tiles of the left factor, one below the other, lie `depth` tiles apart; so do two of the right, side by side.
+//! Two strips of tiles of the left factor, one below the other, and two of the right, side by side, lie behind each other.
 
-use crate::path::{Path, chosen, kernel};
+use crate::path::{Path, chosen};
 
-use super::{BLOCK, TILE};
+use super::pack::Tile;
+
+/// Rows and columns of a block of the product: two tiles.
+pub(super) const BLOCK: usize = 32;
 
 /// A thread's use of the tile registers, which have to be set up before and given back after.
 pub(super) struct Session {
@@ -21,29 +24,53 @@ impl Session {
         Self { path }
     }
 
-    /// The product of two rows and two columns of tiles, written to `to`, whose rows lie `stride` apart.
+    /// The product of two rows and two columns of tiles, with `bias` added to every row: its first `size` rows and columns are
+    /// written to `to`, whose rows lie `stride` apart.
     ///
     /// # Safety
     ///
-    /// 32 × 32 elements may be written there.
-    #[expect(unsafe_code, reason = "instructions of one kind of CPU, and a block of a matrix that others write too")]
-    pub(super) unsafe fn multiply(&self, a: &[u16], b: &[u16], to: *mut f32, stride: usize) {
+    /// `to` may be written for that many rows and columns.
+    #[expect(unsafe_code, reason = "a block of a matrix that others write too")]
+    pub(super) unsafe fn multiply(
+        &self,
+        a: &[Tile],
+        b: &[Tile],
+        bias: &[f32; BLOCK],
+        to: *mut f32,
+        stride: usize,
+        size: [usize; 2],
+    ) {
         assert_eq!(a.len(), b.len(), "tiles of another depth");
+        if size == [BLOCK; 2] {
+            // SAFETY: the caller's promise.
+            return unsafe { self.whole(a, b, bias, to, stride) };
+        }
+        let mut block = [[0.0; BLOCK]; BLOCK];
+        // SAFETY: the block has all elements, and the rest is the caller's promise.
+        unsafe {
+            self.whole(a, b, bias, block.as_mut_ptr().cast(), BLOCK);
+            for (i, row) in block.iter().take(size[0]).enumerate() {
+                to.add(i * stride).copy_from_nonoverlapping(row.as_ptr(), size[1]);
+            }
+        }
+    }
+
+    /// All of the block.
+    ///
+    /// # Safety
+    ///
+    /// 32 × 32 elements may be written to `to`.
+    #[expect(unsafe_code, reason = "instructions of one kind of CPU")]
+    #[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables, reason = "no other CPUs are known here"))]
+    unsafe fn whole(&self, a: &[Tile], b: &[Tile], bias: &[f32; BLOCK], to: *mut f32, stride: usize) {
         match self.path {
             // SAFETY: the CPU has what its path names; the registers are set up; the caller's promise.
             #[cfg(target_arch = "x86_64")]
-            Path::Amx => unsafe { amx::multiply(a, b, to, stride) },
+            Path::Amx => unsafe { amx::multiply(a, b, bias, to, stride) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Path::Avx512Bf16 => unsafe { avx512::multiply(a, b, to, stride) },
-            _ => {
-                let mut sums = [[0.0; BLOCK]; BLOCK];
-                accumulate(a, b, &mut sums);
-                for (i, row) in sums.iter().enumerate() {
-                    // SAFETY: the caller's promise.
-                    unsafe { to.add(i * stride).copy_from_nonoverlapping(row.as_ptr(), BLOCK) };
-                }
-            }
+            Path::Avx512Bf16 => unsafe { avx512::multiply(a, b, bias, to, stride) },
+            path => unreachable!("a product of bf16 on {path:?}"),
         }
     }
 }
@@ -57,80 +84,84 @@ impl Drop for Session {
     }
 }
 
-kernel! {
-    /// In ordinary instructions.
-    fn accumulate(a: &[u16], b: &[u16], sums: &mut [[f32; BLOCK]; BLOCK]) {
-        let wide = |bits: u16| f32::from_bits(u32::from(bits) << 16);
-        let (a, b) = (a.split_at(a.len() / 2), b.split_at(b.len() / 2));
-        for (row, a) in [a.0, a.1].into_iter().enumerate() {
-            for (column, b) in [b.0, b.1].into_iter().enumerate() {
-                for (a, b) in a.chunks_exact(TILE).zip(b.chunks_exact(TILE)) {
-                    let mut planes = [[0.0; 16]; 32];
-                    for (k, plane) in planes.iter_mut().enumerate() {
-                        for (j, value) in plane.iter_mut().enumerate() {
-                            *value = wide(b[k / 2 * 32 + 2 * j + k % 2]);
-                        }
-                    }
-                    for (a, sums) in a.chunks_exact(32).zip(&mut sums[16 * row..]) {
-                        let mut sum = [0.0; 16];
-                        sum.copy_from_slice(&sums[16 * column..][..16]);
-                        for (&a, plane) in a.iter().zip(&planes) {
-                            for (sum, &b) in sum.iter_mut().zip(plane) {
-                                *sum += wide(a) * b;
-                            }
-                        }
-                        sums[16 * column..][..16].copy_from_slice(&sum);
-                    }
-                }
-            }
-        }
-    }
-}
-
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
-    use super::TILE;
+    use super::{
+        super::pack::{SIDE, Tile},
+        BLOCK,
+    };
     use std::arch::x86_64::{
-        __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_setzero_ps, _mm512_storeu_ps,
+        __m512bh, __m512i, _MM_HINT_ET0, _mm_prefetch, _mm512_dpbf16_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_set1_epi32,
+        _mm512_storeu_ps,
     };
 
-    /// With sums of pairs in 512-bit vectors: 16 rows by 16 columns in registers at a time.
+    /// Rows of the product whose sums are in registers at once: with two vectors each, 16 of the 32.
+    const ROWS: usize = 8;
+
+    /// With sums of pairs in 512-bit vectors.
     ///
     /// # Safety
     ///
     /// 32 × 32 elements may be written to `to`.
     #[target_feature(enable = "avx512f,avx512bf16")]
     #[expect(unsafe_code, reason = "vectors are read from and written to memory")]
-    pub(super) unsafe fn multiply(a: &[u16], b: &[u16], to: *mut f32, stride: usize) {
-        let half = a.len() / 2;
-        for (row, column) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
-            let mut sums = [_mm512_setzero_ps(); 16];
-            let (a, b) = (&a[row * half..][..half], &b[column * half..][..half]);
-            for (a, b) in a.as_chunks::<TILE>().0.iter().zip(b.as_chunks::<TILE>().0) {
-                let (a, b) = (a.as_chunks::<2>().0, b.as_chunks::<32>().0);
-                for (pair, b) in b.iter().enumerate() {
-                    // SAFETY: 32 numbers of 16 bits are 512 bits, whatever they are taken for.
-                    let b: __m512bh = unsafe { std::mem::transmute(_mm512_loadu_si512(b.as_ptr().cast())) };
-                    for (i, sum) in sums.iter_mut().enumerate() {
-                        let [low, high] = a[16 * i + pair];
-                        let both = _mm512_set1_epi32((u32::from(high) << 16 | u32::from(low)).cast_signed());
-                        // SAFETY: as above.
-                        *sum = _mm512_dpbf16_ps(*sum, unsafe { std::mem::transmute::<__m512i, __m512bh>(both) }, b);
+    pub(super) unsafe fn multiply(a: &[Tile], b: &[Tile], bias: &[f32; BLOCK], to: *mut f32, stride: usize) {
+        let (b0, b1) = b.split_at(b.len() / 2);
+        for (strip, a) in a.chunks_exact(a.len() / 2).enumerate() {
+            for first in (0..SIDE).step_by(ROWS) {
+                // SAFETY: the rows are among the 32.
+                let to = |i: usize| unsafe { to.add((SIDE * strip + first + i) * stride) };
+                // SAFETY: the bias fills both vectors.
+                let start = unsafe { [_mm512_loadu_ps(bias.as_ptr()), _mm512_loadu_ps(bias.as_ptr().add(SIDE))] };
+                let mut sums = [start; ROWS];
+                for i in 0..ROWS {
+                    // What is written at the end would be waited for otherwise.
+                    // SAFETY: nothing is read.
+                    unsafe {
+                        _mm_prefetch::<_MM_HINT_ET0>(to(i).cast());
+                        _mm_prefetch::<_MM_HINT_ET0>(to(i).add(BLOCK - 1).cast());
+                    }
+                }
+                for (a, (b0, b1)) in a.iter().zip(b0.iter().zip(b1)) {
+                    for (pair, b) in b0.iter().zip(b1).enumerate() {
+                        let (b0, b1) = (vector(b.0), vector(b.1));
+                        for (a, sums) in a[first..].iter().zip(&mut sums) {
+                            let a = bf16(_mm512_set1_epi32(a[pair].cast_signed()));
+                            sums[0] = _mm512_dpbf16_ps(sums[0], a, b0);
+                            sums[1] = _mm512_dpbf16_ps(sums[1], a, b1);
+                        }
+                    }
+                }
+                for (i, sums) in sums.into_iter().enumerate() {
+                    // SAFETY: the caller's promise.
+                    unsafe {
+                        _mm512_storeu_ps(to(i), sums[0]);
+                        _mm512_storeu_ps(to(i).add(SIDE), sums[1]);
                     }
                 }
             }
-            for (i, sum) in sums.into_iter().enumerate() {
-                // SAFETY: the caller's promise.
-                unsafe { _mm512_storeu_ps(to.add((16 * row + i) * stride + 16 * column), sum) };
-            }
         }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    #[expect(unsafe_code, reason = "a vector is read from memory")]
+    fn vector(pairs: &[u32; SIDE]) -> __m512bh {
+        // SAFETY: the array has as many bits as the vector.
+        bf16(unsafe { _mm512_loadu_si512(pairs.as_ptr().cast()) })
+    }
+
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    #[expect(unsafe_code, reason = "one type of vector taken for another")]
+    fn bf16(pairs: __m512i) -> __m512bh {
+        // SAFETY: both are 512 bits, whatever they are taken for.
+        unsafe { std::mem::transmute(pairs) }
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 mod amx {
-    use super::TILE;
-    use std::{arch::asm, ptr};
+    use super::{super::pack::Tile, BLOCK};
+    use std::{arch::asm, ptr, slice};
 
     /// What the eight tile registers hold: palette 1, 16 rows of 64 bytes each.
     #[repr(C, align(64))]
@@ -168,12 +199,12 @@ mod amx {
     ///
     /// # Safety
     ///
-    /// The registers are set up, `a` and `b` hold two rows of as many tiles, and 32 × 32 elements may be written to `to`.
+    /// The registers are set up, `a` and `b` hold two strips of as many tiles, and 32 × 32 elements may be written to `to`.
     #[expect(unsafe_code, reason = "instructions that the compiler does not know")]
-    pub(super) unsafe fn multiply(a: &[u16], b: &[u16], to: *mut f32, stride: usize) {
-        let half = a.len() / 2;
-        let (a1, b1) = (a[half..].as_ptr(), b[half..].as_ptr());
-        // SAFETY: the caller's promise; each round reads a tile of each of the four, and there are `half / TILE` of them.
+    pub(super) unsafe fn multiply(a: &[Tile], b: &[Tile], bias: &[f32; BLOCK], to: *mut f32, stride: usize) {
+        let depth = a.len() / 2;
+        let (a1, b1) = (a[depth..].as_ptr(), b[depth..].as_ptr());
+        // SAFETY: the caller's promise; each round reads a tile of each of the four strips, `depth` times.
         unsafe {
             asm!(
                 "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
@@ -191,13 +222,18 @@ mod amx {
                 a1 = inout(reg) a1 => _,
                 b0 = inout(reg) b.as_ptr() => _,
                 b1 = inout(reg) b1 => _,
-                count = inout(reg) half / TILE => _,
+                count = inout(reg) depth => _,
                 row = in(reg) 64_usize,
                 upper = in(reg) to,
                 lower = in(reg) to.add(16 * stride),
                 stride = in(reg) 4 * stride,
                 options(nostack),
             );
+        }
+        for i in 0..BLOCK {
+            // SAFETY: the row was written.
+            let row = unsafe { slice::from_raw_parts_mut(to.add(i * stride), BLOCK) };
+            row.iter_mut().zip(bias).for_each(|(value, bias)| *value += bias);
         }
     }
 }

@@ -4,6 +4,7 @@ use super::{MAX_NOT_FINITE, Observer, TrainError, Trainer};
 use crate::{
     advantage::Grouped,
     evaluation::Evaluation,
+    gradient::Gradient,
     lanes,
     likelihood::Rollout,
     params::{Params, Tensors},
@@ -105,8 +106,8 @@ fn accumulate(
     let mut done = 0;
     let weights = trainer.state.current.tensors(&trainer.device.clone().without_autodiff());
     let compute = |i: usize| part(trainer, rollout, parts[i], valid, frozen, &weights.leaves());
-    lanes::in_order(&trainer.device, parts.len(), compute, |(part, seen): (Params, Outcome)| {
-        gradient.add(&part);
+    lanes::in_order(&trainer.device, parts.len(), compute, |(part, seen): (Gradient, Outcome)| {
+        part.add_to(&mut gradient);
         done += seen.trained;
         outcome.extend(seen);
         observe(done);
@@ -122,13 +123,13 @@ fn part(
     valid: usize,
     frozen: &Frozen<'_>,
     leaves: &Tensors,
-) -> (Params, Outcome) {
+) -> (Gradient, Outcome) {
     let config = &trainer.config;
     let (indices, advantages): (Vec<usize>, Vec<f64>) = rows.iter().copied().unzip();
     let rollout = rollout.select(&indices);
     let queries = config.likelihood.get().queries(&rollout);
     let weight = 1.0 / (valid * queries.len()) as f64;
-    let mut gradient = trainer.state.current.zeros_like();
+    let mut gradient = Gradient::none(&trainer.state.current);
     let mut seen = Outcome { trained: rows.len(), ..Outcome::default() };
     for query in queries {
         let current = trainer.guided(trainer.policy.bind(Some(leaves)));
@@ -152,7 +153,8 @@ fn part(
         seen.clipped.extend(objective.clipped(&e, advantages).into_iter().flat_map(values));
         seen.log_ratios.extend(e.known_log_ratio().into_iter().flat_map(values));
         seen.passes += rows.len() * e.passes();
-        gradient.add_gradients(leaves, &mut (loss.sum() * weight).backward());
+        let mut gradients = (loss.sum() * weight).backward();
+        gradient = gradient.plus(Gradient::take(&trainer.state.current, leaves, &mut gradients));
     }
     (gradient, seen)
 }
