@@ -189,7 +189,8 @@ impl Linear {
         let x = self.entered(&x, self.gelu);
         let x = Matrix::new(&x, x.len() / inner, inner, inner);
         let mut dweight = Output::new(out * inner);
-        let (a, to) = (Matrix::new(&grad, x.rows(), out, out).transposed(), MatrixMut::new(dweight.slots(), out, inner));
+        let (a, to) =
+            (Matrix::new(&grad, x.rows(), out, out).transposed(), MatrixMut::new(dweight.slots(), out, inner));
         match self.rounding() {
             Rounding::Tiles => bf16::product(to, a, &Right::new(x, None)),
             Rounding::None | Rounding::Values => store_product(to, a, x, Threads::Pool),

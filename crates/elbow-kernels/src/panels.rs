@@ -30,7 +30,15 @@ const ROWS: usize = 12;
 const WIDTH: usize = 32;
 
 /// `to = bias + a · panel` for a block of rows.
-type Block = unsafe fn(inner: usize, a: *const f32, a_stride: usize, panel: *const f32, bias: *const f32, to: *mut f32, stride: usize);
+type Block = unsafe fn(
+    inner: usize,
+    a: *const f32,
+    a_stride: usize,
+    panel: *const f32,
+    bias: *const f32,
+    to: *mut f32,
+    stride: usize,
+);
 
 /// What multiplies panels.
 #[derive(Clone, Copy)]
@@ -128,7 +136,8 @@ impl Panels {
         let Self { kernel: Kernel { width, blocks }, inner, columns, .. } = *self;
         let (first, stride) = (panel * width, inner + GAP);
         let count = width.min(columns - first);
-        let (values, bias) = (self.values[first * inner..][..width * inner].as_ptr(), self.bias[first..][..width].as_ptr());
+        let (values, bias) =
+            (self.values[first * inner..][..width * inner].as_ptr(), self.bias[first..][..width].as_ptr());
         for row in (0..rows).step_by(blocks.len()) {
             let height = blocks.len().min(rows - row);
             let block = blocks[height - 1];
@@ -173,8 +182,8 @@ fn turn(m: Matrix<'_>, first: usize, count: usize, panel: &mut [Slot], width: us
 mod vectors {
     use super::{Kernel, ROWS, WIDTH};
     use std::arch::x86_64::{
-        _MM_HINT_ET0, _mm_prefetch, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_storeu_ps, _mm512_fmadd_ps,
-        _mm512_loadu_ps, _mm512_set1_ps, _mm512_storeu_ps,
+        _MM_HINT_ET0, _mm_prefetch, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_storeu_ps,
+        _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_storeu_ps,
     };
 
     macro_rules! kernel {

@@ -91,8 +91,8 @@ mod avx512 {
         BLOCK,
     };
     use std::arch::x86_64::{
-        __m512bh, __m512i, _MM_HINT_ET0, _mm_prefetch, _mm512_dpbf16_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_set1_epi32,
-        _mm512_storeu_ps,
+        __m512bh, __m512i, _MM_HINT_ET0, _mm_prefetch, _mm512_dpbf16_ps, _mm512_loadu_ps, _mm512_loadu_si512,
+        _mm512_set1_epi32, _mm512_storeu_ps,
     };
 
     /// Rows of the product whose sums are in registers at once: with two vectors each, 16 of the 32.
