@@ -30,6 +30,8 @@ HERE = Path(__file__).resolve().parent
 # Width, heads, layers; tiny only shows that the race works.
 SIZES = {"nano": (128, 4, 4), "wide": (256, 8, 6), "tiny": (32, 2, 2)}
 LIMITS = {"images": 1e-4, "losses": 1e-4, "log_ratios": 1e-3, "grad_norm": 1e-4, "gradient": 1e-4}
+# What a racer is compared with, if not elbow in float32: its like in bf16.
+BASES = {"elbow bf16": "elbow bf16", "PyTorch bf16": "elbow bf16"}
 # Whatever keeps freed pages, as elbow's own allocator does (mimalloc, purge delay -1).
 ALLOCATORS = {
     "glibc": {"MALLOC_MMAP_THRESHOLD_": "17179869184", "MALLOC_TRIM_THRESHOLD_": "17179869184", "MALLOC_TOP_PAD_": "67108864"},
@@ -88,9 +90,9 @@ def twin(mode, file, config, rows):
     return [sys.executable, str(HERE / "twin.py"), mode, str(file), "--config", config, "--rows", str(rows)]
 
 
-def elbow(args, size, tuning, precision="f32"):
+def elbow(args, size, tuning, rows, precision="f32"):
     hidden, heads, layers = SIZES[size]
-    command = [args.elbow, "bench", "--tuning", tuning, "--precision", precision, "--batch", args.batch, "--rows", args.rows]
+    command = [args.elbow, "bench", "--tuning", tuning, "--precision", precision, "--batch", args.batch, "--rows", rows]
     return [str(c) for c in command + ["--hidden", hidden, "--heads", heads, "--layers", layers]]
 
 
@@ -129,7 +131,7 @@ def best_setting(file, loop, args):
             racer.round(loop, 2)
             return racer.round(loop, max(3, args.runs))
 
-    tried = {(a, r): time((a, r)) for a in allocators() for r in dict.fromkeys([args.batch, args.rows])}
+    tried = {(a, r): time((a, r)) for a in allocators() for r in dict.fromkeys([args.batch, args.rows[0]])}
     print(f"  {loop}: " + ", ".join(f"{a}/{r} rows {ms:.0f} ms" for (a, r), ms in tried.items()), file=sys.stderr)
     return min(tried, key=tried.get)
 
@@ -157,13 +159,14 @@ def interval(times, base):
     return ratios[100], ratios[-101]
 
 
-def rows_of_table(name, loop, times, memory, setting, args):
-    base, lines = times["elbow"], []
+def rows_of_table(name, loop, times, memory, settings, args):
+    lines = []
     for racer, values in times.items():
+        base = times[BASES.get(racer, "elbow")]
         median = statistics.median(values)
-        ratio = "1" if racer == "elbow" else "{:.2f} ({:.2f}–{:.2f})".format(median / statistics.median(base), *interval(values, base))
-        how = f"{args.rows} rows" if racer.startswith("elbow") else f"{setting[0]}, {setting[1]} rows"
-        lines.append(f"| {name} | {loop} | {racer} | {median:.1f} | {args.batch / median * 1e3:.0f} | {ratio} | {memory[racer]:.0f} | {how} |")
+        ratio = "1" if values is base else "{:.2f} ({:.2f}–{:.2f})".format(median / statistics.median(base), *interval(values, base))
+        rate = args.batch / median * 1e3
+        lines.append(f"| {name} | {loop} | {racer} | {median:.1f} | {rate:.0f} | {ratio} | {memory[racer]:.0f} | {settings[racer]} |")
     return lines
 
 
@@ -191,7 +194,8 @@ def arguments():
     parser.add_argument("--configs", nargs="+", choices=["eager", "compile", "bf16"], default=["eager", "compile", "bf16"])
     parser.add_argument("--break", dest="broken", action="store_true", help="make a matrix of PyTorch's wrong: the race must stop")
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rows", type=int, default=32, help="elbow's micro-batch; PyTorch gets the better of it and the batch")
+    parser.add_argument("--rows", type=int, nargs="+", default=[32, 16], metavar="N",
+                        help="elbow's micro-batch, and a smaller one raced beside it; PyTorch gets the better of the first and the batch")
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--runs", type=int, default=5, help="runs a round")
     parser.add_argument("--warmup", type=int, default=5, help="runs before the first round")
@@ -202,7 +206,7 @@ def contest(size, tuning, folder, args):
     """One size and tuning: lines of the table of agreement and of the table of times."""
     name, file = f"{size}, {tuning}", folder / f"{size}-{tuning}.safetensors"
     print(name, file=sys.stderr)
-    subprocess.run(elbow(args, size, tuning) + ["--outputs", str(file)], check=True)
+    subprocess.run(elbow(args, size, tuning, args.rows[0]) + ["--outputs", str(file)], check=True)
     agreement, table = [], []
     notices(file, args.batch)
     for config in args.configs:
@@ -213,15 +217,22 @@ def contest(size, tuning, folder, args):
     for loop in ("rollout", "step"):
         setting = best_setting(file, loop, args)
         with ExitStack() as stack:
-            racers = {"elbow": stack.enter_context(Racer(elbow(args, size, tuning) + ["--serve"]))}
+            racers, settings = {}, {}
+
+            def enter(racer, setting, command, env=None):
+                racers[racer], settings[racer] = stack.enter_context(Racer(command, env)), setting
+
+            for rows in args.rows:
+                racer = "elbow" if rows == args.rows[0] else "elbow, smaller parts"
+                enter(racer, f"{rows} rows", elbow(args, size, tuning, rows) + ["--serve"])
             if "bf16" in args.configs:
-                racers["elbow bf16"] = stack.enter_context(Racer(elbow(args, size, tuning, "bf16") + ["--serve"]))
+                enter("elbow bf16", f"{args.rows[0]} rows", elbow(args, size, tuning, args.rows[0], "bf16") + ["--serve"])
             for config in args.configs:
                 command = twin("serve", file, config, setting[1])
-                racers[f"PyTorch {config}"] = stack.enter_context(Racer(command, environment(setting[0])))
+                enter(f"PyTorch {config}", f"{setting[0]}, {setting[1]} rows", command, environment(setting[0]))
             times = race(racers, loop, args)
             memory = {racer: r.peak_memory() for racer, r in racers.items()}
-        table += rows_of_table(name, loop, times, memory, setting, args)
+        table += rows_of_table(name, loop, times, memory, settings, args)
         print("\n".join("  " + line for line in table[-len(racers):]), file=sys.stderr)
     file.unlink()
     return agreement, table
@@ -240,8 +251,8 @@ def main():
         "Relative L2 difference between the two programs on the same weights and inputs; of the gradients, the largest:", "",
         "| network, tuning | PyTorch | images | losses | log-ratios | gradient | of |", "|---|---|---|---|---|---|---|",
         *agreement, "",
-        "Medians; the ratio is PyTorch's time over elbow's with its 95 % interval, so more than 1 means that elbow is faster. Memory is "
-        "the peak of a process that ran this loop alone, libraries included:", "",
+        "Medians; the ratio is PyTorch's time over elbow's in the same precision with its 95 % interval, so more than 1 means that elbow is "
+        "faster. Memory is the peak of a process that ran this loop alone, libraries included:", "",
         "| network, tuning | loop | program | ms | samples/s | ratio | MiB | setting |", "|---|---|---|---|---|---|---|---|",
         *table, "",
     ])
