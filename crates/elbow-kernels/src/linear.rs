@@ -39,7 +39,7 @@ pub enum Precision {
     /// Nothing: they are `f32`.
     #[default]
     F32,
-    /// bf16, 8 bits of mantissa: faster where the CPU multiplies them (`elbow doctor` says), slower elsewhere.
+    /// bf16, 8 bits of mantissa: faster where the CPU multiplies them (`elbow doctor` says), no faster elsewhere.
     Bf16,
 }
 
@@ -57,7 +57,7 @@ enum Rounding {
 /// Rows whose bias gradient is summed by one task.
 const BIAS_ROWS: usize = 512;
 
-/// Rows of a task of a product in tiles: what they make stays in a core's second-level cache from the bias to the end.
+/// Rows of a task, where [`Panels`] have none of their own: what enters and what is made stay in a core's second-level cache.
 const TASK_ROWS: usize = 128;
 
 /// Rows from which it pays to rearrange a matrix once for all of them.
@@ -229,17 +229,20 @@ impl Linear {
         }
         let a = self.entered(a, gelu);
         let a = Matrix::new(&a, a.len() / inner, inner, inner);
+        let size = TASK_ROWS * columns;
         if let Some(bias) = bias {
-            for row in to.chunks_exact_mut(columns) {
+            let rows = to.par_chunks_exact_mut(columns).with_min_len(TASK_ROWS);
+            rows.for_each(|row| {
                 row.write_copy_of_slice(bias);
-            }
+            });
             // SAFETY: every row has the bias.
             unsafe { add_product(MatrixMut::new(to, a.rows(), columns), a, b, Threads::Pool) };
         } else {
             store_product(MatrixMut::new(to, a.rows(), columns), a, b, Threads::Pool);
         }
         // SAFETY: the product wrote every element.
-        leave(0, unsafe { to.assume_init_mut() });
+        let parts = unsafe { to.assume_init_mut() }.par_chunks_mut(size).enumerate();
+        parts.for_each(|(task, part)| leave(task * size, part));
     }
 
     fn rounding(&self) -> Rounding {

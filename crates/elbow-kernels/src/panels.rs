@@ -1,4 +1,4 @@
-//! Products of many rows with one matrix, in `f32` and in vectors of the chosen [`Path`].
+//! Products of many rows with one matrix, in `f32` and in vectors of the chosen [`Path`](crate::path::Path).
 //!
 //! The matrix is rearranged once for all rows, in *panels* two vectors wide. Tasks take some rows each; a block of a few rows and
 //! one panel has all its sums in registers while it walks along the inner dimension, once:
@@ -11,11 +11,7 @@
 
 use rayon::prelude::*;
 
-use crate::{
-    buffer::Slot,
-    gemm::Matrix,
-    path::{Path, chosen},
-};
+use crate::{buffer::Slot, gemm::Matrix, path::chosen};
 
 /// Rows of a task: they and what they make stay in a core's second-level cache.
 const TASK: usize = 96;
@@ -53,9 +49,9 @@ impl Kernel {
     fn chosen() -> Option<Self> {
         match chosen() {
             #[cfg(target_arch = "x86_64")]
-            Path::Avx2 => Some(vectors::AVX2),
+            crate::path::Path::Avx2 => Some(vectors::AVX2),
             #[cfg(target_arch = "x86_64")]
-            Path::Avx512 | Path::Avx512Bf16 | Path::Amx => Some(vectors::AVX512),
+            crate::path::Path::Avx512 | crate::path::Path::Avx512Bf16 | crate::path::Path::Amx => Some(vectors::AVX512),
             _ => None,
         }
     }
@@ -110,7 +106,7 @@ impl Panels {
         let Self { inner, columns, .. } = *self;
         assert_eq!(a.len() / inner * columns, to.len(), "shapes of a product disagree");
         let (stride, size) = (inner + GAP, TASK * columns);
-        let scratch = || Box::<[f32]>::new_uninit_slice(TASK * stride);
+        let scratch = || Box::<[f32]>::new_uninit_slice(TASK.min(a.len() / inner) * stride);
         let tasks = to.par_chunks_mut(size).zip(a.par_chunks(TASK * inner)).enumerate();
         tasks.for_each_init(scratch, |left, (task, (part, a))| {
             for (to, row) in left.chunks_exact_mut(stride).zip(a.chunks_exact(inner)) {

@@ -78,7 +78,7 @@ impl Path {
         }
     }
 
-    /// Whether products of bf16 have instructions of their own; without them they are slower than those of `f32`.
+    /// Whether products of bf16 have instructions of their own; without them they are no faster than those of `f32`.
     pub fn multiplies_bf16(self) -> bool {
         matches!(self, Self::Avx512Bf16 | Self::Amx)
     }

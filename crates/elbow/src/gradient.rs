@@ -1,6 +1,6 @@
 //! Gradients tensor by tensor, as the backward pass leaves them.
 
-use crate::params::{Params, Tensors};
+use crate::params::{Params, TASK, Tensors};
 use burn::tensor::{Gradients, Tensor};
 use rayon::prelude::*;
 
@@ -20,7 +20,7 @@ impl Gradient {
         Self(params.entries().iter().map(|entry| gradient(&entry.name)).collect())
     }
 
-    /// The sum with those of another loss on the same layout.
+    /// The sum with those of another loss on the same layout, where they are: on an accelerator it takes memory there.
     #[must_use]
     pub fn plus(self, other: Self) -> Self {
         let sum = |pair| match pair {
@@ -32,13 +32,14 @@ impl Gradient {
 
     /// Adds them to values of their layout.
     pub fn add_to(self, sum: &mut Params) {
-        let entries: Vec<_> = sum.entries().iter().map(|entry| entry.range.clone()).collect();
-        for (range, gradient) in entries.into_iter().zip(self.0) {
+        let (entries, values) = sum.parts_mut();
+        assert_eq!(entries.len(), self.0.len(), "gradients of another layout");
+        for (entry, gradient) in entries.iter().zip(self.0) {
             let Some(gradient) = gradient else { continue };
             let data = gradient.into_data();
             let slice = data.as_slice::<f32>().expect("invariant: parameters are f32");
             let add = |(sum, g): (&mut f32, &f32)| *sum += g;
-            sum.values_mut()[range].par_iter_mut().zip(slice).with_min_len(crate::params::TASK).for_each(add);
+            values[entry.range.clone()].par_iter_mut().zip(slice).with_min_len(TASK).for_each(add);
         }
     }
 }

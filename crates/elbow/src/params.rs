@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
-/// Values that one task changes, at least.
+/// Values that one task of several goes through.
 pub(crate) const TASK: usize = 1 << 16;
 
 /// Why a set of weights does not fit a network.
@@ -97,6 +97,11 @@ impl Params {
     /// All values, entry after entry.
     pub fn values(&self) -> &[f32] {
         &self.values
+    }
+
+    /// The entries, and all values to be changed in place.
+    pub(crate) fn parts_mut(&mut self) -> (&[Entry], &mut [f32]) {
+        (&self.layout, &mut self.values)
     }
 
     /// All values, to be changed in place.

@@ -2,7 +2,7 @@
 //!
 //! `pack.rs` rounds both factors and rearranges them in tiles, `tile.rs` multiplies two rows of tiles of the left one by two
 //! columns of tiles of the right one, to 32 × 32 elements. The left factor is packed as the product comes to its rows, so that
-//! it never leaves the cache. A product has the same bits for any number of threads, since each element is the work of one.
+//! it stays in the cache. A product has the same bits for any number of threads, since each element is the work of one.
 
 mod pack;
 mod tile;

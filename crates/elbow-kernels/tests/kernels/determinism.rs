@@ -1,7 +1,7 @@
 //! The same bits on repetition and for any number of threads.
 
 use burn::tensor::Tensor;
-use elbow_kernels::{AdamW, Precision, attention, gated_residual, gelu_tanh, layer_norm_modulate, linear};
+use elbow_kernels::{AdamW, Precision, attention, gated_residual, gelu_linear, gelu_tanh, layer_norm_modulate, linear};
 use rayon::ThreadPoolBuilder;
 
 use crate::support::{Function, evaluate, inputs, values};
@@ -31,14 +31,16 @@ fn linear_is_deterministic() {
     for precision in [Precision::F32, Precision::Bf16] {
         for [rows, inner, out] in [[4480, 128, 512], [4480, 512, 128], [384, 128, 384], [64, 128, 768], [2000, 70, 48]]
         {
-            assert_operation(
-                &format!("{precision:?} linear {rows}×{inner}→{out}"),
-                |t| {
-                    let x: Tensor<2> = t[0].clone().reshape([rows, inner]);
-                    linear(x, t[1].clone().reshape([out, inner]), Some(t[2].clone()), precision).reshape([-1])
-                },
-                &[rows * inner, out * inner, out],
-            );
+            for (name, f) in [("linear", linear::<2> as fn(_, _, _, _) -> _), ("gelu_linear", gelu_linear)] {
+                assert_operation(
+                    &format!("{precision:?} {name} {rows}×{inner}→{out}"),
+                    |t| {
+                        let x: Tensor<2> = t[0].clone().reshape([rows, inner]);
+                        f(x, t[1].clone().reshape([out, inner]), Some(t[2].clone()), precision).reshape([-1])
+                    },
+                    &[rows * inner, out * inner, out],
+                );
+            }
         }
     }
 }

@@ -9,8 +9,12 @@ use half::bf16;
 use crate::support::{assert_same, assert_slope, difference, evaluate, inputs, read, tensor};
 
 /// (rows, in, out)
-const SIZES: [[usize; 3]; 8] = [
+const SIZES: [[usize; 3]; 12] = [
     [1, 1, 1],
+    [20, 1, 33],
+    [20, 9, 1],
+    [97, 1, 1],
+    [16, 31, 31],
     [3, 8, 5],
     [7, 48, 17],
     [70, 128, 384],

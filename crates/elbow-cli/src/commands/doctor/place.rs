@@ -31,7 +31,7 @@ pub fn checks() -> Vec<Check> {
 /// What the kernels run on, and what of precision there is to choose.
 fn instructions() -> String {
     let path = machine::path();
-    let bf16 = if path.multiplies_bf16() { "faster" } else { "slower, since this CPU has no instructions for it" };
+    let bf16 = if path.multiplies_bf16() { "faster" } else { "no faster, since this CPU has no instructions for it" };
     format!("instructions {}; precision \"bf16\" is {bf16}", path.name())
 }
 
