@@ -197,7 +197,7 @@ def arguments():
     parser.add_argument("--break", dest="broken", action="store_true", help="make a matrix of PyTorch's wrong: the race must stop")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rows", type=int, nargs="+", default=[32, 16], metavar="N",
-                        help="elbow's micro-batch, and a smaller one raced beside it; PyTorch gets the better of the first and the batch")
+                        help="elbow's micro-batch, and others raced beside it; PyTorch gets the better of the first and the batch")
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--runs", type=int, default=5, help="runs a round")
     parser.add_argument("--warmup", type=int, default=5, help="runs before the first round")
@@ -225,7 +225,7 @@ def contest(size, tuning, folder, args):
                 racers[racer], settings[racer] = stack.enter_context(Racer(command, env)), setting
 
             for rows in args.rows:
-                racer = "elbow" if rows == args.rows[0] else "elbow, smaller parts"
+                racer = "elbow" if rows == args.rows[0] else f"elbow, {rows} rows"
                 enter(racer, f"{rows} rows", elbow(args, size, tuning, rows) + ["--serve"])
             if "bf16" in args.configs:
                 enter("elbow bf16", f"{args.rows[0]} rows", elbow(args, size, tuning, args.rows[0], "bf16") + ["--serve"])
@@ -242,6 +242,8 @@ def contest(size, tuning, folder, args):
 
 def main():
     args = arguments()
+    if not Path(args.elbow).is_file():
+        sys.exit(f"no program at {args.elbow}: build it with `cargo build --release`, or name it with --elbow")
     agreement, table = [], []
     with tempfile.TemporaryDirectory() as folder:
         for size in args.sizes:

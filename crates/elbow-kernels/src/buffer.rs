@@ -69,6 +69,13 @@ pub(crate) fn dense(tensor: &FlexTensor) -> Cow<'_, [f32]> {
     Cow::Owned(tensor.to_contiguous().into_data().try_into_vec().expect("the kernels are given f32 tensors"))
 }
 
+/// The values, none standing for zeros, and zeros after them up to `len`.
+pub(crate) fn padded(values: Option<&[f32]>, len: usize) -> Vec<f32> {
+    let mut values = values.map_or_else(Vec::new, <[f32]>::to_vec);
+    values.resize(len, 0.0);
+    values
+}
+
 /// The tensor as one that owns its memory alone, so that a kernel may overwrite it: free if nothing else holds it.
 pub(crate) fn exclusive(tensor: FlexTensor) -> FlexTensor {
     let contiguous = tensor.to_contiguous();

@@ -212,15 +212,16 @@ impl Linear {
         leave: impl Fn(usize, &mut [f32]) + Sync,
     ) {
         let [inner, columns] = b.dims();
+        let size = TASK_ROWS * columns;
         if self.rounding() == Rounding::Tiles {
             let b = Right::new(b, bias);
-            let tasks = to.par_chunks_mut(TASK_ROWS * columns).zip(a.par_chunks(TASK_ROWS * inner)).enumerate();
+            let tasks = to.par_chunks_mut(size).zip(a.par_chunks(TASK_ROWS * inner)).enumerate();
             return tasks.for_each(|(task, (part, a))| {
                 let a = self.entered(a, gelu);
                 let a = Matrix::new(&a, a.len() / inner, inner, inner);
                 bf16::product(MatrixMut::new(part, a.rows(), columns), a, &b);
                 // SAFETY: the product wrote every element.
-                leave(task * TASK_ROWS * columns, unsafe { part.assume_init_mut() });
+                leave(task * size, unsafe { part.assume_init_mut() });
             });
         }
         let many = a.len() / inner >= MANY_ROWS;
@@ -229,7 +230,6 @@ impl Linear {
         }
         let a = self.entered(a, gelu);
         let a = Matrix::new(&a, a.len() / inner, inner, inner);
-        let size = TASK_ROWS * columns;
         if let Some(bias) = bias {
             let rows = to.par_chunks_exact_mut(columns).with_min_len(TASK_ROWS);
             rows.for_each(|row| {
@@ -255,7 +255,12 @@ impl Linear {
 
     /// What enters a product for these values; tiles are rounded as they are made.
     fn rounded<'a>(&self, values: Cow<'a, [f32]>) -> Cow<'a, [f32]> {
-        if self.rounding() == Rounding::Values { bf16::rounded(&values).into() } else { values }
+        if self.rounding() != Rounding::Values {
+            return values;
+        }
+        let mut values = values.into_owned();
+        bf16::round_all(&mut values);
+        values.into()
     }
 
     /// What enters a product for the left factor.
@@ -264,12 +269,16 @@ impl Linear {
     }
 
     /// The same, written to `to`.
+    #[expect(unsafe_code, reason = "an output written whole is not cleared first")]
     fn enter(&self, a: &[f32], to: &mut [Slot], gelu: bool) {
-        match (gelu, self.rounding()) {
-            (false, Rounding::Values) => bf16::round(a, to),
-            (true, Rounding::Values) => bf16::round(&gelu::of(a), to),
-            (false, _) => drop(to.write_copy_of_slice(a)),
-            (true, _) => gelu::value(a, to),
+        if gelu {
+            gelu::value(a, to);
+        } else {
+            to.write_copy_of_slice(a);
+        }
+        if self.rounding() == Rounding::Values {
+            // SAFETY: both ways write every element.
+            bf16::round(unsafe { to.assume_init_mut() });
         }
     }
 }

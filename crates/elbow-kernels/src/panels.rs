@@ -11,7 +11,11 @@
 
 use rayon::prelude::*;
 
-use crate::{buffer::Slot, gemm::Matrix, path::chosen};
+use crate::{
+    buffer::{Slot, padded},
+    gemm::Matrix,
+    path::chosen,
+};
 
 /// Rows of a task: they and what they make stay in a core's second-level cache.
 const TASK: usize = 96;
@@ -71,8 +75,8 @@ impl Panels {
     #[expect(unsafe_code, reason = "an output written whole is not cleared first")]
     pub(crate) fn new(b: Matrix<'_>, bias: Option<&[f32]>) -> Option<Self> {
         let (kernel, [inner, columns]) = (Kernel::chosen()?, b.dims());
-        let padded = columns.next_multiple_of(kernel.width);
-        let mut values = Box::new_uninit_slice(padded * inner);
+        let width = columns.next_multiple_of(kernel.width);
+        let mut values = Box::new_uninit_slice(width * inner);
         values.par_chunks_mut(kernel.width * inner).enumerate().for_each(|(i, panel)| {
             let first = i * kernel.width;
             let count = kernel.width.min(columns - first);
@@ -88,9 +92,7 @@ impl Panels {
         });
         // SAFETY: both ways write all of a panel, and the panels are all of the values.
         let values = unsafe { values.assume_init() };
-        let mut bias = bias.map_or_else(Vec::new, <[f32]>::to_vec);
-        bias.resize(padded, 0.0);
-        Some(Self { kernel, values, bias, inner, columns })
+        Some(Self { kernel, values, bias: padded(bias, width), inner, columns })
     }
 
     /// `to = a b + bias`, on the pool. `enter` writes a row of `a` as it is to be multiplied, `leave` gets the finished rows of

@@ -9,11 +9,14 @@ mod tile;
 
 use rayon::prelude::*;
 
-use crate::gemm::{Matrix, MatrixMut};
+use crate::{
+    buffer::padded,
+    gemm::{Matrix, MatrixMut},
+};
 use pack::{DEPTH, SIDE, Tile};
 use tile::BLOCK;
 
-pub(crate) use pack::{round, rounded};
+pub(crate) use pack::{round, round_all};
 
 /// The right factor of products, rounded, and what is added to every row.
 pub(crate) struct Right {
@@ -28,13 +31,11 @@ impl Right {
     #[expect(unsafe_code, reason = "an output written whole is not cleared first")]
     pub(crate) fn new(b: Matrix<'_>, bias: Option<&[f32]>) -> Self {
         let [inner, columns] = b.dims();
-        let (depth, padded) = (inner.div_ceil(DEPTH), columns.next_multiple_of(BLOCK));
-        let mut tiles = Box::new_uninit_slice(padded / SIDE * depth);
+        let (depth, width) = (inner.div_ceil(DEPTH), columns.next_multiple_of(BLOCK));
+        let mut tiles = Box::new_uninit_slice(width / SIDE * depth);
         tiles.par_chunks_mut(depth).enumerate().for_each(|(i, strip)| pack::right(b, SIDE * i, strip));
-        let mut bias = bias.map_or_else(Vec::new, <[f32]>::to_vec);
-        bias.resize(padded, 0.0);
         // SAFETY: `right` writes each tile of its strip, and the strips are all of them.
-        Self { tiles: unsafe { tiles.assume_init() }, bias, inner, columns }
+        Self { tiles: unsafe { tiles.assume_init() }, bias: padded(bias, width), inner, columns }
     }
 }
 

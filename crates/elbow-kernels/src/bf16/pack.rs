@@ -12,7 +12,7 @@ use std::mem::MaybeUninit;
 use half::bf16;
 use rayon::prelude::*;
 
-use crate::{buffer::Slot, gemm::Matrix, path::kernel};
+use crate::{gemm::Matrix, path::kernel};
 
 /// Rows or columns of a tile, and its pairs.
 pub(super) const SIDE: usize = 16;
@@ -28,20 +28,16 @@ const ZERO: Tile = [[0; SIDE]; SIDE];
 /// Numbers that one task rounds.
 const TASK: usize = 1 << 16;
 
-/// The numbers rounded to bf16, for products in ordinary instructions.
-#[expect(unsafe_code, reason = "an output written whole is not cleared first")]
-pub(crate) fn rounded(values: &[f32]) -> Vec<f32> {
-    let mut rounded = Box::new_uninit_slice(values.len());
-    rounded.par_chunks_mut(TASK).zip(values.par_chunks(TASK)).for_each(|(to, from)| round(from, to));
-    // SAFETY: `round` writes each slot of its chunk, and the chunks cover the output.
-    unsafe { rounded.assume_init() }.into_vec()
+/// Rounds the numbers to bf16, on the pool, for products in ordinary instructions.
+pub(crate) fn round_all(values: &mut [f32]) {
+    values.par_chunks_mut(TASK).for_each(round);
 }
 
 kernel! {
-    /// Writes the numbers rounded to bf16.
-    pub(crate) fn round(from: &[f32], to: &mut [Slot]) {
-        for (to, &from) in to.iter_mut().zip(from) {
-            to.write(bf16::from_f32(from).to_f32());
+    /// Rounds the numbers to bf16.
+    pub(crate) fn round(values: &mut [f32]) {
+        for value in values {
+            *value = bf16::from_f32(*value).to_f32();
         }
     }
 }
