@@ -129,7 +129,7 @@ impl Config {
         self.validate_ranges(&mut problems);
         self.validate_starts(&mut problems);
         let likelihood = self.likelihood.get().refuses(&self.sampler, self.schedule);
-        problems.extend(likelihood.into_iter().chain(self.sampler.refuses(self.schedule)));
+        problems.extend(likelihood.into_iter().chain(self.sampler.validate(self.schedule)));
         let setting = Setting { likelihood: self.likelihood, advantage: self.advantage, rows: self.batch.rows };
         problems.extend(self.objective.get().problems(&setting));
         problems.extend(self.advantage.get().problems());
@@ -187,7 +187,7 @@ impl Config {
 
     fn validate_starts(&self, problems: &mut Vec<String>) {
         let (size, shared) = (self.batch.group_size, self.start_noise == StartNoise::PerGroup);
-        if shared && self.sampler.stochastic_steps(self.schedule).is_empty() {
+        if shared && self.sampler.noise(self.schedule).iter().all(|&std| std == 0.0) {
             problems.push(
                 "start_noise = \"per-group\" and a sampler without noise: all images of a prompt would be the same. Use a \
                  stochastic sampler, or \"per-sample\""

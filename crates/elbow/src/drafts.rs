@@ -56,8 +56,8 @@ impl Drafts {
             let full = full.steps;
             problems.push(format!("drafts.steps = {steps}: at least 1, and no more than sampler.steps = {full}"));
         }
-        let refusal = self.sampling(full).refuses(schedule);
-        problems.extend(refusal.map(|reason| format!("drafts.rule: {reason}")));
+        let reasons = self.sampling(full).validate(schedule);
+        problems.extend(reasons.into_iter().map(|reason| format!("drafts.rule: {reason}")));
         problems
     }
 }

@@ -1,17 +1,8 @@
-//! The distribution of one step of a sampler, and the precision log-probabilities are kept in.
+//! The precision that log-probabilities are kept in, and how latent dimensions become one number.
 
-use burn::tensor::{DType, FloatDType, Tensor};
+use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-
-/// N(mean, std² I) over latents; std 0 is a deterministic step.
-#[derive(Clone, Debug)]
-pub struct Gaussian {
-    /// `[N, C, H, W]`
-    pub mean: Tensor<4>,
-    /// The same for every element and row.
-    pub std: f64,
-}
 
 /// How a sum over latent dimensions becomes one number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -22,27 +13,6 @@ pub enum Reduction {
     Mean,
     /// Sum over dimensions: the true log-density.
     Sum,
-}
-
-impl Gaussian {
-    /// mean + std · noise
-    pub fn sample(self, noise: Tensor<4>) -> Tensor<4> {
-        if self.std == 0.0 { self.mean } else { self.mean + noise * self.std }
-    }
-
-    /// ln N(x; mean, std² I) `[N]`, in `f64` where the device has it:
-    /// −(x − mean)²/(2 std²) − ln std − ½ ln 2π, reduced over dimensions.
-    ///
-    /// # Panics
-    /// If std is 0, where there is no density.
-    pub fn log_prob(self, x: Tensor<4>, reduction: Reduction) -> Tensor<1> {
-        assert!(self.std > 0.0, "invariant: a deterministic step is never scored");
-        let [_, c, h, w] = x.dims();
-        let constant = -self.std.ln() - 0.5 * std::f64::consts::TAU.ln();
-        let square = reduce(wide(x - self.mean).square(), reduction) / (-2.0 * self.std * self.std);
-        let count = if reduction == Reduction::Sum { (c * h * w) as f64 } else { 1.0 };
-        square + constant * count
-    }
 }
 
 /// Casts to `f64` where the device has it: log-ratios of 1e-5 drown in `f32` sums.
@@ -66,29 +36,45 @@ pub fn mean(x: Tensor<4>) -> Tensor<1> {
     reduce(wide(x), Reduction::Mean)
 }
 
+/// One number a row, `[N]`, in the precision of log-probabilities.
+pub fn rows(values: &[f64], device: &Device) -> Tensor<1> {
+    // Through f32 only where f64 does not exist: `wide` of an f32 tensor would round first.
+    let one = wide(Tensor::<1>::zeros([1], device));
+    Tensor::from_data(TensorData::new(values.to_vec(), [values.len()]), (device, one.dtype()))
+}
+
+/// ln N(x; mean, std² I) `[N]` of x − mean `[N, C, H, W]`, with a deviation a row, in `f64` where the device has it:
+/// −(x − mean)²/(2 std²) − ln std − ½ ln 2π, reduced over dimensions.
+///
+/// # Panics
+/// If a deviation is 0, where there is no density.
+pub fn log_density(off: Tensor<4>, std: &[f64], reduction: Reduction) -> Tensor<1> {
+    assert!(std.iter().all(|&std| std > 0.0), "invariant: a deterministic step is never scored");
+    let ([_, c, h, w], device) = (off.dims(), off.device());
+    let count = if reduction == Reduction::Sum { (c * h * w) as f64 } else { 1.0 };
+    let constants: Vec<f64> = std.iter().map(|s| count * (-s.ln() - 0.5 * std::f64::consts::TAU.ln())).collect();
+    let scales: Vec<f64> = std.iter().map(|s| -1.0 / (2.0 * s * s)).collect();
+    reduce(wide(off).square(), reduction) * rows(&scales, &device) + rows(&constants, &device)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use burn::tensor::Device;
 
     #[test]
     fn closed_form() {
         let device = Device::flex();
-        let mean = Tensor::<4>::zeros([1, 1, 1, 2], &device);
-        let x = Tensor::<4>::from_data([[[[1.0, 2.0]]]], &device);
-        let density = |v: f64| (-v * v / 8.0).exp() / (2.0 * std::f64::consts::TAU.sqrt());
-        let exact = density(1.0).ln() + density(2.0).ln();
-        for (reduction, expected) in [(Reduction::Sum, exact), (Reduction::Mean, exact / 2.0)] {
-            let got = Gaussian { mean: mean.clone(), std: 2.0 }.log_prob(x.clone(), reduction).into_scalar::<f64>();
-            assert!((got - expected).abs() < 1e-12, "{got} {expected}");
+        let off = Tensor::<4>::from_data([[[[1.0, 2.0]]], [[[3.0, 0.5]]]], &device);
+        let density = |v: f64, s: f64| (-v * v / (2.0 * s * s)).exp() / (s * std::f64::consts::TAU.sqrt());
+        let exact = [
+            density(1.0, 2.0).ln() + density(2.0, 2.0).ln(),
+            density(3.0, 0.7).ln() + density(0.5, 0.7).ln(),
+        ];
+        for (reduction, share) in [(Reduction::Sum, 1.0), (Reduction::Mean, 0.5)] {
+            let got = log_density(off.clone(), &[2.0, 0.7], reduction).into_data();
+            for (got, exact) in got.iter::<f64>().zip(exact) {
+                assert!((got - share * exact).abs() < 1e-12, "{got} {exact}");
+            }
         }
-    }
-
-    #[test]
-    fn a_sample_is_mean_plus_scaled_noise() {
-        let device = Device::flex();
-        let one = |v: f32| Tensor::<4>::full([1, 1, 1, 1], v, &device);
-        let sample = Gaussian { mean: one(1.0), std: 0.5 }.sample(one(4.0));
-        assert_eq!(sample.into_data(), one(3.0).into_data());
     }
 }

@@ -180,6 +180,46 @@ pub fn grid(steps: usize, by: f64) -> Vec<f64> {
     (0..steps).map(|i| shift(even(i), by)).chain([0.0]).collect()
 }
 
+/// Times of a walk from noise to data, and the path's levels there.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Grid {
+    /// The path.
+    pub schedule: Schedule,
+    /// T + 1 of them: 1 = t₀ > … > t_T = 0.
+    pub times: Vec<f64>,
+    levels: Vec<Level>,
+}
+
+impl Grid {
+    /// These times on a path.
+    pub fn new(schedule: Schedule, times: Vec<f64>) -> Self {
+        let levels = times.iter().map(|&t| schedule.level(t)).collect();
+        Self { schedule, times, levels }
+    }
+
+    /// T, the number of steps.
+    pub fn steps(&self) -> usize {
+        self.times.len() - 1
+    }
+
+    /// α, σ, α′, σ′ at `times[k]`.
+    pub fn level(&self, k: usize) -> Level {
+        self.levels[k]
+    }
+
+    /// Whether step `k` ends at data.
+    pub fn is_last(&self, k: usize) -> bool {
+        k + 1 == self.steps()
+    }
+
+    /// Step `k` in λ = ln(α/σ): its length h, infinite from pure noise and to data, and e^{−h}, which is finite everywhere.
+    pub fn span(&self, k: usize) -> (f64, f64) {
+        let (from, to) = (self.levels[k], self.levels[k + 1]);
+        let lambda = |level: Level| (level.alpha / level.sigma).ln();
+        (lambda(to) - lambda(from), (from.alpha * to.sigma) / (from.sigma * to.alpha))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

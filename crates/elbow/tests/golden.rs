@@ -3,12 +3,12 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 use elbow::{
-    gaussian::Reduction,
+    gaussian::{Reduction, log_density},
     optimizer::{Optimizer, OptimizerConfig},
     params::Params,
     prediction::Prediction,
-    sampler::{Ddim, Dpm2, FlowSde, SaSolver, Sampler, Step, Unipc},
-    schedule::{Schedule, grid},
+    sampler::{self, Ddim, Dpm2, FlowSde, SaSolver, Sampler, Unipc, Visit},
+    schedule::{Grid, Schedule, grid},
 };
 use serde::{Deserialize, de::DeserializeOwned};
 use std::{fs, path::Path};
@@ -60,11 +60,12 @@ fn dpm2_follows_the_multistep_scheduler() {
     }
     for Trajectory { times, a, b, points } in read::<Vec<Trajectory>>("dpm2.json") {
         let (a, b) = (tensor(&a), tensor(&b));
-        let (mut x, mut steps) = (tensor(&points[0]), Vec::new());
+        let (mut x, mut visits) = (tensor(&points[0]), Vec::new());
+        let grid = Grid::new(Schedule::RectifiedFlow, times.clone());
         for (k, expected) in points[1..].iter().enumerate() {
             let velocity = (x.clone() * a.clone()).tanh() + b.clone() * times[k];
-            steps.insert(0, Step { x, velocity });
-            x = Dpm2 {}.transition(Schedule::RectifiedFlow, &times, k, &steps).mean;
+            visits.insert(0, Visit { x, velocity });
+            x = sampler::mean(&[Dpm2 {}.step(&grid, k)], &visits);
             close(&format!("{} steps, point {}", times.len() - 1, k + 1), &values(x.clone()), expected, 1e-5);
         }
     }
@@ -102,15 +103,16 @@ impl Multistep {
         let mut times = if flow { self.times.clone() } else { self.alphas_bar.iter().map(|&v| time(v)).collect() };
         *times.last_mut().expect("levels") = 0.0;
         let (a, b, mut x) = (tensor(&self.a), tensor(&self.b), tensor(&self.points[0]));
-        let mut steps = Vec::new();
+        let mut visits = Vec::new();
+        let grid = Grid::new(schedule, times.clone());
         for (k, expected) in self.points[1..].iter().enumerate() {
             let network = (x.clone() * a.clone()).tanh() + b.clone() * schedule.level(times[k]).sigma;
             let prediction = if flow { Prediction::Velocity } else { Prediction::Noise };
             let velocity = prediction.velocity(schedule, x.clone(), network, &[times[k]]);
-            steps.insert(0, Step { x, velocity });
-            let next = rule.transition(schedule, &times, k, &steps[..steps.len().min(3)]);
+            visits.insert(0, Visit { x, velocity });
+            let step = rule.step(&grid, k);
             let noise = self.noises.get(k).map_or_else(|| tensor(&[0.0; 12]), |z| tensor(z));
-            x = next.sample(noise);
+            x = sampler::mean(&[step], &visits) + noise * step.std;
             close(&format!("{name} on {schedule:?}, point {}", k + 1), &values(x.clone()), expected, tolerance);
         }
     }
@@ -153,10 +155,10 @@ fn ddim_steps_have_the_mean_and_deviation_of_the_ddim_scheduler() {
         let what = format!("η = {}, ᾱ = {:?}", s.eta, s.alphas_bar);
         let [t, next] = s.alphas_bar.map(time);
         let velocity = Prediction::Noise.velocity(schedule, tensor(&s.x), tensor(&s.noise), &[t]);
-        let step = Step { x: tensor(&s.x), velocity };
-        let got = Ddim { eta: s.eta }.transition(schedule, &[t, next, 0.0], 0, &[step]);
-        close(&format!("mean, {what}"), &values(got.mean), &s.mean, 1e-6);
-        close(&format!("deviation, {what}"), &[got.std], &[s.std], 1e-12);
+        let step = Ddim { eta: s.eta }.step(&Grid::new(schedule, vec![t, next, 0.0]), 0);
+        let mean = sampler::mean(&[step], &[Visit { x: tensor(&s.x), velocity }]);
+        close(&format!("mean, {what}"), &values(mean), &s.mean, 1e-6);
+        close(&format!("deviation, {what}"), &[step.std], &[s.std], 1e-12);
     }
 }
 
@@ -179,13 +181,13 @@ fn flow_sde_steps_have_the_published_mean_deviation_and_density() {
         log_prob: f64,
     }
     let Fixture { times, steps } = read::<Fixture>("flow_sde.json");
+    let grid = Grid::new(Schedule::RectifiedFlow, times);
     for s in steps {
-        let step = Step { x: tensor(&s.x), velocity: tensor(&s.velocity) };
-        let rule = FlowSde { noise_level: s.noise_level };
-        let got = rule.transition(Schedule::RectifiedFlow, &times, s.k, &[step]);
-        close(&format!("mean of step {}", s.k), &values(got.mean.clone()), &s.mean, 1e-6);
-        close(&format!("deviation of step {}", s.k), &[got.std], &[s.std], 1e-12);
-        let log_prob = got.log_prob(tensor(&s.next), Reduction::Mean).into_scalar::<f64>();
+        let step = FlowSde { noise_level: s.noise_level }.step(&grid, s.k);
+        let mean = sampler::mean(&[step], &[Visit { x: tensor(&s.x), velocity: tensor(&s.velocity) }]);
+        close(&format!("mean of step {}", s.k), &values(mean.clone()), &s.mean, 1e-6);
+        close(&format!("deviation of step {}", s.k), &[step.std], &[s.std], 1e-12);
+        let log_prob = log_density(tensor(&s.next) - mean, &[step.std], Reduction::Mean).into_scalar::<f64>();
         close(&format!("log-density of step {}", s.k), &[log_prob], &[s.log_prob], 1e-6);
     }
 }

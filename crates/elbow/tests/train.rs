@@ -11,6 +11,7 @@ use elbow::{
     objective::{
         Dpo, Epg, FlowDppo, Gmpo, Grpo, GrpoGuard, NegativeAware, ObjectiveKind, Par, Pepg, Ram, Rpg, TrajectoryBalance,
     },
+    noise::{Key, Purpose},
     optimizer::OptimizerConfig,
     sampler::{
         Branch, Cps, Dance, Ddim, Euler, FlowSde, SaSolver, SamplerKind, Sampling, Sde, Strategy, Unipc, Window,
@@ -184,7 +185,10 @@ fn a_saved_state_continues_bit_for_bit() {
     continues(&config);
     for strategy in [Strategy::Progressive, Strategy::Random, Strategy::Decay] {
         let (sampler, likelihood) = (window(strategy), LikelihoodKind::Trajectory(Trajectory::default()));
-        let places = (0..6).map(|epoch| sampler.at(0, epoch).stochastic_steps(config.schedule));
+        let places = (0..6).map(|epoch| {
+            let key = Key::new(0, Purpose::Step, epoch);
+            sampler.stochastic_steps(config.schedule, key)
+        });
         assert!(places.collect::<BTreeSet<_>>().len() > 1, "{strategy:?} moves");
         continues(&Config { sampler, likelihood, ..config.clone() });
     }

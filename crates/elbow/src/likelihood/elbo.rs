@@ -22,10 +22,10 @@
 //! twice huber at p = ½ and awm-t at p = 1. Departures from the reference code: sums in f64; adaptive's normalizer floor
 //! 10⁻⁵ is the same.
 
-use super::{Likelihood, Merge, Queries, Query, Ratio, Rollout, Score, Timesteps, rows, times};
+use super::{Likelihood, Merge, Queries, Query, Ratio, Rollout, Score, Timesteps, gather, times};
 use crate::{
     functions,
-    gaussian::{Reduction, reduce, wide},
+    gaussian::{Reduction, reduce, rows, wide},
     noise::{self, Key, Purpose},
     sampler::Sampling,
     schedule::Schedule,
@@ -213,8 +213,8 @@ impl Elbo {
     /// The points of the trajectory at these times, and ε = (x_t − α x₀)/σ.
     fn visited(&self, rollout: &Rollout, t: &[f64]) -> Query {
         let (clean, schedule, grid) = (rollout.images(), rollout.schedule, rollout.sampling.times());
-        let point = |(row, t): (usize, &f64)| rollout.points[grid.partition_point(|g| g > t)].clone().narrow(0, row, 1);
-        let x = Tensor::cat(t.iter().enumerate().map(point).collect(), 0);
+        let places: Vec<usize> = t.iter().map(|t| grid.partition_point(|g| g > t)).collect();
+        let x = gather(&rollout.points, &places);
         let of = |f: &dyn Fn(f64) -> f64| -> Tensor<4> {
             rows(&t.iter().map(|&t| f(t)).collect::<Vec<_>>(), &clean.device()).reshape([t.len(), 1, 1, 1])
         };

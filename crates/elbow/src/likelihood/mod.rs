@@ -13,8 +13,7 @@ pub use timesteps::Timesteps;
 pub use trajectory::{Density, StepWeights, Trajectory};
 
 use crate::{
-    gaussian::wide,
-    noise::Key,
+    noise::{Key, Purpose},
     policy::{Conditioning, VelocityField},
     sampler::Sampling,
     schedule::Schedule,
@@ -195,11 +194,6 @@ impl Query {
         Box::new(iter::once_with(move || Self { weight: None, ..Self::cat(queries.collect(), merge) }))
     }
 
-    /// Queries of different samples as one of all of them.
-    fn beside(mut parts: Vec<Self>) -> Self {
-        if parts.len() == 1 { parts.remove(0) } else { Self::cat(parts, Merge::Single) }
-    }
-
     /// The rows of all queries, one after the other.
     fn cat(queries: Vec<Self>, merge: Merge) -> Self {
         let cat = |f: &dyn Fn(&Self) -> Tensor<4>| Tensor::cat(queries.iter().map(f).collect(), 0);
@@ -300,7 +294,10 @@ impl LikelihoodKind {
     pub fn count(&self, sampling: &Sampling, schedule: Schedule) -> usize {
         match self {
             Self::Elbo(l) => l.count(sampling.steps),
-            Self::Trajectory(l) => l.scored(sampling, schedule).len(),
+            Self::Trajectory(l) => {
+                let key = Key::new(0, Purpose::Step, 0);
+                l.scored(&sampling.rule.get().walk(&sampling.grid(schedule), key)).len()
+            }
         }
     }
 
@@ -313,11 +310,15 @@ impl LikelihoodKind {
     }
 }
 
-/// One number a row, `[N]`, in the precision of log-probabilities.
-fn rows(values: &[f64], device: &Device) -> Tensor<1> {
-    // Through f32 only where f64 does not exist: `wide` of an f32 tensor would round first.
-    let one = wide(Tensor::<1>::zeros([1], device));
-    Tensor::from_data(TensorData::new(values.to_vec(), [values.len()]), (device, one.dtype()))
+/// Row r of point `places[r]`, for each row `[N, C, H, W]`.
+fn gather(points: &[Tensor<4>], places: &[usize]) -> Tensor<4> {
+    let mut start = 0;
+    let run = |run: &[usize]| {
+        start += run.len();
+        points[run[0]].clone().narrow(0, start - run.len(), run.len())
+    };
+    let mut runs: Vec<Tensor<4>> = places.chunk_by(|a, b| a == b).map(run).collect();
+    if runs.len() == 1 { runs.remove(0) } else { Tensor::cat(runs, 0) }
 }
 
 /// Times as the network takes them, `[N]` in `f32`.

@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     evaluation::Evaluation,
-    gaussian::Reduction,
+    gaussian::{Reduction, rows, wide},
     noise::{self, Purpose},
     sampler::{self, Dpm2, FlowSde, SamplerKind},
 };

@@ -12,16 +12,16 @@
 //!
 //! With `weights = "noise"` the objective's loss of step k counts s_k over the mean of s.
 
-use super::{Likelihood, Merge, Queries, Query, Ratio, Rollout, Transitions, rows, times};
+use super::{Likelihood, Merge, Queries, Query, Ratio, Rollout, Score, Transitions, gather, times};
 use crate::{
-    gaussian::{Gaussian, Reduction, reduce, wide},
-    sampler::{Sampling, Step},
-    schedule::Schedule,
+    gaussian::{Reduction, log_density, reduce, rows, wide},
+    noise::{Key, Purpose},
+    sampler::{self, Sampling, Step, Visit},
+    schedule::{Grid, Schedule},
 };
 use burn::tensor::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::ops::Range;
 
 /// What a step's log-probability is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -82,14 +82,16 @@ impl Likelihood for Trajectory {
 
     fn queries<'a>(&self, rollout: &'a Rollout) -> Queries<'a> {
         let trajectory = *self;
-        let of = |(rows, sampling): (Range<usize>, Sampling)| {
-            let part = Rollout { sampling, ..rollout.narrow(rows.start, rows.len()) };
-            (trajectory.scored(&sampling, rollout.schedule), part)
-        };
-        let parts: Vec<(Vec<usize>, Rollout)> = rollout.sampling.runs(&rollout.keys).into_iter().map(of).collect();
-        let count = parts.iter().map(|(steps, _)| steps.len()).min().unwrap_or(0);
-        let queries = (0..count)
-            .map(move |i| Query::beside(parts.iter().map(|(steps, part)| trajectory.step(part, steps[i])).collect()));
+        let grid = rollout.sampling.grid(rollout.schedule);
+        let walks: Vec<Vec<Step>> =
+            rollout.keys.iter().map(|&key| rollout.sampling.rule.get().walk(&grid, key)).collect();
+        let scored: Vec<Vec<usize>> = walks.iter().map(|walk| trajectory.scored(walk)).collect();
+        let count = scored.iter().map(Vec::len).min().unwrap_or(0);
+        let queries = (0..count).map(move |i| {
+            let places: Vec<usize> = scored.iter().map(|steps| steps[i]).collect();
+            let steps = walks.iter().zip(&places).map(|(walk, &k)| walk[k]).collect();
+            trajectory.query(rollout, &grid, &places, steps)
+        });
         match self.ratio {
             Ratio::PerDraw => Box::new(queries),
             Ratio::PerSample => Query::merged(queries, Merge::Sum),
@@ -98,14 +100,15 @@ impl Likelihood for Trajectory {
     }
 
     fn refuses(&self, sampling: &Sampling, schedule: Schedule) -> Option<String> {
-        if sampling.stochastic_steps(schedule).is_empty() {
+        let key = Key::new(0, Purpose::Step, 0);
+        if sampling.stochastic_steps(schedule, key).is_empty() {
             return Some(
                 "likelihood `trajectory` needs a stochastic sampler: an ODE step has no density. Use sampler `flow-sde` with \
                  noise_level > 0, or `dance`, `ddim` or `cps` with eta > 0 and at least 2 steps, or likelihood `elbo`"
                     .into(),
             );
         }
-        if sampling.rule.get().remembers() {
+        if sampling.remembers(schedule, key) {
             return Some(
                 "likelihood `trajectory` looks at one velocity a step, and the steps of this sampler depend on earlier ones too: \
                  use order = 1, or likelihood `elbo`"
@@ -120,49 +123,58 @@ impl Likelihood for Trajectory {
 }
 
 impl Trajectory {
-    /// The steps that are scored: of those that have a density, the ones within the fraction.
-    pub(super) fn scored(self, sampling: &Sampling, schedule: Schedule) -> Vec<usize> {
-        let mut stochastic = sampling.stochastic_steps(schedule);
-        let end = (sampling.steps as f64 * self.fraction) as usize;
+    /// The steps of a walk that are scored: of those that have a density, the ones within the fraction.
+    pub(super) fn scored(self, walk: &[Step]) -> Vec<usize> {
+        let mut stochastic: Vec<usize> = (0..walk.len()).filter(|&k| walk[k].std > 0.0).collect();
+        let end = (walk.len() as f64 * self.fraction) as usize;
         stochastic.truncate(stochastic.partition_point(|&k| k < end).max(1));
         stochastic
     }
 
-    fn step(self, rollout: &Rollout, k: usize) -> Query {
-        let (x, next) = (rollout.points[k].clone(), rollout.points[k + 1].clone());
-        let (sampling, schedule, grid) = (rollout.sampling, rollout.schedule, rollout.sampling.times());
-        let (time, dt) = (grid[k], grid[k] - grid[k + 1]);
-        let t = times(&vec![time; rollout.keys.len()], &x.device());
-        // What a velocity of 1 adds to the mean: every stochastic sampler is linear in it.
-        let one = |value: f64| wide(Tensor::<4>::full([1, 1, 1, 1], value, &x.device()));
-        let at_rest = Step { x: one(0.0), velocity: one(1.0) };
-        let Gaussian { mean: slope, std } = sampling.rule.get().transition(schedule, &grid, k, &[at_rest]);
-        let slope = slope.into_data().iter::<f64>().next().expect("invariant: one element");
-        // Means of two weights differ by far less than an `f32` mean is rounded.
-        let (point, next) = (wide(x.clone()), wide(next));
-        let score = move |velocity, _: Option<&Tensor<4>>| {
-            let step = Step { x: point.clone(), velocity: wide(velocity) };
-            let transition = sampling.rule.get().transition(schedule, &grid, k, &[step]);
-            match self.density {
-                Density::Gaussian => transition.log_prob(next.clone(), self.reduction),
-                Density::SquaredError => -reduce((next.clone() - transition.mean).square(), self.reduction),
-            }
+    /// One step of each row: step `places[row]`, which is `steps[row]`.
+    fn query(self, rollout: &Rollout, grid: &Grid, places: &[usize], steps: Vec<Step>) -> Query {
+        let after: Vec<usize> = places.iter().map(|k| k + 1).collect();
+        let (x, next) = (gather(&rollout.points, places), gather(&rollout.points, &after));
+        let device = x.device();
+        let numbers = |values: Vec<f64>| rows(&values, &device);
+        let stds: Vec<f64> = steps.iter().map(|step| step.std).collect();
+        let weight = (self.weights == StepWeights::Noise).then(|| {
+            let all = rollout.sampling.noise(rollout.schedule);
+            let mean = all.iter().sum::<f64>() / all.len() as f64;
+            numbers(stds.iter().map(|std| std / mean).collect())
+        });
+        let transitions = Transitions {
+            slope: numbers(steps.iter().map(|step| step.mean.v[0]).collect()),
+            std: numbers(stds),
+            dt: numbers(places.iter().map(|&k| grid.times[k] - grid.times[k + 1]).collect()),
         };
-        let (count, device) = (rollout.keys.len(), x.device());
-        let number = |value: f64| rows(&vec![value; count], &device);
-        let noise = (self.weights == StepWeights::Noise).then(|| sampling.noise(schedule));
-        let weight = noise.map(|all| number(std * all.len() as f64 / all.iter().sum::<f64>()));
+        let t: Vec<f64> = places.iter().map(|&k| grid.times[k]).collect();
         Query {
-            x,
-            t,
+            t: times(&t, &device),
             cond: rollout.cond.clone(),
-            gain: number(schedule.level(time).clean_gain()),
+            gain: numbers(places.iter().map(|&k| grid.level(k).clean_gain()).collect()),
             target: None,
-            transitions: Some(Transitions { slope: number(slope), std: number(std), dt: number(dt) }),
             weight,
             shared: false,
-            score: Box::new(score),
+            score: self.score(x.clone(), next, steps),
+            x,
+            transitions: Some(transitions),
             merge: Merge::Single,
         }
+    }
+
+    /// Log-probability `[N]` of the points `next` after `x` (both `[N, C, H, W]`), by one step a row.
+    fn score(self, x: Tensor<4>, next: Tensor<4>, steps: Vec<Step>) -> Score {
+        // Means of two weights differ by far less than an `f32` mean is rounded.
+        let (x, next) = (wide(x), wide(next));
+        let stds: Vec<f64> = steps.iter().map(|step| step.std).collect();
+        Box::new(move |velocity, _: Option<&Tensor<4>>| {
+            let visit = Visit { x: x.clone(), velocity: wide(velocity) };
+            let off = next.clone() - sampler::mean(&steps, &[visit]);
+            match self.density {
+                Density::SquaredError => -reduce(off.square(), self.reduction),
+                Density::Gaussian => log_density(off, &stds, self.reduction),
+            }
+        })
     }
 }

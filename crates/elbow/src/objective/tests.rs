@@ -10,8 +10,8 @@ use crate::{
     likelihood::{Elbo, Likelihood, Query, Ratio, Rollout, Timesteps, Weighting},
     noise::{self, Key, Purpose},
     policy::{Conditioning, VelocityField},
-    sampler::{Ddim, FlowSde, Sampler, SamplerKind, Sampling, Step},
-    schedule::Schedule,
+    sampler::{self, Ddim, FlowSde, Sampler, SamplerKind, Sampling, Visit},
+    schedule::{Grid, Schedule},
 };
 use burn::tensor::{Device, TensorData};
 
@@ -367,15 +367,13 @@ fn the_divergence_of_an_sde_step_is_girsanovs() {
         |sample| gaussian::wide(noise::normal([Key::new(9, Purpose::Draw, 0).sample(sample)], [3, 4, 4], &device));
     let (x, v, v_ref) = (normal(0), normal(1), normal(2));
     let square = |a: Tensor<4>, b: Tensor<4>| (a - b).square().sum().into_scalar::<f64>();
+    let grid = sampling.grid(Schedule::RectifiedFlow);
     // At t = 1 the sampler's σ is another one.
     for k in 1..10 {
-        let step = |v: &Tensor<4>| {
-            sde.transition(Schedule::RectifiedFlow, &times, k, &[Step { x: x.clone(), velocity: v.clone() }])
-        };
-        let (current, reference) = (step(&v), step(&v_ref));
+        let step = sde.step(&grid, k);
+        let mean = |v: &Tensor<4>| sampler::mean(&[step], &[Visit { x: x.clone(), velocity: v.clone() }]);
         let (t, dt) = (times[k], times[k] - times[k + 1]);
-        let variance = current.std * current.std;
-        let divergence = square(current.mean, reference.mean) / (2.0 * variance);
+        let divergence = square(mean(&v), mean(&v_ref)) / (2.0 * step.std * step.std);
         let expected = dt * (1.0 - t) / t * square(v.clone(), v_ref.clone());
         assert!((divergence - expected).abs() < 1e-6 * expected, "t = {t}: {divergence} {expected}");
     }

@@ -7,11 +7,10 @@
 //! the number of the sample alone. With `points` = T − 1 every step has its explorations in every epoch, as in the reference
 //! code; with fewer, every step has its turn.
 
-use super::{Sampler, Sde, Step, Strategy, Window};
+use super::{Sampler, Sde, Step};
 use crate::{
-    gaussian::Gaussian,
     noise::{Key, Purpose},
-    schedule::Schedule,
+    schedule::Grid,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -35,45 +34,43 @@ impl Default for Branch {
 }
 
 impl Branch {
-    /// Which of the branch points a sample has.
-    pub(super) fn point(self, key: Key) -> usize {
-        (key.sample / self.explorations.max(1) as u64) as usize % self.points.max(1)
-    }
-
-    /// The rule of a sample on a grid of `steps`: a window of one step.
-    pub(super) fn window(self, steps: usize, key: Key) -> Window {
-        let (point, points, range) = (self.point(key), self.points.max(1), steps.saturating_sub(1).max(1));
+    /// The step at which a sample branches, on a grid of `steps`.
+    pub fn step_of(&self, steps: usize, key: Key) -> usize {
+        let (points, range) = (self.points.max(1), steps.saturating_sub(1).max(1));
+        let point = (key.sample / self.explorations.max(1) as u64) as usize % points;
         let (from, to) = (point * range / points, ((point + 1) * range / points).max(1));
         let key = Key { purpose: Purpose::Window, sample: 0, ..key }.draw(point as u32);
         let inside = key.uniforms().next().map_or(0, |u| (u * to.saturating_sub(from) as f64) as usize);
-        Window { sde: self.sde, size: 1, every: 1, stride: 1, strategy: Strategy::Random, first: from + inside }
-    }
-
-    /// A window at the first step, which stands for all where no sample is meant.
-    fn any(self) -> Window {
-        Window { sde: self.sde, size: 1, first: 0, ..Window::default() }
+        from + inside
     }
 }
 
 impl Sampler for Branch {
-    fn std(&self, schedule: Schedule, times: &[f64], k: usize) -> f64 {
-        self.any().std(schedule, times, k)
+    fn step(&self, grid: &Grid, k: usize) -> Step {
+        self.sde.get().step(grid, k)
     }
 
-    fn transition(&self, schedule: Schedule, times: &[f64], k: usize, steps: &[Step]) -> Gaussian {
-        self.any().transition(schedule, times, k, steps)
+    fn walk(&self, grid: &Grid, key: Key) -> Vec<Step> {
+        let at = self.step_of(grid.steps(), key);
+        self.sde.at(grid, &(at..at + 1))
     }
 
-    fn refuses(&self, schedule: Schedule, steps: usize) -> Option<String> {
-        let Self { sde, points, explorations } = *self;
+    fn explorations(&self) -> Option<usize> {
+        Some(self.explorations)
+    }
+
+    fn validate(&self, grid: &Grid) -> Vec<String> {
+        let (Self { sde, points, explorations }, steps) = (*self, grid.steps());
+        let mut problems = Vec::new();
         if points == 0 || points >= steps {
-            return Some(format!(
+            problems.push(format!(
                 "sampler `branch`: points = {points} of {steps} steps: at least 1, and fewer than there are steps"
             ));
         }
         if explorations < 2 {
-            return Some(format!("sampler `branch`: explorations = {explorations}: at least 2 are compared"));
+            problems.push(format!("sampler `branch`: explorations = {explorations}: at least 2 are compared"));
         }
-        sde.get().refuses(schedule, steps)
+        problems.extend(sde.get().validate(grid));
+        problems
     }
 }

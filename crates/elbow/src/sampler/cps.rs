@@ -9,8 +9,8 @@
 //! exact, and otherwise samples move toward the mean as steps get many. The last step has no noise: σ′ = 0. Its density in
 //! the reference leaves out 1/(2s²): that is `likelihood.density = "squared-error"`.
 
-use super::{Sampler, Step, redrawn, share};
-use crate::{gaussian::Gaussian, schedule::Schedule};
+use super::{Sampler, Step, share};
+use crate::schedule::Grid;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -29,16 +29,13 @@ impl Default for Cps {
 }
 
 impl Sampler for Cps {
-    fn std(&self, schedule: Schedule, times: &[f64], k: usize) -> f64 {
-        let to = schedule.level(times[k + 1]);
-        if k + 2 == times.len() { 0.0 } else { to.sigma * (self.eta * std::f64::consts::FRAC_PI_2).sin() }
+    fn step(&self, grid: &Grid, k: usize) -> Step {
+        let redrawn = (self.eta * std::f64::consts::FRAC_PI_2).sin();
+        let std = if grid.is_last(k) { 0.0 } else { grid.level(k + 1).sigma * redrawn };
+        Step::redrawn(grid, k, std)
     }
 
-    fn transition(&self, schedule: Schedule, times: &[f64], k: usize, steps: &[Step]) -> Gaussian {
-        redrawn(schedule, times, k, &steps[0], self.std(schedule, times, k))
-    }
-
-    fn refuses(&self, _: Schedule, _: usize) -> Option<String> {
+    fn validate(&self, _: &Grid) -> Vec<String> {
         share("cps", "eta", self.eta)
     }
 }

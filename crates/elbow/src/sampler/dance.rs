@@ -8,8 +8,8 @@
 //! The last step goes to x̂₀ without noise, as the reference's images do; the reference also scores a noisy last step that no
 //! image shows. Rectified flow only.
 
-use super::{Sampler, Step};
-use crate::{gaussian::Gaussian, schedule::Schedule};
+use super::{Mean, Sampler, Step, noise, rectified_flow_only};
+use crate::schedule::Grid;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -28,23 +28,17 @@ impl Default for Dance {
 }
 
 impl Sampler for Dance {
-    fn std(&self, _: Schedule, times: &[f64], k: usize) -> f64 {
-        if k + 2 == times.len() { 0.0 } else { self.eta * (times[k] - times[k + 1]).sqrt() }
-    }
-
-    fn transition(&self, schedule: Schedule, times: &[f64], k: usize, steps: &[Step]) -> Gaussian {
-        let (t, std) = (times[k], self.std(schedule, times, k));
-        let Step { x, velocity } = &steps[0];
-        let euler = x.clone() + velocity.clone() * (times[k + 1] - t);
+    fn step(&self, grid: &Grid, k: usize) -> Step {
+        let (t, dt) = (grid.times[k], grid.times[k + 1] - grid.times[k]);
+        let std = if grid.is_last(k) { 0.0 } else { self.eta * (-dt).sqrt() };
+        let euler = Mean::point(0) + Mean::velocity(0) * dt;
         // η² Δ = −std²
-        Gaussian { mean: euler - schedule.noise(x.clone(), velocity.clone(), t) * (std * std / (2.0 * t)), std }
+        Step { mean: euler - Mean::noise(grid, k, 0) * (std * std / (2.0 * t)), std }
     }
 
-    fn refuses(&self, schedule: Schedule, _: usize) -> Option<String> {
-        if schedule != Schedule::RectifiedFlow {
-            return Some("sampler `dance` is defined on rectified flow; use `ddim` or `cps` on this schedule".into());
-        }
-        let fine = self.eta >= 0.0 && self.eta.is_finite();
-        (!fine).then(|| format!("sampler `dance`: eta = {}: must be 0 (an ODE) or a positive number", self.eta))
+    fn validate(&self, grid: &Grid) -> Vec<String> {
+        let mut problems = rectified_flow_only("dance", grid, "use `ddim` or `cps` on this schedule");
+        problems.extend(noise("dance", "eta", self.eta));
+        problems
     }
 }

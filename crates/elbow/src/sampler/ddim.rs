@@ -8,8 +8,8 @@
 //! On a variance-preserving path, with ᾱ = α², this is the paper's ρ² = η² (1 − ᾱ′)/(1 − ᾱ) (1 − ᾱ/ᾱ′); the form above
 //! holds on any path, rectified flow's α = 0 at t = 1 included. The last step has no noise: σ′ = 0.
 
-use super::{Sampler, Step, redrawn, share};
-use crate::{gaussian::Gaussian, schedule::Schedule};
+use super::{Sampler, Step, share};
+use crate::schedule::Grid;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -28,17 +28,14 @@ impl Default for Ddim {
 }
 
 impl Sampler for Ddim {
-    fn std(&self, schedule: Schedule, times: &[f64], k: usize) -> f64 {
-        let (from, to) = (schedule.level(times[k]), schedule.level(times[k + 1]));
+    fn step(&self, grid: &Grid, k: usize) -> Step {
+        let (from, to) = (grid.level(k), grid.level(k + 1));
         let kept = (to.sigma * from.alpha) / (from.sigma * to.alpha);
-        if k + 2 == times.len() { 0.0 } else { self.eta * to.sigma * (1.0 - kept * kept).sqrt() }
+        let std = if grid.is_last(k) { 0.0 } else { self.eta * to.sigma * (1.0 - kept * kept).sqrt() };
+        Step::redrawn(grid, k, std)
     }
 
-    fn transition(&self, schedule: Schedule, times: &[f64], k: usize, steps: &[Step]) -> Gaussian {
-        redrawn(schedule, times, k, &steps[0], self.std(schedule, times, k))
-    }
-
-    fn refuses(&self, _: Schedule, _: usize) -> Option<String> {
+    fn validate(&self, _: &Grid) -> Vec<String> {
         share("ddim", "eta", self.eta)
     }
 }

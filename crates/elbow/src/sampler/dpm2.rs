@@ -8,8 +8,8 @@
 //! The first and the last step are first order (no m₋; h is infinite at t = 0). Departure from the reference: at t = 1
 //! λ = −∞, so the second step would divide by r = ∞ and silently become first order; here that is explicit.
 
-use super::{Sampler, Step, span};
-use crate::{gaussian::Gaussian, schedule::Schedule};
+use super::{Mean, Sampler, Step};
+use crate::schedule::Grid;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -19,21 +19,17 @@ use serde::{Deserialize, Serialize};
 pub struct Dpm2 {}
 
 impl Sampler for Dpm2 {
-    fn transition(&self, schedule: Schedule, times: &[f64], k: usize, steps: &[Step]) -> Gaussian {
-        let (t, next) = (times[k], times[k + 1]);
-        let (from, to) = (schedule.level(t), schedule.level(next));
-        let Step { x, velocity } = &steps[0];
-        let clean = schedule.clean(x.clone(), velocity.clone(), t);
-        let (h, shrink) = span(schedule, times, k);
-        let last = k + 2 == times.len();
-        let previous = steps.get(1).filter(|_| !last).map(|step| {
-            let r = span(schedule, times, k - 1).0 / h;
-            (schedule.clean(step.x.clone(), step.velocity.clone(), times[k - 1]), r)
-        });
-        let target = match previous {
-            Some((previous, r)) if r.is_finite() => clean.clone() + (clean - previous) * (0.5 / r),
-            _ => clean,
+    fn step(&self, grid: &Grid, k: usize) -> Step {
+        let (from, to) = (grid.level(k), grid.level(k + 1));
+        let clean = Mean::clean(grid, k, 0);
+        let (h, shrink) = grid.span(k);
+        let second_order = k > 0 && !grid.is_last(k);
+        let ratio = if second_order { grid.span(k - 1).0 / h } else { f64::INFINITY };
+        let target = if ratio.is_finite() {
+            clean + (clean - Mean::clean(grid, k, 1)) * (0.5 / ratio)
+        } else {
+            clean
         };
-        Gaussian { mean: x.clone() * (to.sigma / from.sigma) + target * (to.alpha * (1.0 - shrink)), std: 0.0 }
+        Step::deterministic(Mean::point(0) * (to.sigma / from.sigma) + target * (to.alpha * (1.0 - shrink)))
     }
 }

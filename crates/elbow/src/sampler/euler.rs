@@ -3,8 +3,8 @@
 //!
 //! x' = x + (t' − t) v
 
-use super::{Sampler, Step};
-use crate::{gaussian::Gaussian, schedule::Schedule};
+use super::{Mean, Sampler, Step};
+use crate::schedule::Grid;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 pub struct Euler {}
 
 impl Sampler for Euler {
-    fn transition(&self, _: Schedule, times: &[f64], k: usize, steps: &[Step]) -> Gaussian {
-        let Step { x, velocity } = &steps[0];
-        Gaussian { mean: x.clone() + velocity.clone() * (times[k + 1] - times[k]), std: 0.0 }
+    fn step(&self, grid: &Grid, k: usize) -> Step {
+        let dt = grid.times[k + 1] - grid.times[k];
+        Step::deterministic(Mean::point(0) + Mean::velocity(0) * dt)
     }
 }

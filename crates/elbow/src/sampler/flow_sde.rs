@@ -6,8 +6,8 @@
 //!
 //! At t = 1 the denominator 1 − t takes the second time of the grid, as in the reference. Rectified flow only.
 
-use super::{Sampler, Step};
-use crate::{gaussian::Gaussian, schedule::Schedule};
+use super::{Mean, Sampler, Step, noise, rectified_flow_only};
+use crate::schedule::Grid;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -25,37 +25,18 @@ impl Default for FlowSde {
     }
 }
 
-impl FlowSde {
-    /// s at step `k` of the grid.
-    fn diffusion(self, times: &[f64], k: usize) -> f64 {
-        let t = times[k];
-        self.noise_level * (t / (1.0 - t.min(times[1]))).sqrt()
-    }
-}
-
 impl Sampler for FlowSde {
-    fn std(&self, _: Schedule, times: &[f64], k: usize) -> f64 {
-        self.diffusion(times, k) * (times[k] - times[k + 1]).sqrt()
+    fn step(&self, grid: &Grid, k: usize) -> Step {
+        let (t, dt) = (grid.times[k], grid.times[k + 1] - grid.times[k]);
+        let diffusion = self.noise_level * (t / (1.0 - t.min(grid.times[1]))).sqrt();
+        let half = diffusion * diffusion / (2.0 * t);
+        let mean = Mean::point(0) * (1.0 + half * dt) + Mean::velocity(0) * ((1.0 + half * (1.0 - t)) * dt);
+        Step { mean, std: diffusion * (-dt).sqrt() }
     }
 
-    fn transition(&self, schedule: Schedule, times: &[f64], k: usize, steps: &[Step]) -> Gaussian {
-        let (t, dt) = (times[k], times[k + 1] - times[k]);
-        let Step { x, velocity } = &steps[0];
-        let half = self.diffusion(times, k).powi(2) / (2.0 * t);
-        let mean = x.clone() * (1.0 + half * dt) + velocity.clone() * ((1.0 + half * (1.0 - t)) * dt);
-        Gaussian { mean, std: self.std(schedule, times, k) }
-    }
-
-    fn refuses(&self, schedule: Schedule, _: usize) -> Option<String> {
-        if schedule != Schedule::RectifiedFlow {
-            return Some(
-                "sampler `flow-sde` is defined on rectified flow; use `ddim`, `euler` or `dpm2` on this schedule"
-                    .into(),
-            );
-        }
-        let fine = self.noise_level >= 0.0 && self.noise_level.is_finite();
-        (!fine).then(|| {
-            format!("sampler `flow-sde`: noise_level = {}: must be 0 (an ODE) or a positive number", self.noise_level)
-        })
+    fn validate(&self, grid: &Grid) -> Vec<String> {
+        let mut problems = rectified_flow_only("flow-sde", grid, "use `ddim`, `euler` or `dpm2` on this schedule");
+        problems.extend(noise("flow-sde", "noise_level", self.noise_level));
+        problems
     }
 }

@@ -1,8 +1,8 @@
 //! **Axis iii: how a rollout draws images from a policy** (arXiv 2602.04663, §3.3).
 //!
-//! A sampler walks down a grid of times and knows, at each step, the distribution of the next point. One piece of code
-//! therefore serves rollouts ([`Gaussian::sample`]) and re-scoring ([`Gaussian::log_prob`]), and with equal weights the
-//! ratio of the two is exactly 1.
+//! A sampler walks down a grid of times and says, at each step, the distribution of the next point as a table of numbers
+//! ([`Step`]). One piece of code draws from every table and one scores every table, and with equal weights the ratio of two
+//! scores is exactly 1.
 
 mod branch;
 mod cps;
@@ -12,6 +12,7 @@ mod dpm2;
 mod euler;
 mod flow_sde;
 mod sa_solver;
+mod step;
 mod unipc;
 mod window;
 
@@ -23,56 +24,40 @@ pub use dpm2::Dpm2;
 pub use euler::Euler;
 pub use flow_sde::FlowSde;
 pub use sa_solver::SaSolver;
+pub use step::{HISTORY, Mean, Step, Visit, mean, scaled};
 pub use unipc::Unipc;
 pub use window::{Sde, Strategy, Window};
 
 use crate::{
-    gaussian::Gaussian,
     noise::{self, Key},
     policy::{Conditioning, VelocityField},
-    schedule::{Level, Schedule, grid},
+    schedule::{Grid, Schedule, grid},
 };
 use burn::tensor::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::ops::Range;
 
-/// One rule for stepping from `times[k]` to `times[k + 1]`.
+/// A rule for walking from noise to data.
 pub trait Sampler: Send + Sync {
-    /// The deviation of step `k`; 0 is a deterministic step, which has no density.
-    fn std(&self, schedule: Schedule, times: &[f64], k: usize) -> f64 {
-        let _ = (schedule, times, k);
-        0.0
+    /// Step `k` from `grid.times[k]` to `grid.times[k + 1]`; of a rule that is stochastic at some steps only, were it so at all.
+    fn step(&self, grid: &Grid, k: usize) -> Step;
+
+    /// The T steps of the sample of `key`: [`step`](Self::step) for each, unless they depend on the sample or the epoch.
+    fn walk(&self, grid: &Grid, key: Key) -> Vec<Step> {
+        let _ = key;
+        (0..grid.steps()).map(|k| self.step(grid, k)).collect()
     }
 
-    /// The distribution of the point at `times[k + 1]`.
-    ///
-    /// | Argument | Shape | |
-    /// |---|---|---|
-    /// | `times` | T + 1 | 1 = t₀ > … > t_T = 0 |
-    /// | `x` | `[N, C, H, W]` | the point at `times[k]` |
-    /// | `steps` | newest first | points and velocities at `times[k]`, `times[k − 1]`, … as far as they are kept |
-    fn transition(&self, schedule: Schedule, times: &[f64], k: usize, steps: &[Step]) -> Gaussian;
-
-    /// Whether a step with a density depends on velocities at earlier points too, which a likelihood of single steps cannot see.
-    fn remembers(&self) -> bool {
-        false
-    }
-
-    /// Why this sampler cannot take `steps` steps on `schedule`, if so.
-    fn refuses(&self, schedule: Schedule, steps: usize) -> Option<String> {
-        let _ = (schedule, steps);
+    /// Images of a prompt that differ by the same steps; `None` if all do.
+    fn explorations(&self) -> Option<usize> {
         None
     }
-}
 
-/// A point of a trajectory and the velocity there, both `[N, C, H, W]`.
-#[derive(Clone, Debug)]
-pub struct Step {
-    /// The point.
-    pub x: Tensor<4>,
-    /// dx/dt at it.
-    pub velocity: Tensor<4>,
+    /// Why this sampler cannot walk this grid, one sentence each.
+    fn validate(&self, grid: &Grid) -> Vec<String> {
+        let _ = grid;
+        Vec::new()
+    }
 }
 
 /// The sampler of a recipe.
@@ -151,85 +136,62 @@ impl Sampling {
         grid(self.steps, self.shift)
     }
 
-    /// The same in one epoch: where a window is follows from the seed and the epoch alone.
-    #[must_use]
-    pub fn at(self, seed: u64, epoch: u64) -> Self {
-        match self.rule {
-            SamplerKind::Window(window) => {
-                Self { rule: SamplerKind::Window(window.at(self.steps, seed, epoch)), ..self }
-            }
-            _ => self,
-        }
-    }
-
-    /// Rows that are drawn alike, one run after the other: all of them, unless they branch at steps of their own.
-    pub fn runs(&self, keys: &[Key]) -> Vec<(Range<usize>, Self)> {
-        let SamplerKind::Branch(branch) = self.rule else { return vec![(0..keys.len(), *self)] };
-        let mut end = 0;
-        let run = |run: &[Key]| {
-            end += run.len();
-            let rule = SamplerKind::Window(branch.window(self.steps, run[0]));
-            (end - run.len()..end, Self { rule, ..*self })
-        };
-        keys.chunk_by(|&a, &b| branch.point(a) == branch.point(b)).map(run).collect()
+    /// The grid on a path.
+    pub fn grid(&self, schedule: Schedule) -> Grid {
+        Grid::new(schedule, self.times())
     }
 
     /// Images of a prompt that differ by the same steps; `None` if all do.
     pub fn explorations(&self) -> Option<usize> {
-        if let SamplerKind::Branch(Branch { explorations, .. }) = self.rule { Some(explorations) } else { None }
+        self.rule.get().explorations()
     }
 
-    /// The deviation of every step but the last, were the whole path stochastic.
+    /// The deviation of every step but the last, were the whole walk stochastic.
     pub fn noise(&self, schedule: Schedule) -> Vec<f64> {
-        let rule = match &self.rule {
-            SamplerKind::Window(Window { sde, .. }) | SamplerKind::Branch(Branch { sde, .. }) => sde.get(),
-            rule => rule.get(),
-        };
-        let times = self.times();
-        (0..self.steps.saturating_sub(1).max(1)).map(|k| rule.std(schedule, &times, k)).collect()
+        let grid = self.grid(schedule);
+        (0..self.steps.saturating_sub(1).max(1)).map(|k| self.rule.get().step(&grid, k).std).collect()
     }
 
-    /// The steps that have a density.
-    pub fn stochastic_steps(&self, schedule: Schedule) -> Vec<usize> {
-        let (times, rule) = (self.times(), self.rule.get());
-        (0..self.steps).filter(|&k| rule.std(schedule, &times, k) > 0.0).collect()
+    /// The steps that have a density, of the sample of `key`.
+    pub fn stochastic_steps(&self, schedule: Schedule, key: Key) -> Vec<usize> {
+        let walk = self.rule.get().walk(&self.grid(schedule), key);
+        (0..walk.len()).filter(|&k| walk[k].std > 0.0).collect()
     }
 
-    /// Why nothing can be drawn this way on `schedule`, if so.
-    pub fn refuses(&self, schedule: Schedule) -> Option<String> {
-        self.rule.get().refuses(schedule, self.steps)
+    /// Whether a step with a density depends on velocities at earlier points too, which a likelihood of single steps cannot see.
+    pub fn remembers(&self, schedule: Schedule, key: Key) -> bool {
+        let walk = self.rule.get().walk(&self.grid(schedule), key);
+        walk.iter().any(|step| step.std > 0.0 && step.mean.remembers())
     }
-}
 
-/// The path through what `step` predicts, with noise of deviation `std` drawn anew at the next time:
-/// N( α′ x̂₀ + √(σ′² − std²) ε̂, std² I ).
-fn redrawn(schedule: Schedule, times: &[f64], k: usize, step: &Step, std: f64) -> Gaussian {
-    let (t, to) = (times[k], schedule.level(times[k + 1]));
-    let clean = schedule.clean(step.x.clone(), step.velocity.clone(), t);
-    let noise = schedule.noise(step.x.clone(), step.velocity.clone(), t);
-    let kept = (to.sigma * to.sigma - std * std).max(0.0).sqrt();
-    Gaussian { mean: clean * to.alpha + noise * kept, std }
+    /// Why nothing can be drawn this way on `schedule`, one sentence each.
+    pub fn validate(&self, schedule: Schedule) -> Vec<String> {
+        self.rule.get().validate(&self.grid(schedule))
+    }
 }
 
 /// What is wrong with a share of noise, if anything.
-fn share(sampler: &str, name: &str, value: f64) -> Option<String> {
-    (!(0.0..=1.0).contains(&value)).then(|| format!("sampler `{sampler}`: {name} = {value}: must lie between 0 and 1"))
+fn share(sampler: &str, name: &str, value: f64) -> Vec<String> {
+    let told = format!("sampler `{sampler}`: {name} = {value}: must lie between 0 and 1");
+    (!(0.0..=1.0).contains(&value)).then_some(told).into_iter().collect()
 }
 
-/// Step `k` in λ = ln(α/σ): its length h, infinite from pure noise and to data, and e^{−h}, which is finite everywhere.
-fn span(schedule: Schedule, times: &[f64], k: usize) -> (f64, f64) {
-    let (from, to) = (schedule.level(times[k]), schedule.level(times[k + 1]));
-    let lambda = |level: Level| (level.alpha / level.sigma).ln();
-    (lambda(to) - lambda(from), (from.alpha * to.sigma) / (from.sigma * to.alpha))
+/// What is wrong with an amount of noise, if anything.
+fn noise(sampler: &str, name: &str, value: f64) -> Option<String> {
+    let fine = value >= 0.0 && value.is_finite();
+    (!fine).then(|| format!("sampler `{sampler}`: {name} = {value}: must be 0 (an ODE) or a positive number"))
 }
 
-/// Points kept while sampling: enough to correct a second-order step.
-const HISTORY: usize = 3;
+/// A complaint on any other path.
+fn rectified_flow_only(sampler: &str, grid: &Grid, instead: &str) -> Vec<String> {
+    let told = format!("sampler `{sampler}` is defined on rectified flow; {instead}");
+    (grid.schedule != Schedule::RectifiedFlow).then_some(told).into_iter().collect()
+}
 
 /// Draws one image per row of `cond`.
 ///
-/// `start` `[N, C, H, W]` is the point at t = 1; `keys` (one a row) give the noise of stochastic steps. Returns the points at
-/// all `times`, the final image last; only that one if `trajectory` is not asked for.
+/// `start` `[N, C, H, W]` is the point at t = 1; `keys` (one a row) give each row's steps and the noise of stochastic ones.
+/// Returns the points at all times, the final image last; only that one if `trajectory` is not asked for.
 pub fn sample(
     field: &dyn VelocityField,
     sampling: &Sampling,
@@ -239,37 +201,26 @@ pub fn sample(
     keys: &[Key],
     trajectory: bool,
 ) -> Vec<Tensor<4>> {
-    let runs = sampling.runs(keys);
-    let [(_, sampling)] = runs[..] else {
-        let part = |(rows, sampling): (Range<usize>, Sampling)| {
-            let (start, cond) = (start.clone().narrow(0, rows.start, rows.len()), cond.narrow(rows.start, rows.len()));
-            sample(field, &sampling, schedule, start, &cond, &keys[rows], trajectory)
-        };
-        let beside = |all: Vec<Tensor<4>>, part: Vec<Tensor<4>>| {
-            all.into_iter().zip(part).map(|(rows, more)| Tensor::cat(vec![rows, more], 0)).collect()
-        };
-        return runs.into_iter().map(part).reduce(beside).unwrap_or_default();
-    };
-    let (times, rule, device) = (sampling.times(), sampling.rule.get(), start.device());
+    let (grid, device) = (sampling.grid(schedule), start.device());
+    let walks: Vec<Vec<Step>> = keys.iter().map(|&key| sampling.rule.get().walk(&grid, key)).collect();
     let [n, c, h, w] = start.dims();
     let mut x = start;
     let mut kept = Vec::new();
-    let mut steps: Vec<Step> = Vec::new();
-    for k in 0..times.len() - 1 {
-        let t = Tensor::full([n], times[k], &device);
+    let mut visits: Vec<Visit> = Vec::new();
+    for k in 0..grid.steps() {
+        let t = Tensor::full([n], grid.times[k], &device);
         let velocity = field.velocity(x.clone(), t, cond);
-        steps.insert(0, Step { x: x.clone(), velocity });
-        steps.truncate(HISTORY);
+        visits.insert(0, Visit { x: x.clone(), velocity });
+        visits.truncate(HISTORY);
         if trajectory {
             kept.push(x);
         }
-        let next = rule.transition(schedule, &times, k, &steps);
-        x = if next.std > 0.0 {
+        let steps: Vec<Step> = walks.iter().map(|walk| walk[k]).collect();
+        x = step::mean(&steps, &visits);
+        if steps.iter().any(|step| step.std > 0.0) {
             let noise = noise::normal(keys.iter().map(|key| key.draw(k as u32)), [c, h, w], &device);
-            next.sample(noise)
-        } else {
-            next.mean
-        };
+            x = x + step::scaled(noise, steps.iter().map(|step| step.std)).expect("invariant: some deviation is not 0");
+        }
     }
     kept.push(x);
     kept

@@ -16,9 +16,8 @@
 //! Departure from diffusers: without the term of third order that it adds to M for few steps, and which grows without bound
 //! in a step from pure noise.
 
-use super::{Sampler, Step, redrawn, span};
-use crate::{gaussian::Gaussian, schedule::Schedule};
-use burn::tensor::Tensor;
+use super::{Mean, Sampler, Step, noise};
+use crate::schedule::Grid;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -40,61 +39,57 @@ impl Default for SaSolver {
 
 impl SaSolver {
     /// A(h) and M(h) of step `k`, and M(h)/h.
-    fn integrals(self, schedule: Schedule, times: &[f64], k: usize) -> [f64; 3] {
-        let ((h, shrink), c) = (span(schedule, times, k), 1.0 + self.tau * self.tau);
+    fn integrals(self, grid: &Grid, k: usize) -> [f64; 3] {
+        let ((h, shrink), c) = (grid.span(k), 1.0 + self.tau * self.tau);
         let a = 1.0 - shrink.powf(c);
         let m = h - a / c;
         [a, m, if h.is_finite() { m / h } else { 1.0 }]
     }
 
-    /// δ at step `k`.
-    fn correction(self, schedule: Schedule, times: &[f64], k: usize, clean: &[Tensor<4>]) -> Option<Tensor<4>> {
-        let (newest, before) = (clean.first()?.clone(), clean.get(1)?.clone());
-        let [_, m, slope] = self.integrals(schedule, times, k - 1);
-        let alpha = schedule.level(times[k]).alpha;
-        let added = (newest - before.clone()) * (alpha * slope);
-        let Some(oldest) = clean.get(2) else { return Some(added) };
-        let (earlier, _) = span(schedule, times, k - 2);
-        Some(added - (before - oldest.clone()) * (alpha * m / earlier))
+    /// δ at step `k`, if there is a step to correct.
+    fn correction(self, grid: &Grid, k: usize) -> Option<Mean> {
+        if k == 0 {
+            return None;
+        }
+        let (newest, before) = (Mean::clean(grid, k, 0), Mean::clean(grid, k, 1));
+        let [_, m, slope] = self.integrals(grid, k - 1);
+        let alpha = grid.level(k).alpha;
+        let added = (newest - before) * (alpha * slope);
+        if k == 1 {
+            return Some(added);
+        }
+        let (earlier, _) = grid.span(k - 2);
+        Some(added - (before - Mean::clean(grid, k, 2)) * (alpha * m / earlier))
     }
 }
 
 impl Sampler for SaSolver {
-    fn std(&self, schedule: Schedule, times: &[f64], k: usize) -> f64 {
-        let (_, shrink) = span(schedule, times, k);
+    fn step(&self, grid: &Grid, k: usize) -> Step {
+        let (from, to) = (grid.level(k), grid.level(k + 1));
+        let (_, shrink) = grid.span(k);
         let redrawn = (1.0 - shrink.powf(2.0 * self.tau * self.tau)).sqrt();
-        if k + 2 == times.len() { 0.0 } else { schedule.level(times[k + 1]).sigma * redrawn }
-    }
-
-    fn transition(&self, schedule: Schedule, times: &[f64], k: usize, steps: &[Step]) -> Gaussian {
-        let std = self.std(schedule, times, k);
-        if self.order == 1 || k + 2 == times.len() {
-            return redrawn(schedule, times, k, &steps[0], std);
+        let std = if grid.is_last(k) { 0.0 } else { to.sigma * redrawn };
+        if self.order == 1 || grid.is_last(k) {
+            return Step::redrawn(grid, k, std);
         }
-        let clean =
-            |(back, Step { x, velocity }): (usize, &Step)| schedule.clean(x.clone(), velocity.clone(), times[k - back]);
-        let clean: Vec<Tensor<4>> = steps.iter().enumerate().map(clean).collect();
-        let ((_, shrink), [a, m, _]) = (span(schedule, times, k), self.integrals(schedule, times, k));
-        let (from, to) = (schedule.level(times[k]), schedule.level(times[k + 1]));
-        let x = match self.correction(schedule, times, k, &clean) {
-            Some(delta) => steps[0].x.clone() + delta,
-            None => steps[0].x.clone(),
-        };
-        let mean = x * (to.sigma / from.sigma * shrink.powf(self.tau * self.tau)) + clean[0].clone() * (to.alpha * a);
-        let Some(before) = clean.get(1) else { return Gaussian { mean, std } };
-        let (earlier, _) = span(schedule, times, k - 1);
-        Gaussian { mean: mean + (clean[0].clone() - before.clone()) * (to.alpha * m / earlier), std }
+        let [a, m, _] = self.integrals(grid, k);
+        let corrected = Mean::point(0) + self.correction(grid, k).unwrap_or_default();
+        let clean = Mean::clean(grid, k, 0);
+        let kept = to.sigma / from.sigma * shrink.powf(self.tau * self.tau);
+        let mut mean = corrected * kept + clean * (to.alpha * a);
+        if k > 0 {
+            let (earlier, _) = grid.span(k - 1);
+            mean = mean + (clean - Mean::clean(grid, k, 1)) * (to.alpha * m / earlier);
+        }
+        Step { mean, std }
     }
 
-    fn remembers(&self) -> bool {
-        self.order > 1
-    }
-
-    fn refuses(&self, _: Schedule, _: usize) -> Option<String> {
+    fn validate(&self, _: &Grid) -> Vec<String> {
         let Self { tau, order } = *self;
-        if !(tau >= 0.0 && tau.is_finite()) {
-            return Some(format!("sampler `sa-solver`: tau = {tau}: must be 0 (an ODE) or a positive number"));
+        let mut problems: Vec<String> = noise("sa-solver", "tau", tau).into_iter().collect();
+        if !(1..=2).contains(&order) {
+            problems.push(format!("sampler `sa-solver`: order = {order}: must be 1 or 2"));
         }
-        (!(1..=2).contains(&order)).then(|| format!("sampler `sa-solver`: order = {order}: must be 1 or 2"))
+        problems
     }
 }

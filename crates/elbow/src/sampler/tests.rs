@@ -107,11 +107,16 @@ fn solvers_converge_at_their_order() {
 
 /// The mean of step `k` and how noisy it is.
 fn step(rule: SamplerKind, schedule: Schedule, times: &[f64], k: usize) -> (f64, f64) {
-    let one = |v: f64| Tensor::<4>::full([1, 1, 1, 1], v, (&Device::flex(), burn::tensor::DType::F64));
-    let steps = [Step { x: one(0.7), velocity: one(-1.3) }];
-    let Gaussian { mean, std } = rule.get().transition(schedule, times, k, &steps);
-    assert_eq!(std.to_bits(), rule.get().std(schedule, times, k).to_bits());
-    (mean.into_scalar::<f64>(), std)
+    let grid = Grid::new(schedule, times.to_vec());
+    weighed(rule.get().step(&grid, k), [0.7; HISTORY], [-1.3; HISTORY])
+}
+
+/// The mean of a step from these points and velocities, newest first, and its deviation.
+fn weighed(step: Step, x: [f64; HISTORY], v: [f64; HISTORY]) -> (f64, f64) {
+    let sum = |weights: [f64; HISTORY], values: [f64; HISTORY]| -> f64 {
+        weights.iter().zip(values).map(|(weight, value)| weight * value).sum()
+    };
+    (sum(step.mean.x, x) + sum(step.mean.v, v), step.std)
 }
 
 #[test]
@@ -165,7 +170,10 @@ fn ddim_on_a_rectified_flow_is_the_posterior_of_its_path() {
 
 #[test]
 fn steps_with_noise_have_a_density_and_the_last_of_most_has_none() {
-    let steps = |rule, schedule| Sampling { rule, ..Sampling::default() }.stochastic_steps(schedule);
+    let steps = |rule, schedule| {
+        let sampling = Sampling { rule, ..Sampling::default() };
+        sampling.stochastic_steps(schedule, keys(1)[0])
+    };
     let none = Vec::<usize>::new();
     assert_eq!(steps(flow_sde(0.7), FLOW), (0..10).collect::<Vec<_>>());
     for (rule, schedule) in [
@@ -253,7 +261,7 @@ fn every_step_is_finite_from_pure_noise() {
 
 #[test]
 fn values_out_of_range_are_refused_with_their_range() {
-    let refusal = |rule, schedule| Sampling { rule, ..Sampling::default() }.refuses(schedule);
+    let refusal = |rule, schedule| Sampling { rule, ..Sampling::default() }.validate(schedule).into_iter().next();
     for (rule, words) in [
         (flow_sde(-0.1), ["flow-sde", "noise_level = -0.1", "positive"]),
         (flow_sde(f64::INFINITY), ["flow-sde", "noise_level = inf", "positive"]),

@@ -14,9 +14,8 @@
 //! (σ′/σ) δ. The last step is first order, so that the last correction changes nothing. h₋ is infinite from pure noise on,
 //! where q = 0.
 
-use super::{Dpm2, Sampler, Step, span};
-use crate::{gaussian::Gaussian, schedule::Schedule};
-use burn::tensor::Tensor;
+use super::{Dpm2, Mean, Sampler, Step};
+use crate::schedule::Grid;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -26,16 +25,18 @@ use serde::{Deserialize, Serialize};
 pub struct Unipc {}
 
 /// δ at step `k`, if there is a step to correct.
-fn correction(schedule: Schedule, times: &[f64], k: usize, steps: &[Step]) -> Option<Tensor<4>> {
-    let clean = |back: usize| {
-        let Step { x, velocity } = steps.get(back)?;
-        Some(schedule.clean(x.clone(), velocity.clone(), times[k - back]))
-    };
-    let (newest, before) = (clean(0)?, clean(1)?);
-    let (h, shrink) = span(schedule, times, k - 1);
-    let (scale, first) = (schedule.level(times[k]).alpha * (1.0 - shrink), newest - before.clone());
-    let Some(oldest) = clean(2) else { return Some(first * (scale * 0.5)) };
-    let (earlier, _) = span(schedule, times, k - 2);
+fn correction(grid: &Grid, k: usize) -> Option<Mean> {
+    if k == 0 {
+        return None;
+    }
+    let (newest, before) = (Mean::clean(grid, k, 0), Mean::clean(grid, k, 1));
+    let (h, shrink) = grid.span(k - 1);
+    let (scale, first) = (grid.level(k).alpha * (1.0 - shrink), newest - before);
+    if k == 1 {
+        return Some(first * (scale * 0.5));
+    }
+    let oldest = Mean::clean(grid, k, 2);
+    let (earlier, _) = grid.span(k - 2);
     let (e, q) = (1.0 - shrink, -h / earlier);
     let (b1, b2) = (1.0 / e - 1.0 / h, (1.0 - 2.0 * (1.0 - e / h) / h) / e);
     let gamma = (b2 - b1) / (1.0 - q);
@@ -43,12 +44,12 @@ fn correction(schedule: Schedule, times: &[f64], k: usize, steps: &[Step]) -> Op
 }
 
 impl Sampler for Unipc {
-    fn transition(&self, schedule: Schedule, times: &[f64], k: usize, steps: &[Step]) -> Gaussian {
-        let Gaussian { mean, std } = Dpm2 {}.transition(schedule, times, k, steps);
-        let kept = schedule.level(times[k + 1]).sigma / schedule.level(times[k]).sigma;
-        match correction(schedule, times, k, steps) {
-            Some(delta) if k + 2 < times.len() => Gaussian { mean: mean + delta * kept, std },
-            _ => Gaussian { mean, std },
+    fn step(&self, grid: &Grid, k: usize) -> Step {
+        let Step { mean, std } = Dpm2 {}.step(grid, k);
+        let kept = grid.level(k + 1).sigma / grid.level(k).sigma;
+        match correction(grid, k).filter(|_| !grid.is_last(k)) {
+            Some(delta) => Step { mean: mean + delta * kept, std },
+            None => Step { mean, std },
         }
     }
 }

@@ -14,12 +14,12 @@
 
 use super::{Cps, Dance, Ddim, Euler, FlowSde, Sampler, Step};
 use crate::{
-    gaussian::Gaussian,
     noise::{Key, Purpose},
-    schedule::Schedule,
+    schedule::Grid,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 
 /// The sampler inside a window.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -51,6 +51,12 @@ impl Sde {
             Self::Ddim(s) => s,
         }
     }
+
+    /// A walk that is stochastic at the steps `inside` and Euler's elsewhere.
+    pub(super) fn at(&self, grid: &Grid, inside: &Range<usize>) -> Vec<Step> {
+        let step = |k| if inside.contains(&k) { self.get().step(grid, k) } else { Euler {}.step(grid, k) };
+        (0..grid.steps()).map(step).collect()
+    }
 }
 
 /// How a window moves.
@@ -80,68 +86,61 @@ pub struct Window {
     pub stride: usize,
     /// How it moves.
     pub strategy: Strategy,
-    /// The first step inside: not part of a recipe, see [`Window::at`].
-    #[serde(skip)]
-    pub first: usize,
 }
 
 impl Default for Window {
     fn default() -> Self {
-        Self { sde: Sde::default(), size: 4, every: 25, stride: 1, strategy: Strategy::default(), first: 0 }
+        Self { sde: Sde::default(), size: 4, every: 25, stride: 1, strategy: Strategy::default() }
     }
 }
 
 impl Window {
-    /// The same window where it is in an epoch, on a grid of `steps`.
-    #[must_use]
-    pub fn at(self, steps: usize, seed: u64, epoch: u64) -> Self {
+    /// The window's first step in an epoch, on a grid of `steps`.
+    pub fn first(&self, steps: usize, seed: u64, epoch: u64) -> usize {
         let (every, range) = (self.every.max(1), steps.saturating_sub(1).max(1));
         let last = range.saturating_sub(self.size);
-        let stay = |position: usize| match self.strategy {
+        if self.strategy == Strategy::Random {
+            let key = Key::new(seed, Purpose::Window, epoch / every);
+            return key.uniforms().next().map_or(0, |u| (u * (last + 1) as f64) as usize);
+        }
+        let epochs_at = |position: usize| match self.strategy {
             Strategy::Decay => every - ((every - 1) * position as u64).div_ceil(range as u64),
             Strategy::Progressive | Strategy::Random => every,
         };
         let positions = || (0..=last).step_by(self.stride.max(1));
-        let first = if self.strategy == Strategy::Random {
-            let key = Key::new(seed, Purpose::Window, epoch / every);
-            key.uniforms().next().map_or(0, |u| (u * (last + 1) as f64) as usize)
-        } else {
-            let mut rest = epoch % positions().map(stay).sum::<u64>();
-            let here = |&position: &usize| {
-                let inside = rest < stay(position);
-                rest = rest.saturating_sub(stay(position));
-                inside
-            };
-            positions().find(here).unwrap_or(0)
-        };
-        Self { first, ..self }
-    }
-
-    fn holds(&self, k: usize) -> bool {
-        (self.first..self.first + self.size).contains(&k)
+        let mut rest = epoch % positions().map(epochs_at).sum::<u64>();
+        for position in positions() {
+            if rest < epochs_at(position) {
+                return position;
+            }
+            rest -= epochs_at(position);
+        }
+        0
     }
 }
 
 impl Sampler for Window {
-    fn std(&self, schedule: Schedule, times: &[f64], k: usize) -> f64 {
-        if self.holds(k) { self.sde.get().std(schedule, times, k) } else { 0.0 }
+    fn step(&self, grid: &Grid, k: usize) -> Step {
+        self.sde.get().step(grid, k)
     }
 
-    fn transition(&self, schedule: Schedule, times: &[f64], k: usize, steps: &[Step]) -> Gaussian {
-        let rule: &dyn Sampler = if self.holds(k) { self.sde.get() } else { &Euler {} };
-        rule.transition(schedule, times, k, steps)
+    fn walk(&self, grid: &Grid, key: Key) -> Vec<Step> {
+        let first = self.first(grid.steps(), key.seed, key.epoch);
+        self.sde.at(grid, &(first..first + self.size))
     }
 
-    fn refuses(&self, schedule: Schedule, steps: usize) -> Option<String> {
-        let Self { size, every, stride, .. } = *self;
+    fn validate(&self, grid: &Grid) -> Vec<String> {
+        let (Self { size, every, stride, .. }, steps) = (*self, grid.steps());
+        let mut problems = Vec::new();
         if size == 0 || size >= steps {
-            return Some(format!(
+            problems.push(format!(
                 "sampler `window`: size = {size} of {steps} steps: a window has at least 1 step and never holds the last"
             ));
         }
         if every == 0 || stride == 0 {
-            return Some(format!("sampler `window`: every = {every}, stride = {stride}: both must be at least 1"));
+            problems.push(format!("sampler `window`: every = {every}, stride = {stride}: both must be at least 1"));
         }
-        self.sde.get().refuses(schedule, steps)
+        problems.extend(self.sde.get().validate(grid));
+        problems
     }
 }

@@ -46,7 +46,7 @@ pub struct Drawn {
 
 /// Draws and scores groups of the epoch, which are numbered: the same number, the same group.
 pub(super) fn draw(trainer: &Trainer<'_>, observer: &dyn Observer, numbers: Range<usize>) -> Result<Drawn, TrainError> {
-    let (config, epoch) = (&trainer.config, trainer.state.epoch);
+    let config = &trainer.config;
     let (first, groups, size) = (numbers.start, numbers.len(), config.batch.group_size);
     let slots = config.replay.slots(&trainer.state.kept, groups);
     let prompts = prompts(trainer, first, &slots);
@@ -71,7 +71,7 @@ pub(super) fn draw(trainer: &Trainer<'_>, observer: &dyn Observer, numbers: Rang
     let seats: Vec<Seat> = seats.map(|(number, start)| Seat { number, start }).collect();
     let keep = config.likelihood.get().needs_trajectory();
     let (parts, Scored { images, scores, time }) =
-        scene.images("rollout", config.sampler.at(config.seed, epoch), size, &seats, keep);
+        scene.images("rollout", config.sampler, size, &seats, keep);
     let (rewards, parts_of_rewards) = check(trainer, &scores)?;
     let memory = config.advantage.get().memory();
     let earlier = |p: &Prompt| if memory == 0 { Vec::new() } else { trainer.state.history.of(&p.text) };

@@ -187,9 +187,9 @@ fn of_a_step(noise: &[f32], of: &dyn Fn(&Evaluation<'_>) -> Tensor<1>) -> (Vec<f
     let x = latent((0..B * PIXELS).map(|i| (i as f32 * 0.7).sin()).collect());
     let behavior = latent((0..B * PIXELS).map(|i| (i as f32 * 1.3).cos()).collect());
     let moved = latent((0..B * PIXELS).map(|i| (i as f32 * 1.3).cos() + 0.05 * (i as f32).sin()).collect());
-    let step = Step { x: x.clone(), velocity: behavior.clone() };
-    let next = sampling.rule.get().transition(Schedule::RectifiedFlow, &sampling.times(), 0, &[step]);
-    let points = vec![x, next.sample(latent(noise.to_vec()))];
+    let step = sampling.rule.get().step(&sampling.grid(Schedule::RectifiedFlow), 0);
+    let mean = sampler::mean(&[step], &[Visit { x: x.clone(), velocity: behavior.clone() }]);
+    let points = vec![x, mean + latent(noise.to_vec()) * step.std];
     let rollout = Rollout {
         points,
         cond: Conditioning { tokens: Tensor::zeros([B, 1, 1], &device), pooled: Tensor::zeros([B, 1], &device) },
@@ -234,27 +234,24 @@ fn a_step_of_a_trajectory_matches_a_noisy_target() {
 // the posterior's variance σ′² b²/σ², b² = σ² − (α/α′)² σ′², brought from the sample to its velocity. κ > 0 but for a step to the data.
 #[test]
 fn a_noisy_target_has_the_mean_of_the_clean_one_and_more_variance() {
-    let device = Device::flex();
-    let one = |value: f64| gaussian::wide(Tensor::<4>::full([1, 1, 1, 1], value, &device));
-    let number = |tensor: Tensor<4>| tensor.into_data().iter::<f64>().next().expect("one");
     let (sampler, times, [clean, noise]) = (Ddim { eta: 1.0 }, [0.9, 0.6, 0.3, 0.05, 0.0], [0.7, -1.3]);
     for schedule in [Schedule::RectifiedFlow, Schedule::VariancePreserving { beta_min: 0.1, beta_max: 20.0 }] {
         for k in 0..4 {
             let (from, to) = (schedule.level(times[k]), schedule.level(times[k + 1]));
             let velocity = from.d_alpha * clean + from.d_sigma * noise;
             let x = from.alpha * clean + from.sigma * noise;
-            let at = |x, v| sampler.transition(schedule, &times, k, &[Step { x: one(x), velocity: one(v) }]);
-            let slope = number(at(0.0, 1.0).mean);
+            let step = sampler.step(&Grid::new(schedule, times.to_vec()), k);
+            let slope = step.mean.v[0];
             // Of N(α′x₀, σ′²) given x = (α/α′) x′ + b z.
             let along = from.alpha / to.alpha;
             let square = from.sigma.powi(2) - (along * to.sigma).powi(2);
             let posterior = (to.alpha * clean * square + along * to.sigma.powi(2) * x) / from.sigma.powi(2);
-            let unbiased = (posterior - number(at(x, 0.0).mean)) / slope;
+            let unbiased = (posterior - step.mean.x[0] * x) / slope;
             assert!((unbiased - velocity).abs() < 1e-5 * (1.0 + velocity.abs()), "{k}: {unbiased} {velocity}");
             // The score of x given x′ is −(x − (α/α′) x′)/b², and the velocity moves by Δσ/α of a score, Δ = α σ̇ − α̇ σ.
             let score = (along / square).powi(2) * to.sigma.powi(2) * square / from.sigma.powi(2);
             let kappa = score * (from.determinant() * from.sigma / from.alpha).powi(2);
-            let got = (at(0.0, 1.0).std / slope).powi(2);
+            let got = (step.std / slope).powi(2);
             assert!((got - kappa).abs() < 1e-5 * kappa + 1e-12, "{k}: {got} {kappa}");
             assert_eq!(kappa > 1e-12, k < 3);
         }

@@ -15,13 +15,12 @@ fn sampling() -> Sampling {
 
 /// The step at which each of the samples branches.
 fn steps(epoch: u64) -> Vec<usize> {
-    let runs = sampling().runs(&drawn_in(epoch));
-    let one = |(rows, sampling): (Range<usize>, Sampling)| {
-        let stochastic = sampling.stochastic_steps(FLOW);
-        assert_eq!(stochastic.len(), 1, "one step has noise");
-        vec![stochastic[0]; rows.len()]
+    let noisy = |key| {
+        let stochastic = sampling().stochastic_steps(FLOW, key);
+        assert_eq!(stochastic, [BRANCH.step_of(STEPS, key)], "one step has noise");
+        stochastic[0]
     };
-    runs.into_iter().flat_map(one).collect()
+    drawn_in(epoch).into_iter().map(noisy).collect()
 }
 
 #[test]
@@ -43,7 +42,7 @@ fn explorations_branch_together_and_points_apart() {
 fn rows_branch_where_they_should_whatever_is_drawn_with_them() {
     let field = GaussianData { mean: 0.5, std: 0.5, schedule: FLOW };
     let (keys, start) = (drawn_in(3), Tensor::<4>::full([12, 1, 1, 1], 0.8, &Device::flex()));
-    let draw = |rows: Range<usize>| {
+    let draw = |rows: std::ops::Range<usize>| {
         let start = start.clone().narrow(0, rows.start, rows.len());
         sample(&field, &sampling(), FLOW, start, &nothing(rows.len()), &keys[rows], true)
     };
@@ -60,8 +59,10 @@ fn rows_branch_where_they_should_whatever_is_drawn_with_them() {
 
 #[test]
 fn one_that_does_not_fit_is_refused() {
-    let refusal =
-        |branch, schedule| Sampling { rule: SamplerKind::Branch(branch), ..Sampling::default() }.refuses(schedule);
+    let refusal = |branch, schedule| {
+        let sampling = Sampling { rule: SamplerKind::Branch(branch), ..Sampling::default() };
+        sampling.validate(schedule).into_iter().next()
+    };
     assert_eq!(refusal(BRANCH, FLOW), None);
     assert_eq!(refusal(Branch { points: 9, ..BRANCH }, FLOW), None);
     for (branch, schedule, words) in [

@@ -10,7 +10,7 @@ fn sa_solver_of_first_order_is_ddim() {
     for (schedule, k) in [FLOW, VP].into_iter().flat_map(|s| (0..10).map(move |k| (s, k))) {
         for tau in [0.3, 1.0] {
             let (mean, std) = step(sa_solver(tau, 1), schedule, &times, k);
-            let (_, shrink) = span(schedule, &times, k);
+            let (_, shrink) = Grid::new(schedule, times.clone()).span(k);
             let eta = ((1.0 - shrink.powf(2.0 * tau * tau)) / (1.0 - shrink * shrink)).sqrt();
             let (expected, deviation) = step(ddim(eta), schedule, &times, k);
             assert!(
@@ -25,16 +25,18 @@ fn sa_solver_of_first_order_is_ddim() {
 /// samples.
 #[test]
 fn sa_solver_of_second_order_integrates_a_line_exactly() {
-    let (times, k, tau, one) = (grid(10, 1.0), 4, 0.6, |v: f64| Tensor::<4>::full([1, 1, 1, 1], v, &Device::flex()));
+    let (times, k, tau) = (grid(10, 1.0), 4, 0.6);
     let c: f64 = 1.0 + tau * tau;
+    // Points and velocities, newest first.
+    let (x, v) = ([0.3, 0.5], [-0.8, 0.4]);
     for schedule in [FLOW, VP] {
-        let newest = Step { x: one(0.3), velocity: one(-0.8) };
-        let before = Step { x: one(0.5), velocity: one(0.4) };
-        let clean = |s: &Step, k: usize| {
-            f64::from(schedule.clean(s.x.clone(), s.velocity.clone(), times[k]).into_scalar::<f32>())
+        let grid = Grid::new(schedule, times.clone());
+        let clean = |back: usize| {
+            let level = grid.level(k - back);
+            (level.d_sigma * x[back] - level.sigma * v[back]) / level.determinant()
         };
-        let (m0, m1) = (clean(&newest, k), clean(&before, k - 1));
-        let ((h, shrink), (earlier, _)) = (span(schedule, &times, k), span(schedule, &times, k - 1));
+        let (m0, m1) = (clean(0), clean(1));
+        let ((h, shrink), (earlier, _)) = (grid.span(k), grid.span(k - 1));
         let integral = |line: &dyn Fn(f64) -> f64, h: f64| {
             let slices = 20_000;
             let slice = |i: i32| {
@@ -48,9 +50,13 @@ fn sa_solver_of_second_order_integrates_a_line_exactly() {
         let (from, to) = (schedule.level(times[k]), schedule.level(times[k + 1]));
         let expected = to.sigma / from.sigma * shrink.powf(tau * tau) * (0.3 + moved)
             + to.alpha * integral(&|u| m0 + (m0 - m1) * u / earlier, h);
-        let got = SaSolver { tau, order: 2 }.transition(schedule, &times, k, &[newest, before]).mean;
-        let got = f64::from(got.into_scalar::<f32>());
-        assert!((got - expected).abs() < 1e-5, "{schedule:?}: {got} {expected}");
+        let rule = SaSolver { tau, order: 2 };
+        let step = rule.step(&grid, k);
+        // An oldest point whose clean sample is m₁: (x, v) = (α m₁, α′ m₁), so that the corrector has nothing to add for it.
+        let oldest = grid.level(k - 2);
+        let (x2, v2) = (m1 * oldest.alpha, m1 * oldest.d_alpha);
+        let (got, _) = weighed(step, [x[0], x[1], x2], [v[0], v[1], v2]);
+        assert!((got - expected).abs() < 1e-9, "{schedule:?}: {got} {expected}");
     }
 }
 

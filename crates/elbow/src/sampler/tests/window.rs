@@ -5,7 +5,7 @@ use super::*;
 const STEPS: usize = 10;
 
 fn at(window: Window, epoch: u64) -> usize {
-    window.at(STEPS, 7, epoch).first
+    window.first(STEPS, 7, epoch)
 }
 
 fn window(strategy: Strategy) -> Window {
@@ -44,7 +44,7 @@ fn a_random_one_is_anywhere_and_decided_by_seed_and_epoch() {
     // Binomial(200, 1/6) has deviation 5.3.
     assert!(counts.iter().sum::<usize>() == 200 && counts.iter().all(|c| (12..=55).contains(c)), "{counts:?}");
     assert_eq!(firsts, (0..600).map(|e| at(random, e)).collect::<Vec<_>>());
-    assert_ne!(firsts, (0..600).map(|e| random.at(STEPS, 8, e).first).collect::<Vec<_>>(), "another seed");
+    assert_ne!(firsts, (0..600).map(|e| random.first(STEPS, 8, e)).collect::<Vec<_>>(), "another seed");
 }
 
 #[test]
@@ -57,23 +57,22 @@ fn steps_inside_are_the_sdes_and_steps_outside_eulers() {
         (Sde::Ddim(Ddim::default()), ddim(1.0)),
     ] {
         let rule = SamplerKind::Window(Window { sde, every: 1, ..window(Strategy::Progressive) });
-        let sampling = Sampling { rule, steps: STEPS, shift: 3.0, guidance: 1.0 }.at(0, 3);
-        assert_eq!(sampling.stochastic_steps(FLOW), [3, 4, 5, 6]);
-        for k in 0..STEPS {
+        let grid = Grid::new(FLOW, times.clone());
+        let walk = rule.get().walk(&grid, Key::new(0, Purpose::Step, 3));
+        for (k, step) in walk.into_iter().enumerate() {
             let expected = if (3..7).contains(&k) { inside } else { SamplerKind::Euler(Euler {}) };
-            let bits = |rule| {
-                let (mean, std) = step(rule, FLOW, &times, k);
-                [mean.to_bits(), std.to_bits()]
-            };
-            assert_eq!(bits(sampling.rule), bits(expected), "{sde:?} step {k}");
+            assert_eq!(step, expected.get().step(&grid, k), "{sde:?} step {k}");
+            assert_eq!(step.std > 0.0, (3..7).contains(&k), "{sde:?} step {k}");
         }
     }
 }
 
 #[test]
 fn one_that_does_not_fit_is_refused() {
-    let refusal =
-        |window, schedule| Sampling { rule: SamplerKind::Window(window), ..Sampling::default() }.refuses(schedule);
+    let refusal = |window, schedule| {
+        let sampling = Sampling { rule: SamplerKind::Window(window), ..Sampling::default() };
+        sampling.validate(schedule).into_iter().next()
+    };
     let fine = Window::default();
     assert_eq!(refusal(Window { size: 9, ..fine }, FLOW), None);
     let ddim = Window { sde: Sde::Ddim(Ddim::default()), ..fine };
