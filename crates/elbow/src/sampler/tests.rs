@@ -121,13 +121,18 @@ fn weighed(step: Step, x: [f64; HISTORY], v: [f64; HISTORY]) -> (f64, f64) {
 
 #[test]
 fn samplers_without_noise_are_first_order_solvers() {
-    let (times, dpm) = (grid(10, 3.0), SamplerKind::Dpm2(Dpm2 {}));
-    let euler = SamplerKind::Euler(Euler {});
+    let times = grid(10, 3.0);
     for k in 0..10 {
-        let both = [ddim(0.0), cps(0.0), sa_solver(0.0, 1), sa_solver(0.0, 2)];
-        let flow = [&both[..], &[euler, flow_sde(0.0), dance(0.0)]].concat();
+        // Rules of second order are of first at the first step.
+        let second = [sa_solver(0.0, 2), UNIPC, SamplerKind::Dpm2(Dpm2 {})];
+        let both = [&[ddim(0.0), cps(0.0), sa_solver(0.0, 1)][..], &second[..if k == 0 { 3 } else { 0 }]].concat();
+        let flow = [&both[..], &[SamplerKind::Euler(Euler {}), flow_sde(0.0), dance(0.0)]].concat();
         for (schedule, rules) in [(FLOW, &flow[..]), (VP, &both)] {
-            let (expected, _) = step(dpm, schedule, &times, k);
+            // DPM-Solver++ of first order: (σ′/σ) x + α′ (1 − e^{−h}) x̂₀.
+            let grid = Grid::new(schedule, times.clone());
+            let (from, to) = (grid.level(k), grid.level(k + 1));
+            let (clean, _) = weighed(Step::deterministic(Mean::clean(&grid, k, 0)), [0.7; HISTORY], [-1.3; HISTORY]);
+            let expected = to.sigma / from.sigma * 0.7 + to.alpha * (1.0 - grid.span(k).1) * clean;
             for &rule in rules {
                 let (mean, std) = step(rule, schedule, &times, k);
                 assert!((mean - expected).abs() < 1e-9, "{rule:?} {schedule:?} step {k}: {mean} {expected}");
