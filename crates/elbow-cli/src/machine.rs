@@ -9,8 +9,8 @@ pub fn sha256(bytes: &[u8]) -> String {
 }
 
 /// The instructions that the kernels use.
-pub fn path() -> elbow_kernels::Path {
-    elbow_kernels::path().expect("invariant: checked when the program starts")
+pub fn path() -> elbow_kernels::Isa {
+    elbow_kernels::isa().expect("invariant: checked when the program starts")
 }
 
 /// Version, commit and machine.

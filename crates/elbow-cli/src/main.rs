@@ -92,7 +92,7 @@ enum Command {
 fn main() -> ExitCode {
     keep_pages();
     let Cli { device, command } = Cli::parse();
-    let result = elbow_kernels::path().map_err(unknown_path).and_then(|_| run(command, device));
+    let result = elbow_kernels::isa().map_err(unknown_path).and_then(|_| run(command, device));
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -102,7 +102,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn unknown_path(error: &elbow_kernels::PathError) -> anyhow::Error {
+fn unknown_path(error: &elbow_kernels::IsaError) -> anyhow::Error {
     failure::Hint::error(error.to_string(), format!("unset {} to take the best", elbow_kernels::VARIABLE))
 }
 

@@ -14,7 +14,7 @@
 
 use rayon::prelude::*;
 
-use crate::path::kernel;
+use crate::isa::kernel;
 
 /// Elements one task updates: four streams of 64 KiB stay in a core's second-level cache.
 const CHUNK: usize = 1 << 14;

@@ -21,9 +21,9 @@ use crate::{
     buffer::{Output, Rows, dims, kept},
     composite,
     gemm::{Matrix, MatrixMut, Threads, add_product, store_product},
+    isa::kernel,
     math::{exp, max, sum_of},
     mechanism::{CpuOp, call3, fuses},
-    path::kernel,
 };
 
 /// Queries whose scores are held at once.

@@ -6,7 +6,7 @@
 
 use burn::tensor::{FloatDType, Tensor, activation, module};
 
-use crate::linear::Precision;
+use crate::precision::Precision;
 
 /// `y = x Wᵀ + b`, in the type of `x`.
 pub fn linear<const D: usize>(

@@ -103,7 +103,6 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::linear::{Linear, Precision};
     use burn::{
         backend::flex::Layout,
         tensor::{Bytes, Shape},
@@ -125,12 +124,5 @@ mod tests {
         assert!(wide(DType::BF16) == expected);
         let expected: Vec<u32> = bits.iter().map(|&b| f16::from_bits(b).to_f32().to_bits()).collect();
         assert!(wide(DType::F16) == expected);
-    }
-
-    #[test]
-    fn what_is_kept_is_the_weight_as_it_is_stored() {
-        let linear = || Frozen(Linear { gelu: false, precision: Precision::F32 });
-        assert_eq!(CpuOp::<3>::keeps(&linear(), [true, false, true]), [false, true, false]);
-        assert_eq!(CpuOp::<2>::keeps(&linear(), [true, false]), [false, true]);
     }
 }

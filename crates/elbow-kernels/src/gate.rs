@@ -12,8 +12,8 @@ use rayon::prelude::*;
 use crate::{
     buffer::{Output, Rows, Slot, dims, kept, tensor},
     composite,
+    isa::kernel,
     mechanism::{CpuOp, call3, fuses},
-    path::kernel,
 };
 
 /// `x + gate · y`.

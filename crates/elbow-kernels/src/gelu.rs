@@ -13,9 +13,9 @@ use rayon::prelude::*;
 use crate::{
     buffer::{Output, Slot, dense, exclusive, kept},
     composite,
+    isa::kernel,
     math::exp,
     mechanism::{CpuOp, call1, fuses},
-    path::kernel,
 };
 
 /// Elements of one task.

@@ -1,6 +1,6 @@
 //! Matrix products on strided `f32` slices, through the `gemm` crate.
 //!
-//! Its kernels are those of the chosen [`Path`](crate::path::Path). It never divides the inner dimension among threads, so a
+//! Its kernels are those of the chosen [`Isa`](crate::isa::Isa). It never divides the inner dimension among threads, so a
 //! product has the same bits for any number of threads; the crate's tests check it.
 
 use std::marker::PhantomData;
@@ -165,8 +165,8 @@ unsafe fn product(to: MatrixMut<'_>, add: bool, a: Matrix<'_>, b: Matrix<'_>, th
     unsafe { transposed_product(to, add, a, b, parallelism) }
 }
 
-/// The product as its transpose, since the microkernels write columns, with the kernels of the chosen path: left to itself, the
-/// `gemm` crate would take the best.
+/// The product as its transpose, since the microkernels write columns, with the kernels of the chosen instruction set: left to
+/// itself, the `gemm` crate would take the best.
 ///
 /// # Safety
 ///
@@ -174,12 +174,13 @@ unsafe fn product(to: MatrixMut<'_>, add: bool, a: Matrix<'_>, b: Matrix<'_>, th
 #[cfg(target_arch = "x86_64")]
 #[expect(unsafe_code, reason = "the gemm crate takes pointers")]
 unsafe fn transposed_product(to: MatrixMut<'_>, add: bool, a: Matrix<'_>, b: Matrix<'_>, parallelism: Parallelism) {
-    use crate::path::{Path, chosen};
+    use crate::isa::{Isa, chosen};
     use gemm_common::simd::{MixedSimd, Scalar, V3, V4};
     macro_rules! with {
         ($kernels:ident, $simd:ident, $lanes:literal) => {{
             use gemm_f32::microkernel::$kernels::f32::{H_M, H_N, H_UKR, MR_DIV_N, NR, UKR};
-            let simd = <$simd as MixedSimd<f32, f32, f32, f32>>::try_new().expect("a path is one that the CPU has");
+            let simd = <$simd as MixedSimd<f32, f32, f32, f32>>::try_new()
+                .expect("a chosen instruction set is one that the CPU has");
             // SAFETY: the caller's promise.
             unsafe {
                 gemm_common::gemm::gemm_basic_generic::<_, f32, $lanes, { MR_DIV_N * $lanes }, NR, MR_DIV_N, H_M, H_N>(
@@ -212,9 +213,9 @@ unsafe fn transposed_product(to: MatrixMut<'_>, add: bool, a: Matrix<'_>, b: Mat
         }};
     }
     match chosen() {
-        Path::Avx512 | Path::Avx512Bf16 | Path::Amx => with!(avx512f, V4, 16),
-        Path::Avx2 => with!(fma, V3, 8),
-        Path::Composite | Path::Portable => with!(scalar, Scalar, 1),
+        Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => with!(avx512f, V4, 16),
+        Isa::Avx2 => with!(fma, V3, 8),
+        Isa::Composite | Isa::Portable => with!(scalar, Scalar, 1),
     }
 }
 

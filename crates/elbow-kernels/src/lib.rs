@@ -21,7 +21,7 @@
 //! Three properties hold and are tested: gradients equal those of the composite to rounding; no gradient is computed,
 //! and nothing kept, for an input that is not tracked; results have the same bits on repetition and for any number of
 //! threads, because work is divided by shape alone and sums have a fixed order. The kernels choose their instruction
-//! set when they run ([`path()`]).
+//! set when they run ([`isa()`]).
 //!
 //! `mechanism.rs` explains how an operation is added.
 
@@ -39,13 +39,14 @@ mod frozen;
 mod gate;
 mod gelu;
 mod gemm;
+mod isa;
 mod linear;
 mod math;
 mod mechanism;
 mod norm;
 mod normal;
 mod panels;
-mod path;
+mod precision;
 #[cfg(target_arch = "x86_64")]
 mod turn;
 
@@ -53,7 +54,8 @@ pub use adamw::AdamW;
 pub use attention::attention;
 pub use gate::gated_residual;
 pub use gelu::gelu_tanh;
-pub use linear::{Precision, gelu_linear, linear};
+pub use isa::{Isa, IsaError, VARIABLE, isa};
+pub use linear::{gelu_linear, linear};
 pub use norm::layer_norm_modulate;
 pub use normal::normals;
-pub use path::{Path, PathError, VARIABLE, path};
+pub use precision::Precision;

@@ -17,8 +17,6 @@ use std::borrow::Cow;
 
 use burn::{backend::flex::FlexTensor, tensor::Tensor};
 use rayon::prelude::*;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 
 use crate::{
     bf16::{self, Right},
@@ -27,21 +25,11 @@ use crate::{
     frozen::{self, Frozen},
     gelu,
     gemm::{Matrix, MatrixMut, Threads, add_product, store_product},
+    isa::{chosen, kernel},
     mechanism::{CpuOp, call2, call3, fuses},
     panels::Panels,
-    path::{chosen, kernel},
+    precision::Precision,
 };
-
-/// What the factors of a product are rounded to; sums are `f32`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Precision {
-    /// Nothing: they are `f32`.
-    #[default]
-    F32,
-    /// bf16, 8 bits of mantissa: faster where the CPU multiplies them (`elbow doctor` says), no faster elsewhere.
-    Bf16,
-}
 
 /// How a product comes by factors of a [`Precision`].
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -135,7 +123,7 @@ impl CpuOp<3> for Linear {
 }
 
 impl Linear {
-    /// The composite where the fused path does not apply.
+    /// The composite where the fused operation does not apply.
     fn apply<const D: usize>(self, x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
         let [out, inner] = weight.dims();
         assert_eq!(x.dims()[D - 1], inner, "linear: the last dimension of x is not the weight's second");
@@ -324,5 +312,12 @@ mod tests {
         assert_eq!(CpuOp::<2>::keeps(&plain, [true, false]), [false, true]);
         assert_eq!(CpuOp::<2>::keeps(&activated, [true, false]), [true, true]);
         assert_eq!(CpuOp::<2>::keeps(&activated, [false, true]), [true, false]);
+    }
+
+    #[test]
+    fn what_is_kept_of_a_frozen_weight_is_what_is_stored() {
+        let linear = || Frozen(Linear { gelu: false, precision: Precision::F32 });
+        assert_eq!(CpuOp::<3>::keeps(&linear(), [true, false, true]), [false, true, false]);
+        assert_eq!(CpuOp::<2>::keeps(&linear(), [true, false]), [false, true]);
     }
 }

@@ -30,7 +30,7 @@ use burn::{
     tensor::{DType, Tensor},
 };
 
-use crate::path::{Path, chosen};
+use crate::isa::{Isa, chosen};
 
 /// A differentiable operation of `N` tensors on the CPU backend; all tensors are `f32`, but for weights that the operation
 /// widens itself, and non-empty.
@@ -129,12 +129,12 @@ impl<const N: usize> Backward<Flex, N> for Step {
     }
 }
 
-/// Whether the fused path applies to this input: `f32`, not empty, and on the CPU backend, tracked or not.
+/// Whether the fused operation applies to this input: `f32`, not empty, and on the CPU backend, tracked or not.
 pub(crate) fn fuses<const D: usize>(tensor: &Tensor<D>) -> bool {
-    chosen() != Path::Composite && tensor.dtype() == DType::F32 && on_cpu(tensor)
+    chosen() != Isa::Composite && tensor.dtype() == DType::F32 && on_cpu(tensor)
 }
 
-/// The same in any type of number, on any path.
+/// The same in any type of number, with any instruction set.
 pub(crate) fn on_cpu<const D: usize>(tensor: &Tensor<D>) -> bool {
     if tensor.dims().contains(&0) {
         return false;

@@ -18,9 +18,9 @@ use rayon::prelude::*;
 use crate::{
     buffer::{Output, Rows, Slot, dims, kept, tensor},
     composite,
+    isa::kernel,
     math::{LANES, fold, sum_of},
     mechanism::{CpuOp, call3, fuses},
-    path::kernel,
 };
 
 /// Layer normalization without affine parameters, then `· (1 + scale) + shift`.

@@ -11,7 +11,7 @@
 
 use std::f64::consts::{LN_2, TAU};
 
-use crate::path::kernel;
+use crate::isa::kernel;
 
 /// 2⁵² as bits: the low bits of a double of this exponent are an integer.
 const INTEGER: u64 = 0x4330_0000_0000_0000;

@@ -1,4 +1,4 @@
-//! Products of many rows with one matrix, in `f32` and in vectors of the chosen [`Path`](crate::path::Path).
+//! Products of many rows with one matrix, in `f32` and in vectors of the chosen [`Isa`](crate::isa::Isa).
 //!
 //! The matrix is rearranged once for all rows, in *panels* two vectors wide. Tasks take some rows each; a block of a few rows and
 //! one panel has all its sums in registers while it walks along the inner dimension, once:
@@ -14,7 +14,7 @@ use rayon::prelude::*;
 use crate::{
     buffer::{Slot, padded},
     gemm::Matrix,
-    path::chosen,
+    isa::chosen,
 };
 
 /// Rows of a task: they and what they make stay in a core's second-level cache.
@@ -53,9 +53,9 @@ impl Kernel {
     fn chosen() -> Option<Self> {
         match chosen() {
             #[cfg(target_arch = "x86_64")]
-            crate::path::Path::Avx2 => Some(vectors::AVX2),
+            crate::isa::Isa::Avx2 => Some(vectors::AVX2),
             #[cfg(target_arch = "x86_64")]
-            crate::path::Path::Avx512 | crate::path::Path::Avx512Bf16 | crate::path::Path::Amx => Some(vectors::AVX512),
+            crate::isa::Isa::Avx512 | crate::isa::Isa::Avx512Bf16 | crate::isa::Isa::Amx => Some(vectors::AVX512),
             _ => None,
         }
     }
@@ -71,7 +71,7 @@ pub(crate) struct Panels {
 }
 
 impl Panels {
-    /// Rearranges `b`, in which one of the strides is 1; `None` on paths without vectors of their own here.
+    /// Rearranges `b`, in which one of the strides is 1; `None` for instruction sets without vectors of their own here.
     #[expect(unsafe_code, reason = "an output written whole is not cleared first")]
     pub(crate) fn new(b: Matrix<'_>, bias: Option<&[f32]>) -> Option<Self> {
         let (kernel, [inner, columns]) = (Kernel::chosen()?, b.dims());

@@ -8,7 +8,7 @@ use elbow::{
     params::Params,
     policy::{Conditioning, VelocityField},
 };
-use elbow_kernels::{Path, VARIABLE};
+use elbow_kernels::{Isa, VARIABLE};
 use elbow_models::{
     linear::{Precision, Weights},
     lora::{JOINT_ATTENTION, LoraConfig},
@@ -88,7 +88,7 @@ fn writes_results() {
 }
 
 /// All cases, by name, from a process of its own: a path is chosen once.
-fn run(path: Path) -> Vec<BTreeMap<String, Vec<f32>>> {
+fn run(path: Isa) -> Vec<BTreeMap<String, Vec<f32>>> {
     let folder = std::env::temp_dir().join(format!("elbow-network-{}-{}", std::process::id(), path.name()));
     std::fs::create_dir_all(&folder).unwrap();
     let mut again = Command::new(std::env::current_exe().unwrap());
@@ -115,8 +115,8 @@ fn difference<'a>(a: impl IntoIterator<Item = &'a f32>, b: impl IntoIterator<Ite
 #[test]
 #[expect(clippy::print_stderr, reason = "seen with --nocapture")]
 fn every_path_computes_what_the_composite_does() {
-    let composite = run(Path::Composite);
-    for path in Path::available().into_iter().filter(|&p| p != Path::Composite) {
+    let composite = run(Isa::Composite);
+    for path in Isa::available().into_iter().filter(|&p| p != Isa::Composite) {
         for ((case, expected), found) in CASES.iter().zip(&composite).zip(run(path)) {
             assert_eq!(found.len(), expected.len());
             let off = |name: &String| difference(&found[name], &expected[name]);

@@ -12,7 +12,7 @@ use std::mem::MaybeUninit;
 use half::bf16;
 use rayon::prelude::*;
 
-use crate::{gemm::Matrix, path::kernel};
+use crate::{gemm::Matrix, isa::kernel};
 
 /// Rows or columns of a tile, and its pairs.
 pub(super) const SIDE: usize = 16;

@@ -1,8 +1,8 @@
-//! 32 × 32 elements of a product from tiles, with the instructions of the chosen [`Path`].
+//! 32 × 32 elements of a product from tiles, with the instructions of the chosen [`Isa`].
 //!
 //! Two strips of tiles of the left factor, one below the other, and two of the right, side by side, lie behind each other.
 
-use crate::path::{Path, chosen};
+use crate::isa::{Isa, chosen};
 
 use super::pack::Tile;
 
@@ -11,17 +11,17 @@ pub(super) const BLOCK: usize = 32;
 
 /// A thread's use of the tile registers, which have to be set up before and given back after.
 pub(super) struct Session {
-    path: Path,
+    isa: Isa,
 }
 
 impl Session {
     pub(super) fn new() -> Self {
-        let path = chosen();
+        let isa = chosen();
         #[cfg(target_arch = "x86_64")]
-        if path == Path::Amx {
+        if isa == Isa::Amx {
             amx::configure();
         }
-        Self { path }
+        Self { isa }
     }
 
     /// The product of two rows and two columns of tiles, with `bias` added to every row: its first `size` rows and columns are
@@ -63,14 +63,14 @@ impl Session {
     #[expect(unsafe_code, reason = "instructions of one kind of CPU")]
     #[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables, reason = "no other CPUs are known here"))]
     unsafe fn whole(&self, a: &[Tile], b: &[Tile], bias: &[f32; BLOCK], to: *mut f32, stride: usize) {
-        match self.path {
-            // SAFETY: the CPU has what its path names; the registers are set up; the caller's promise.
+        match self.isa {
+            // SAFETY: the CPU has the instruction set; the registers are set up; the caller's promise.
             #[cfg(target_arch = "x86_64")]
-            Path::Amx => unsafe { amx::multiply(a, b, bias, to, stride) },
+            Isa::Amx => unsafe { amx::multiply(a, b, bias, to, stride) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Path::Avx512Bf16 => unsafe { avx512::multiply(a, b, bias, to, stride) },
-            path => unreachable!("a product of bf16 on {path:?}"),
+            Isa::Avx512Bf16 => unsafe { avx512::multiply(a, b, bias, to, stride) },
+            isa => unreachable!("a product of bf16 with {isa:?}"),
         }
     }
 }
@@ -78,7 +78,7 @@ impl Session {
 #[cfg(target_arch = "x86_64")]
 impl Drop for Session {
     fn drop(&mut self) {
-        if self.path == Path::Amx {
+        if self.isa == Isa::Amx {
             amx::release();
         }
     }
@@ -184,7 +184,7 @@ mod amx {
     /// Sets up this thread's tile registers.
     #[expect(unsafe_code, reason = "instructions that the compiler does not know")]
     pub(super) fn configure() {
-        // SAFETY: the path is taken only where the CPU has AMX and the system has given leave.
+        // SAFETY: this set is chosen only where the CPU has AMX and the system has given leave.
         unsafe { asm!("ldtilecfg [{}]", in(reg) ptr::from_ref(&SHAPES), options(nostack, readonly)) };
     }
 

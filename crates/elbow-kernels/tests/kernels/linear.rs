@@ -1,8 +1,8 @@
 use burn::tensor::{DType, Device, Tensor};
 use elbow_kernels::{
-    Path,
+    Isa,
     Precision::{Bf16, F32},
-    composite, gelu_linear, linear, path,
+    composite, gelu_linear, isa, linear,
 };
 use half::bf16;
 
@@ -161,7 +161,7 @@ fn rounded_product(
 #[test]
 fn bf16_rounds_the_factors_of_all_three_products() {
     // The composite rounds gradients where they leave the product, not where they enter it.
-    let exact = if path() == Ok(Path::Composite) { 1e-2 } else { 1e-5 };
+    let exact = if isa() == Ok(Isa::Composite) { 1e-2 } else { 1e-5 };
     for [rows, inner, out] in SIZES {
         let data = inputs(&[rows * inner, out * inner, out]);
         let f = |t: &[Tensor<1>]| {

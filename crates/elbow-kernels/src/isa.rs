@@ -1,69 +1,70 @@
-//! Which instructions the kernels use: chosen once, when the first of them runs.
+//! Which instruction set the kernels use: chosen once, when the first of them runs.
 //!
 //! The choice is the best that the CPU has. [`VARIABLE`] in the environment takes another, which serves tests and
 //! comparisons; the engine's own operations choose for themselves and are not affected.
 
 use std::{fmt, sync::OnceLock};
 
-/// The environment variable that takes another path than the best: the name of a [`Path`].
+/// The environment variable that takes another instruction set than the best: the name of an [`Isa`].
 pub const VARIABLE: &str = "ELBOW_CPU";
 
-/// A set of instructions, and with it the code that runs.
+/// An instruction set of the CPU (instruction set architecture), and with it the code that runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Path {
-    /// No kernel of this crate: the ordinary operations of [`composite`](crate::composite) everywhere.
+pub enum Isa {
+    /// No kernel of this crate: the ordinary operations of [`composite`](crate::composite), with the instructions that the engine
+    /// chooses.
     Composite,
-    /// What every CPU of the architecture has.
+    /// The kernels, with what every CPU of the architecture has: SSE2 on x86-64.
     Portable,
-    /// 256-bit vectors and fused multiply-add (x86-64 since 2013).
+    /// The kernels, with AVX2 and FMA: vectors of 8 `f32` and fused multiply-add (x86-64 since 2013).
     Avx2,
-    /// 512-bit vectors (x86-64 servers since 2017).
+    /// The kernels, with AVX-512 F, BW, CD, DQ and VL: vectors of 16 `f32` (x86-64 servers since 2017).
     Avx512,
-    /// The same, and sums of products of bf16 in them (since 2020).
+    /// [`Avx512`](Self::Avx512), and AVX512-BF16 for products of bf16: two terms of each of 16 sums at once (since 2020).
     Avx512Bf16,
-    /// The same, and products of bf16 in tiles (Intel servers since 2023).
+    /// [`Avx512Bf16`](Self::Avx512Bf16), and AMX for products of bf16: tiles of 16 × 32 numbers (Intel servers since 2023).
     Amx,
 }
 
-/// A path that cannot be taken.
+/// An instruction set that cannot be chosen.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PathError {
+pub struct IsaError {
     /// What the variable says.
     name: String,
 }
 
-impl fmt::Display for PathError {
+impl fmt::Display for IsaError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names: Vec<&str> = Path::available().into_iter().map(Path::name).collect();
+        let names: Vec<&str> = Isa::available().into_iter().map(Isa::name).collect();
         write!(f, "{VARIABLE}={}: this CPU can take {}", self.name, names.join(", "))
     }
 }
 
-impl std::error::Error for PathError {}
+impl std::error::Error for IsaError {}
 
-impl Path {
-    /// The paths this CPU can take, the best last.
+impl Isa {
+    /// Those this CPU can take, the best last.
     pub fn available() -> Vec<Self> {
-        let mut paths = vec![Self::Composite, Self::Portable];
+        let mut sets = vec![Self::Composite, Self::Portable];
         #[cfg(target_arch = "x86_64")]
         {
             macro_rules! has {
                 ($($feature:tt)*) => { $(std::arch::is_x86_feature_detected!($feature))&&* };
             }
             if has!("avx2" "fma") {
-                paths.push(Self::Avx2);
+                sets.push(Self::Avx2);
                 if has!("avx512f" "avx512bw" "avx512cd" "avx512dq" "avx512vl") {
-                    paths.push(Self::Avx512);
+                    sets.push(Self::Avx512);
                     if has!("avx512bf16") {
-                        paths.push(Self::Avx512Bf16);
+                        sets.push(Self::Avx512Bf16);
                         if amx() {
-                            paths.push(Self::Amx);
+                            sets.push(Self::Amx);
                         }
                     }
                 }
             }
         }
-        paths
+        sets
     }
 
     /// What [`VARIABLE`] calls it.
@@ -105,22 +106,22 @@ fn amx() -> bool {
     false
 }
 
-/// The path that all kernels take; an error if [`VARIABLE`] names none that this CPU has, and then the best is taken.
-pub fn path() -> Result<Path, &'static PathError> {
-    static CHOSEN: OnceLock<Result<Path, PathError>> = OnceLock::new();
+/// The instruction set of all kernels; an error if [`VARIABLE`] names none that this CPU has, and then the best is taken.
+pub fn isa() -> Result<Isa, &'static IsaError> {
+    static CHOSEN: OnceLock<Result<Isa, IsaError>> = OnceLock::new();
     let choose = || match std::env::var(VARIABLE) {
-        Err(_) => Ok(Path::best()),
-        Ok(name) => Path::available().into_iter().find(|p| p.name() == name).ok_or(PathError { name }),
+        Err(_) => Ok(Isa::best()),
+        Ok(name) => Isa::available().into_iter().find(|p| p.name() == name).ok_or(IsaError { name }),
     };
     CHOSEN.get_or_init(choose).as_ref().copied()
 }
 
-/// The path that a kernel takes.
-pub(crate) fn chosen() -> Path {
-    path().unwrap_or_else(|_| Path::best())
+/// The instruction set of a kernel.
+pub(crate) fn chosen() -> Isa {
+    isa().unwrap_or_else(|_| Isa::best())
 }
 
-/// Defines a function that is compiled for every path; a call runs the chosen one.
+/// Defines a function that is compiled for every instruction set; a call runs the chosen one.
 macro_rules! kernel {
     ($(#[$meta:meta])* $visibility:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $output:ty)? $body:block) => {
         $(#[$meta])*
@@ -133,13 +134,13 @@ macro_rules! kernel {
             #[target_feature(enable = "avx512f,avx512bw,avx512cd,avx512dq,avx512vl")]
             fn avx512($($arg: $type),*) $(-> $output)? $body
             fn portable($($arg: $type),*) $(-> $output)? $body
-            match $crate::path::chosen() {
-                // SAFETY: a path is chosen only if the CPU has its instructions.
+            match $crate::isa::chosen() {
+                // SAFETY: a set is chosen only if the CPU has it.
                 #[cfg(target_arch = "x86_64")]
-                $crate::path::Path::Avx2 => unsafe { avx2($($arg),*) },
+                $crate::isa::Isa::Avx2 => unsafe { avx2($($arg),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
-                $crate::path::Path::Avx512 | $crate::path::Path::Avx512Bf16 | $crate::path::Path::Amx => unsafe {
+                $crate::isa::Isa::Avx512 | $crate::isa::Isa::Avx512Bf16 | $crate::isa::Isa::Amx => unsafe {
                     avx512($($arg),*)
                 },
                 _ => portable($($arg),*),

@@ -1,7 +1,7 @@
-//! Every path that this CPU can take, in a process of its own: which one is chosen once.
+//! Every instruction set that this CPU can take, in a process of its own: which one is chosen once.
 
 use burn::tensor::{Device, Tensor};
-use elbow_kernels::{Path, Precision, VARIABLE, attention, gelu_linear, layer_norm_modulate, linear, normals, path};
+use elbow_kernels::{Isa, Precision, VARIABLE, attention, gelu_linear, isa, layer_norm_modulate, linear, normals};
 use std::process::Command;
 
 use crate::support::{TOLERANCE, difference, evaluate, inputs, values};
@@ -9,29 +9,30 @@ use crate::support::{TOLERANCE, difference, evaluate, inputs, values};
 /// In the environment of a process that writes its results: where to.
 const RESULTS: &str = "ELBOW_TEST_RESULTS";
 
-/// This test program again, with only the tests of that name and on one path.
-fn again(path: Path, filter: &[&str]) -> Command {
+/// This test program again, with only the tests of that name and with one instruction set.
+fn again(isa: Isa, filter: &[&str]) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(filter).env(VARIABLE, path.name());
+    command.args(filter).env(VARIABLE, isa.name());
     command
 }
 
 #[test]
-fn all_tests_pass_on_every_path() {
-    for path in Path::available() {
-        let output = again(path, &["--skip", "paths::all_tests_pass", "--skip", "paths::every_path"]).output().unwrap();
+fn all_tests_pass_with_every_instruction_set() {
+    for isa in Isa::available() {
+        let output =
+            again(isa, &["--skip", "isa::all_tests_pass", "--skip", "isa::every_instruction"]).output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout);
-        assert!(output.status.success() && text.contains("matches_the_composite"), "{}:\n{text}", path.name());
+        assert!(output.status.success() && text.contains("matches_the_composite"), "{}:\n{text}", isa.name());
     }
 }
 
 #[test]
-fn the_variable_chooses_the_path() {
+fn the_variable_chooses_the_instruction_set() {
     let expected = match std::env::var(VARIABLE) {
-        Ok(name) => Path::available().into_iter().find(|p| p.name() == name).unwrap(),
-        Err(_) => Path::available().pop().unwrap(),
+        Ok(name) => Isa::available().into_iter().find(|p| p.name() == name).unwrap(),
+        Err(_) => Isa::available().pop().unwrap(),
     };
-    assert_eq!(path(), Ok(expected));
+    assert_eq!(isa(), Ok(expected));
 }
 
 /// Values and gradients of a chain of all fused operations, and some normal numbers, as text.
@@ -59,36 +60,36 @@ fn writes_results() {
 }
 
 #[test]
-fn every_path_computes_the_same() {
-    let run = |path: Path| -> Vec<Vec<f32>> {
-        let file = std::env::temp_dir().join(format!("elbow-{}-{}", std::process::id(), path.name()));
-        assert!(again(path, &["writes_results"]).env(RESULTS, &file).output().unwrap().status.success());
+fn every_instruction_set_computes_the_same() {
+    let run = |isa: Isa| -> Vec<Vec<f32>> {
+        let file = std::env::temp_dir().join(format!("elbow-{}-{}", std::process::id(), isa.name()));
+        assert!(again(isa, &["writes_results"]).env(RESULTS, &file).output().unwrap().status.success());
         let text = std::fs::read_to_string(&file).unwrap();
         std::fs::remove_file(&file).unwrap();
         let bits = |word: &str| f32::from_bits(word.parse().unwrap());
         text.lines().map(|line| line.split(' ').map(bits).collect()).collect()
     };
-    let composite = run(Path::Composite);
+    let composite = run(Isa::Composite);
     let mut seen = vec![composite.clone()];
-    for path in Path::available().into_iter().filter(|&p| p != Path::Composite) {
-        let results = run(path);
+    for isa in Isa::available().into_iter().filter(|&p| p != Isa::Composite) {
+        let results = run(isa);
         assert_eq!(results.len(), 8);
         assert!(results[0].iter().zip(&composite[0]).all(|(a, b)| a.to_bits() == b.to_bits()), "normal numbers");
         for (i, (a, b)) in results.iter().zip(&composite).enumerate() {
             let error = difference(a, b);
-            assert!(error <= TOLERANCE, "{}: result {i} differs by {error:.1e}", path.name());
+            assert!(error <= TOLERANCE, "{}: result {i} differs by {error:.1e}", isa.name());
         }
-        // The vector paths may add up each element in one order; the others must show that they ran.
-        if matches!(path, Path::Portable | Path::Avx2) {
-            assert!(seen.iter().all(|other| *other != results), "{}: the bits of another path", path.name());
+        // The vector kernels may add up each element in one order; the others must show that they ran.
+        if matches!(isa, Isa::Portable | Isa::Avx2) {
+            assert!(seen.iter().all(|other| *other != results), "{}: the bits of another set", isa.name());
         }
         seen.push(results);
     }
 }
 
 #[test]
-fn an_unknown_path_is_an_error_that_names_those_there_are() {
-    let output = again(Path::Portable, &["reports_the_error", "--nocapture"]).env(VARIABLE, "mmx").output().unwrap();
+fn an_unknown_instruction_set_is_an_error_that_names_those_there_are() {
+    let output = again(Isa::Portable, &["reports_the_error", "--nocapture"]).env(VARIABLE, "mmx").output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(text.contains("ELBOW_CPU=mmx: this CPU can take composite, portable"), "{text}");
 }
@@ -96,7 +97,7 @@ fn an_unknown_path_is_an_error_that_names_those_there_are() {
 #[test]
 #[expect(clippy::print_stdout, reason = "read by the test above")]
 fn reports_the_error() {
-    if let Err(error) = path() {
+    if let Err(error) = isa() {
         println!("{error}");
         assert_eq!(
             linear::<2>(
