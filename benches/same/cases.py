@@ -11,23 +11,23 @@ ROOT = Path(__file__).resolve().parents[2]
 FIELDS = {
     "batch.rows": ["batch.micro_batch"],
     "eval.measure.rows": ["eval.measure.micro_batch"],
-    "top_up.groups": ["collection.max_groups"],
-    "drafts.count": ["collection.drafts", "collection.count"],
+    "top_up.groups": ["collection.extra_groups"],
+    "drafts.count": ["collection.count"],
     "replay.prompts": ["collection.prompts"],
     "replay.groups": ["collection.groups"],
-    "replay.images": ["collection.images"],
+    "replay.images": ["collection.samples"],
 }
 
 # Recipes: the name used below -> names of other versions.
 RECIPES = {}
 
-# Tensors of checkpoints as `file:tensor`, each rule a regular expression of the base's names and what the head has in its place, e.g.
-# (r"adam_first\.safetensors:(.*)", r"optimizer.safetensors:first.\1"). A name that both have is compared with itself; of the
-# rules, the first whose result the head has is taken.
-TENSORS = []
+# Tensors of checkpoints as `file:tensor`, each rule a regular expression of the base's names and what the head has in its place. A name
+# that both have is compared with itself; of the rules, the first whose result the head has is taken. A tensor of another name may be of
+# another shape, if it holds as many numbers.
+TENSORS = [(r"replay\.safetensors:(.*)", r"collection.safetensors:path.\1")]
 
-# Keys of metrics.jsonl, in the same way, e.g. (r"extra_groups(.*)", r"further_groups\1").
-METRICS = []
+# Keys of metrics.jsonl, in the same way.
+METRICS = [(r"drafts", r"prefilter_samples"), (r"draft_(.*)", r"prefilter_\1")]
 
 # What only one of the two may have, tensors as `file:tensor` and keys of metrics, as regular expressions of whole names.
 ONLY_BASE = []
@@ -98,14 +98,14 @@ def folder(recipe, model, *sets):
 CASES = [
     nano("nano-geneval"),
     nano("nano-geneval", "model.tuning.kind=lora", "model.tuning.rank=4", about="adapters"),
-    nano("nano-flow-grpo"),
+    nano("nano-flow-grpo", clipfrac=(1, 2, 3)),
     nano("nano-flow-grpo", "reward.mode=strict", "batch.group_size=3", about="groups that agree", zero_std_ratio=()),
     nano("nano-diffusion-nft", "behavior.rate=0.1"),
     nano("nano-op-grpo", "replay.prompts=4", "replay.groups=2", "replay.images=2", replayed=(2, 3)),
-    nano("nano-dapo", "reward.mode=strict", "batch.group_size=4", "top_up.groups=5", extra_groups=(1, 2, 3)),
+    nano("nano-dapo", "reward.mode=strict", "batch.group_size=4", "top_up.groups=5", extra_groups=(1, 2, 3), clipfrac=()),
     nano("nano-sol-rl", "batch.groups=2", "drafts.count=18", "behavior.rate=0.1", drafts=(1, 2, 3)),
-    nano("nano-tempflow-grpo", "sampler.rule.points=2", "sampler.rule.explorations=3"),
-    nano("nano-mix-grpo", "sampler.rule.size=2", "sampler.rule.every=1"),
+    nano("nano-tempflow-grpo", "sampler.rule.points=2", "sampler.rule.explorations=3", clipfrac=()),
+    nano("nano-mix-grpo", "sampler.rule.size=2", "sampler.rule.every=1", clipfrac=()),
     nano("nano-ddpo-compressibility"),
     folder("sd3.5-geneval", "sd3", "model.text_length=24", "model.checkpointing=block"),
     folder("sd3.5-flow-grpo", "sd3", "model.text_length=24", "batch.updates=2"),

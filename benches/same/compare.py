@@ -66,14 +66,15 @@ def compare_checkpoints(base, head, difference):
         a, b = tensors(ours[epoch]), tensors(theirs[epoch])
         pairs = paired(a, b, cases.TENSORS, f"checkpoint {epoch}: ", difference.missing)
         difference.tensors += len(pairs)
-        other = {file(name) for name, theirs in pairs.items() if a[name] != b[theirs]}
+        b = {name: b[name] if name == renamed else reshaped(b[renamed], a[name]) for name, renamed in pairs.items()}
+        other = {file(name) for name in pairs if a[name] != b[name]}
         first = tensors(ours[min(ours)]) if other else {}
         for changed in sorted(other):
-            names = [name for name in pairs if file(name) == changed]
-            error = math.sqrt(sum(distance(a[name], b[pairs[name]]) for name in names))
-            difference.files[epoch, changed] = share(error, math.sqrt(sum(distance(a[name]) for name in names)))
-            if epoch > min(ours) and all(name in first and first[name][:2] == a[name][:2] for name in names):
-                way = math.sqrt(sum(distance(a[name], first[name]) for name in names))
+            inside = [name for name in pairs if file(name) == changed]
+            error = math.sqrt(sum(distance(a[name], b[name]) for name in inside))
+            difference.files[epoch, changed] = share(error, math.sqrt(sum(distance(a[name]) for name in inside)))
+            if epoch > min(ours) and all(name in first and first[name][:2] == a[name][:2] for name in inside):
+                way = math.sqrt(sum(distance(a[name], first[name]) for name in inside))
                 difference.ways[epoch, changed] = share(error, way)
 
 
@@ -93,8 +94,7 @@ def paired(a, b, rules, where, missing):
     """The base's name -> the head's name of all that both have; what one lacks is added to `missing`."""
     pairs = {}
     for name in a:
-        renamed = [re.sub(pattern, to, name) for pattern, to in rules if re.fullmatch(pattern, name)]
-        found = [candidate for candidate in [name, *renamed] if candidate in b]
+        found = [candidate for candidate in names(name, rules) if candidate in b]
         if found:
             pairs[name] = found[0]
         elif not matches(cases.ONLY_BASE, name):
@@ -102,6 +102,11 @@ def paired(a, b, rules, where, missing):
     further = set(b) - set(pairs.values())
     missing.extend(f"{where}only head has {name}" for name in sorted(further) if not matches(cases.ONLY_HEAD, name))
     return pairs
+
+
+def names(name, rules):
+    """A name, and what it may be in another version."""
+    return [name, *(re.sub(pattern, to, name) for pattern, to in rules if re.fullmatch(pattern, name))]
 
 
 def matches(patterns, name):
@@ -128,9 +133,18 @@ def tensors(folder):
         header.pop("__metadata__", None)
         for name, entry in header.items():
             begin, end = entry["data_offsets"]
-            held = (entry["dtype"], tuple(entry["shape"]), content[start + begin : start + end])
+            # A tensor that only one version names so may be flat in the other.
+            flat = any(re.fullmatch(old, f"{path.relative_to(folder).as_posix()}:{name}") for old, _ in cases.TENSORS)
+            shape = (math.prod(entry["shape"]),) if flat else tuple(entry["shape"])
+            held = (entry["dtype"], shape, content[start + begin : start + end])
             found[f"{path.relative_to(folder).as_posix()}:{name}"] = held
     return found
+
+
+def reshaped(tensor, like):
+    """A tensor under another name may have another shape too."""
+    kind, shape, data = tensor
+    return (kind, like[1] if math.prod(shape) == math.prod(like[1]) else shape, data)
 
 
 def distance(a, b=None):

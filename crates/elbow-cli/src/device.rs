@@ -1,6 +1,6 @@
 //! `--device`: where tensors live.
 
-use crate::failure::Hint;
+use crate::failure;
 use anyhow::Result;
 use burn::tensor::{Device, Tensor};
 use std::{fmt, panic, str::FromStr};
@@ -62,7 +62,7 @@ impl DeviceName {
     /// The device, once it has answered; an error if this build cannot reach it or nothing is there.
     pub fn open(self) -> Result<Device> {
         let Some(device) = self.reach() else {
-            return Err(Hint::error(
+            return Err(failure::error(
                 format!("--device {self}: this build reaches {} only", reachable().join(", ")),
                 format!("build it with `cargo build --release --features {}`, or use --device cpu", self.name()),
             ));
@@ -71,7 +71,7 @@ impl DeviceName {
         let answer = panic::catch_unwind(|| Tensor::<1>::ones([2], &device).sum().into_scalar::<f32>());
         match answer {
             Ok(sum) if sum.to_bits() == 2f32.to_bits() => Ok(device),
-            _ => Err(Hint::error(
+            _ => Err(failure::error(
                 format!("--device {self}: no such device answers"),
                 "check its driver and its number, or use --device cpu",
             )),

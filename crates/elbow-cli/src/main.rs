@@ -5,17 +5,10 @@
 mod commands;
 mod device;
 mod failure;
-mod hub;
-mod library;
-mod machine;
-mod model;
+mod numbers;
 mod output;
-mod overlay;
-mod recipe;
 mod reference;
-mod reward;
 mod schema;
-mod session;
 mod table;
 mod target;
 
@@ -103,7 +96,7 @@ fn main() -> ExitCode {
 }
 
 fn unknown_path(error: &elbow_kernels::IsaError) -> anyhow::Error {
-    failure::Hint::error(error.to_string(), format!("unset {} to take the best", elbow_kernels::VARIABLE))
+    failure::error(error.to_string(), format!("unset {} to take the best", elbow_kernels::VARIABLE))
 }
 
 fn run(command: Command, device: device::DeviceName) -> anyhow::Result<()> {

@@ -1,7 +1,7 @@
-//! The fields of a recipe as data, read off the types: what a recipe is checked against and explained from.
+//! The fields of a recipe as data, read off the types: what a recipe is explained from.
 
-use crate::recipe::Setting;
 use elbow::config::Config;
+use elbow_run::recipe::Setting;
 use schemars::{JsonSchema, schema_for};
 use serde::Serialize;
 use serde_json::Value;

@@ -1,19 +1,22 @@
 //! Files and folders that a command writes, which must not be there yet.
 
-use crate::failure::Hint;
+use crate::failure;
 use anyhow::{Context, Result};
 use std::path::Path;
 
 /// Refuses `out` as a new `.safetensors` file; an existing one is replaced with `force`.
 pub fn file(out: &Path, force: bool) -> Result<()> {
     if out.extension().is_none_or(|e| e != "safetensors") {
-        return Err(Hint::error(
+        return Err(failure::error(
             format!("--out {}: this is written as one file, and its name must end in .safetensors", out.display()),
             format!("for example --out {}", out.with_extension("safetensors").display()),
         ));
     }
     if out.is_dir() {
-        return Err(Hint::error(format!("--out {} is a folder", out.display()), "name a file that is not there yet"));
+        return Err(failure::error(
+            format!("--out {} is a folder", out.display()),
+            "name a file that is not there yet",
+        ));
     }
     vacant(out, force)
 }
@@ -22,7 +25,7 @@ pub fn file(out: &Path, force: bool) -> Result<()> {
 /// belongs to them.
 pub fn folder(out: &Path, force: bool) -> Result<()> {
     if out.is_file() || out.file_name().is_none() {
-        return Err(Hint::error(
+        return Err(failure::error(
             format!("--out {}: this is written as a folder, and there cannot be one of this name", out.display()),
             "name a folder that is not there yet",
         ));
@@ -35,7 +38,7 @@ pub fn folder(out: &Path, force: bool) -> Result<()> {
                 || name.ends_with(".safetensors")
                 || name.ends_with(".safetensors.index.json");
             if !known {
-                return Err(Hint::error(
+                return Err(failure::error(
                     format!("--force would remove {}, which is no part of an export", out.join(name).display()),
                     "choose another --out, or remove the folder yourself",
                 ));
@@ -48,11 +51,11 @@ pub fn folder(out: &Path, force: bool) -> Result<()> {
 fn vacant(out: &Path, force: bool) -> Result<()> {
     if out.exists() && !force {
         let hint = "choose another --out, or replace it with --force";
-        return Err(Hint::error(format!("{} is there already", out.display()), hint));
+        return Err(failure::error(format!("{} is there already", out.display()), hint));
     }
     let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty());
     if let Some(parent) = parent.filter(|parent| !parent.is_dir()) {
-        return Err(Hint::error(
+        return Err(failure::error(
             format!("--out {}: there is no folder {}", out.display(), parent.display()),
             "make it first",
         ));

@@ -8,7 +8,7 @@ use common::{SMALL, elbow, finished, records, sets, succeed, text};
 fn every_choice_is_listed_with_a_line_of_its_own() {
     let listing = succeed(&mut elbow(["methods"]));
     let reference = succeed(&mut elbow(["config", "--explain"]));
-    for axis in ["objective", "likelihood", "sampler.rule", "advantage", "schedule"] {
+    for axis in ["objective", "likelihood", "sampler.rule", "advantage", "collection"] {
         let kinds = reference.lines().filter_map(|line| line.strip_prefix(&format!("### `[{axis}]` with `kind = \"")));
         let kinds: Vec<&str> = kinds.map(|rest| rest.trim_end_matches("\"`")).collect();
         assert!(kinds.len() >= 2, "{axis}: {kinds:?}");
@@ -78,7 +78,7 @@ fn a_recipe_runs_by_its_name_from_any_folder() {
 #[test]
 fn a_plan_says_passes_seconds_and_memory() {
     let plan = |changes: &[&str]| {
-        let small = ["batch.groups=4", "batch.group_size=6", "batch.rows=2", "sampler.steps=2", "epochs=10"];
+        let small = ["batch.groups=4", "batch.group_size=6", "batch.micro_batch=2", "sampler.steps=2", "epochs=10"];
         succeed(elbow(["plan"]).args(sets(&small)).args(sets(changes)))
     };
     let plain = plan(&["kl.weight=0"]);
@@ -86,9 +86,9 @@ fn a_plan_says_passes_seconds_and_memory() {
     assert!(plain.contains("2 forward passes to draw it; 1 × 1 forward and 1 × 1 backward to train on it"), "{plain}");
     let guided = plan(&["sampler.guidance=2", "kl.weight=1", "batch.updates=2"]);
     assert!(guided.contains("4 forward passes to draw it; 1 × 6 forward and 1 × 2 backward"), "{guided}");
-    assert!(!plain.contains("drafts"), "{plain}");
-    let drafted = plan(&["drafts.count=9", "drafts.steps=1"]);
-    assert!(drafted.contains("drafts          9 a prompt, 1 forward passes and a reward each"), "{drafted}");
+    assert!(!plain.contains("prefilter"), "{plain}");
+    let drafted = plan(&["collection={kind='prefilter', count=9, steps=1}"]);
+    assert!(drafted.contains("prefilter       9 a prompt, 1 forward passes and a reward each"), "{drafted}");
     for objective in ["ram", "trajectory-balance"] {
         let text = plan(&["kl.weight=0", &format!("objective.kind={objective}")]);
         assert!(text.contains("1 × 2 forward and 1 × 1 backward"), "{objective} compares with the reference: {text}");

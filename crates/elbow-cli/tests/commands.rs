@@ -41,7 +41,7 @@ fn a_configuration_written_out_is_read_back_as_itself() {
         &["model.weights=w.safetensors"],
         &["objective.kind=grpo", "objective.clip=inf", "sampler.rule.kind=flow-sde", "likelihood.kind=trajectory"],
         &["prompts.kind=files", "prompts.train=a.jsonl", "prompts.test=b.jsonl", "model.tuning={kind='lora', rank=4}"],
-        &["eval.measure.sampler.guidance=3", "kl={kind='k3', weight=1}", "schedule.kind=variance-preserving"],
+        &["eval.measure.sampler.guidance=3", "kl={kind='k3', weight=1}", "model.schedule.kind=variance-preserving"],
         &["sampler.rule={kind='window', sde={kind='cps', eta=0.5}, strategy='random'}", "likelihood.kind=trajectory"],
         &[
             "sampler.rule.kind=window",
@@ -73,7 +73,12 @@ fn the_reference_has_every_field_and_the_one_in_docs_is_fresh() {
     let reference = succeed(&mut elbow(["config", "--explain"]));
     for changes in [
         &[][..],
-        &["objective.kind=grpo", "advantage.kind=nft", "model.tuning.kind=lora", "schedule.kind=variance-preserving"],
+        &[
+            "objective.kind=grpo",
+            "advantage.kind=nft",
+            "model.tuning.kind=lora",
+            "model.schedule.kind=variance-preserving",
+        ],
         &["model.weights=w", "sampler.rule.kind=flow-sde", "likelihood.kind=trajectory", "advantage.kind=standard"],
         &["prompts.kind=files", "prompts.train=a", "prompts.test=b", "model.kind=diffusers", "model.path=x"],
         &["sampler.rule.kind=window", "likelihood.timesteps={kind='logit-normal', count=2}"],

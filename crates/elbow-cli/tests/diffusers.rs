@@ -135,7 +135,7 @@ fn an_adapter_made_elsewhere_is_merged_to_the_same_picture() {
         let (plain, adapted) = (reference("reference"), reference("adapted"));
         let policy = load(model, Tuning::default(), 2);
         let x = draw(pipeline, &policy, None, plain.tensor("start"), &plain.times());
-        let image = policy.network.decoder.values(x);
+        let image = policy.decoder.values(x);
         let (off, changed) = (adapted.off("image", image.clone()).0, plain.off("image", image).0);
         assert!(off <= 1e-4 && changed > 0.1, "{pipeline}: off by {off:e}, changed by {changed:e}");
     }
@@ -178,9 +178,11 @@ fn drawn(place: &Place, pipeline: &str) -> Vec<u8> {
     let weights = fs::read(place.run("run/checkpoints/checkpoint-2/ema.safetensors")).unwrap();
     let trained = policy.initial().with_values_of(&weights).unwrap();
     let keys = (0..2).map(|i| Key::new(7, Purpose::Evaluation, 0).sample(i));
-    let start = noise::normal(keys, policy.latent_shape(), &Device::flex());
+    let start = noise::normal(keys, policy.dims(), &Device::flex());
+    let [c, h, w] = policy.latent;
+    let start: Tensor<4> = start.reshape([2, c, h, w]);
     let times = Reference::open(&fixtures().join(format!("pipeline/{pipeline}.reference.safetensors"))).times();
-    let image = |trained| policy.network.decoder.values(draw(pipeline, &policy, trained, start.clone(), &times));
+    let image = |trained| policy.decoder.values(draw(pipeline, &policy, trained, start.clone(), &times));
     let entry = |(name, tensor): (&str, Tensor<4>)| {
         (name.to_owned(), tensor.dims().to_vec(), tensor.into_data().try_to_vec().unwrap())
     };
@@ -269,10 +271,13 @@ fn folders_that_cannot_be_used_are_refused_with_file_and_tensor() {
 #[test]
 fn recipes_that_do_not_suit_the_model_are_refused_with_what_to_set() {
     let whole = |_: &Path| ();
-    refused("sd1", &[], whole, &["scheduler_config.json says", "rectified-flow", "put `schedule = { beta_end = 0.012"]);
+    // The path is the folder's.
+    let output = Place::new("sd1").train("sd3.5-geneval", "run", &["sampler.rule={kind='flow-sde'}"]).output().unwrap();
+    let told = text(&output);
+    assert!(output.status.code() == Some(1) && told.contains("`flow-sde` is defined on rectified flow"), "{told}");
     refused("sd3", &["model.resolution=30"], whole, &["resolution 30", "4 x 4 pixels"]);
     let targets = "model.lora.target_modules=['attn9.to_q']";
     refused("sd3", &[targets], whole, &["\"attn9.to_q\": no dense layer of this network ends so"]);
-    let path = ["schedule.kind=scaled-linear", "sampler.rule={kind='ddim', eta=0}", "model.checkpointing=block"];
+    let path = ["sampler.rule={kind='ddim', eta=0}", "model.checkpointing=block"];
     refused("sd1", &path, whole, &["blocks of a UNet"]);
 }

@@ -40,9 +40,9 @@ fn weights_are_refused_on_another_path_than_theirs() {
     let told = text(&output);
     assert_eq!(output.status.code(), Some(1), "{told}");
     assert!(
-        told.contains("made for {\"kind\":\"variance-preserving\"") && told.contains("hint: set `schedule`"),
+        told.contains("made for {\"kind\":\"variance-preserving\"") && told.contains("hint: set model.schedule"),
         "{told}"
     );
     assert!(!run.exists());
-    succeed(&mut train("nano-geneval", &[&with, "schedule.kind=variance-preserving", "epochs=1"], &run));
+    succeed(&mut train("nano-geneval", &[&with, "model.schedule.kind=variance-preserving", "epochs=1"], &run));
 }

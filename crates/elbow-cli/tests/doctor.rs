@@ -89,6 +89,6 @@ fn a_recipe_that_cannot_run_fails_with_the_reason() {
     let told = failing(&["--set", "batch.group_size=1"]);
     assert!(told.contains("FAIL  recipe") && told.contains("batch.group_size = 1"), "{told}");
     let told = failing(&["--set", "model.weights=absent.safetensors"]);
-    assert!(told.contains("FAIL  session") && told.contains("absent.safetensors"), "{told}");
+    assert!(told.contains("FAIL  components") && told.contains("absent.safetensors"), "{told}");
     assert!(failing(&["--model", "absent"]).contains("absent has none of: model_index.json"));
 }

@@ -42,7 +42,8 @@ fn an_unknown_field_is_named_with_those_there_are() {
     );
     refused_changes(&["objective.clip=1e-4"], &["`clip` belongs to kind \"grpo\": set objective.kind too"]);
     refused_changes(&["model.tuning.rank=4"], &["[model.tuning] of kind \"full\"", "belongs to kind \"lora\""]);
-    refused_changes(&["schedule.beta=4"], &["unknown field `schedule.beta`"]);
+    refused_changes(&["schedule.kind=rectified-flow"], &["`schedule` is now `model.schedule`"]);
+    refused_changes(&["batch.rows=4"], &["`batch.rows` is now `batch.micro_batch`"]);
     refused_recipe("[objective]\nkind = \"grpo\"\nclp = 1", &["unknown field `objective.clp`"]);
     refused_recipe("extends = \"recipe.toml\"", &["circle"]);
     refused_recipe("extends = \"absent.toml\"", &["absent.toml", "No such file"]);
@@ -62,8 +63,16 @@ fn a_wrong_kind_type_or_form_is_named_with_what_is_expected() {
     refused_changes(&["seed"], &["--set seed: not of the form key=value"]);
     refused_changes(&["seed=1", "seed.x=1"], &["another --set gives `seed` a value"]);
     refused_recipe(
-        "seed = 1\nepochs = \"many\"\nbatch.rows = 0.5",
-        &["2 problems", "`epochs` =", "`batch.rows` = 0.5"],
+        "seed = 1\nepochs = \"many\"\nbatch.micro_batch = 0.5",
+        &["2 problems", "`epochs` =", "`batch.micro_batch` = 0.5: expected an integer"],
+    );
+    refused_changes(
+        &["likelihood.kind=elbo", "likelihood.timesteps.kind=3"],
+        &["`likelihood.timesteps.kind` = 3: expected one of"],
+    );
+    refused_changes(
+        &["batch=[]"],
+        &["`batch` = []: this is a section; give one of its fields, for example batch.groups"],
     );
 }
 
@@ -82,10 +91,28 @@ fn values_that_cannot_run_are_told_with_their_numbers_all_at_once() {
         &[
             "batch.groups = 5",
             "batch.updates = 2",
-            "120 images",
+            "120 samples",
             "max_missing = 1.5",
             "sampler.steps = 0",
             "learning_rate = 0",
+        ],
+    );
+    refused_changes(
+        &[
+            "sed=1",
+            "objective.clip=1",
+            "prompts.kind=files",
+            "prompts.train=a.txt",
+            "batch.groups=5",
+            "batch.updates=2",
+        ],
+        &[
+            "cannot use --set",
+            "4 problems",
+            "unknown field `sed`",
+            "`clip` belongs to kind \"grpo\"",
+            "[prompts] of kind \"files\" needs `test`",
+            "batch.groups = 5 cannot be split",
         ],
     );
     refused_changes(&["batch.group_size=1"], &["batch.group_size = 1", "at least 2"]);

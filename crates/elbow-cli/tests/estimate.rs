@@ -54,7 +54,7 @@ fn published_models_are_planned_from_their_configurations() {
     assert!((seconds(&["--gpu", "1e15", "--utilization", "0.2"]) / full - 2.0).abs() < 0.01);
 
     // More memory, more rows; guidance takes twice as many.
-    let rows = |more: &[&str]| number(&plan("sd3.5-geneval", &sd35, more), "micro-batch       batch.rows up to");
+    let rows = |more: &[&str]| number(&plan("sd3.5-geneval", &sd35, more), "micro-batch       up to");
     let (large, small) = (rows(&["--gpu", "h100"]), rows(&["--gpu", "l40s"]));
     assert!(large > small && small > 0.0 && rows(&["--gpu", "h100", "--memory", "48"]).to_bits() == small.to_bits());
     assert!(rows(&["--gpu", "4090"]) > rows(&[&["--gpu", "4090"], &held_wide[..]].concat()));

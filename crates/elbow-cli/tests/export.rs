@@ -12,7 +12,7 @@ use elbow::{noise, params::Params, policy::Conditioning};
 use elbow_models::{
     folder::{Checkpoint, Shapes},
     linear::{Precision, Weights},
-    lora::{JOINT_ATTENTION, LoraConfig},
+    lora::LoraConfig,
     lora_file::{Adapter, Provenance, read},
     mmdit::MmditConfig,
     policy::Network,
@@ -52,7 +52,8 @@ fn shapes(checkpoint: &Checkpoint) -> Shapes {
 /// The adapter in a checkpoint of [`adapted`].
 fn held(name: &str) -> Adapter {
     let file = Checkpoint::open_file(&adapted().join("checkpoints").join(name)).unwrap();
-    let config = LoraConfig { rank: 4, alpha: 12.0, ..LoraConfig::default() }.with_usual(&JOINT_ATTENTION);
+    let config = LoraConfig { rank: 4, alpha: 12.0, ..LoraConfig::default() }
+        .with_usual(&MmditConfig::default().layout().usual_targets());
     let layout = MmditConfig::default().layout();
     let fresh = config.initial(layout.shapes(), noise::Key::new(0, noise::Purpose::Initialization, 0));
     let values = fresh.entries().iter().map(|e| (e.name.clone(), e.shape.clone(), file.values(&e.name)));
@@ -76,16 +77,17 @@ fn velocity(base: &Params, adapter: Option<&Adapter>) -> Vec<f32> {
     let device = Device::flex();
     let keys = |stream| (0..2).map(move |i| noise::Key::new(stream, noise::Purpose::Start, 0).sample(i));
     let config = MmditConfig::default();
-    let x = noise::normal(keys(1), config.latent(), &device);
+    let x = noise::normal(keys(1), config.latent().iter().product(), &device);
     let cond = Conditioning {
-        tokens: noise::normal(keys(2), [1, 9, config.joint_attention_dim], &device).squeeze_dim(1),
-        pooled: noise::normal(keys(3), [1, 1, config.pooled_projection_dim], &device).reshape([2, -1]),
+        tokens: noise::normal(keys(2), 9 * config.joint_attention_dim, &device).reshape([2, 9, -1]),
+        mask: None,
+        pooled: Some(noise::normal(keys(3), config.pooled_projection_dim, &device)),
     };
     let t = Tensor::<1>::from_data([0.3, 0.8], &device);
     let (base, factors) = (base.tensors(&device), adapter.map(|a| a.factors.tensors(&device)));
     let adapter = factors.as_ref().zip(adapter.map(|a| a.config.scale()));
-    let field =
-        Network::Mmdit(config).bind(Weights { base: &base, adapter, precision: Precision::F32 }, Checkpointing::None);
+    let (latent, weights) = (config.latent(), Weights { base: &base, adapter, precision: Precision::F32 });
+    let field = Network::from(config).bind(weights, Checkpointing::None, latent);
     field.velocity(x, t, &cond).into_data().try_to_vec().unwrap()
 }
 

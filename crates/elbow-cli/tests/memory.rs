@@ -13,10 +13,12 @@ use counting::peak;
 use elbow::{
     Prompt,
     advantage::{AdvantageKind, Standard},
-    config::{Batch, Config},
+    config::{BatchConfig, Config, MicroBatch},
     likelihood::{Elbo, LikelihoodKind, Timesteps, Trajectory},
     noise::{Key, Purpose},
-    sampler::{FlowSde, SamplerKind, Sampling},
+    prediction::Prediction,
+    sampler::{FlowSde, SamplerConfig, SamplerKind},
+    schedule::Schedule,
     train::Trainer,
 };
 use elbow_models::{
@@ -29,21 +31,27 @@ use elbow_rewards::jpeg::{Aim, Jpeg};
 use elbow_world::encoder::WordCodes;
 const GROUPS: usize = 2;
 const GROUP_SIZE: usize = 4;
-const ROWS: usize = 4;
+const MICRO_BATCH: usize = 4;
 
 /// The most bytes that the rollout and the update of an epoch held, beyond those held before.
 fn epoch(policy: &NetworkPolicy, likelihood: LikelihoodKind, steps: usize) -> usize {
     let prompts: Vec<Prompt> = ["a photo of a cat", "a photo of a red car"].map(Prompt::from).into();
     let rule = SamplerKind::FlowSde(FlowSde::default());
     let config = Config {
-        batch: Batch { groups: GROUPS, group_size: GROUP_SIZE, updates: 1, rows: ROWS },
+        batch: BatchConfig {
+            groups: GROUPS,
+            group_size: GROUP_SIZE,
+            updates: 1,
+            micro_batch: MicroBatch::Size(MICRO_BATCH),
+        },
         advantage: AdvantageKind::Standard(Standard::default()),
-        sampler: Sampling { rule, steps, ..Sampling::default() },
+        sampler: SamplerConfig { rule, steps, ..SamplerConfig::default() },
         likelihood,
         ..Config::default()
     };
     let reward = Jpeg { aim: Aim::default() };
-    let mut trainer = Trainer::new(config, policy, &prompts, &reward, Device::flex()).expect("a valid configuration");
+    let method = config.build(policy.schedule).expect("a valid configuration");
+    let mut trainer = Trainer::new(method, policy, &prompts, &reward, Device::flex()).expect("a valid configuration");
     let (report, peak) = peak(|| trainer.epoch(&()).expect("an epoch"));
     let trained = report.record["trained_samples"].as_u64().expect("a number");
     assert_eq!(trained, (GROUPS * GROUP_SIZE) as u64);
@@ -57,8 +65,10 @@ fn the_elbo_needs_no_more_memory_for_more_steps_and_the_trajectory_does() {
     let (device, config) = (Device::flex(), MmditConfig::default());
     let policy = NetworkPolicy {
         latent: config.latent(),
+        schedule: Schedule::RectifiedFlow,
+        prediction: Prediction::Velocity,
         base: config.initial(Key::new(0, Purpose::Initialization, 0)).tensors(&device),
-        network: Network::Mmdit(config),
+        network: Network::from(config),
         tuning: Tuning::Full,
         precision: Precision::F32,
         checkpointing: Checkpointing::None,
@@ -72,9 +82,9 @@ fn the_elbo_needs_no_more_memory_for_more_steps_and_the_trajectory_does() {
         LikelihoodKind::Elbo(Elbo::default()),
         LikelihoodKind::Trajectory(Trajectory::default()),
     ];
-    epoch(&policy, kinds[0], 5); // what is allocated once
+    epoch(&policy, kinds[0].clone(), 5); // what is allocated once
     let steps = [5, 10, 20, 40];
-    let rows = steps.map(|steps| kinds.map(|kind| epoch(&policy, kind, steps)));
+    let rows = steps.map(|steps| kinds.clone().map(|kind| epoch(&policy, kind, steps)));
     println!("| rollout steps | ELBO at 4 times | ELBO at the rollout's times | trajectory |\n|---|---|---|---|");
     for (steps, bytes) in steps.iter().zip(rows) {
         let [fixed, grid, trajectory] = bytes.map(|bytes| bytes as f64 / f64::from(1 << 20));

@@ -86,3 +86,12 @@ fn take_only(fields: &mut Map<String, Value>, only: &str) -> Result<(), ConfigEr
 pub(crate) fn checked<C>(config: C, problems: Vec<String>) -> Result<C, ConfigError> {
     if problems.is_empty() { Ok(config) } else { Err(ConfigError::Unsupported { problems }) }
 }
+/// Why a network with that many output channels is no velocity field.
+pub(crate) fn other_channels(out: usize, channels: usize) -> Option<String> {
+    (out != channels).then(|| {
+        format!(
+            "out_channels = {out} with in_channels = {channels}: a velocity has the shape of its latent; models that are \
+             conditioned on images are not supported"
+        )
+    })
+}

@@ -5,7 +5,10 @@
 //! half precision. Bytes of frozen weights are those of [`FrozenWeights::bytes`](crate::folder::FrozenWeights::bytes).
 
 use crate::{
-    policy::{BUFFER, Network, Tuning},
+    layout::{Adapter, Attention, Block, Layout, Slot, Tokens, Vectors},
+    lora::LoraConfig,
+    network::Network,
+    policy::Tuning,
     recompute::Checkpointing,
     vae::VaeConfig,
 };
@@ -31,73 +34,43 @@ pub struct Flops {
 
 /// Number of parameters; fixed tables, such as those of positions, are none.
 pub fn parameters(network: &Network) -> usize {
-    let layout = network.layout();
-    layout.shapes().filter(|(name, _)| *name != BUFFER).map(|(_, shape)| shape.iter().product::<usize>()).sum()
+    network.layout().trainable().map(|(_, shape)| shape.iter().product::<usize>()).sum()
 }
 
 /// Number of trained parameters.
 pub fn trained(network: &Network, tuning: &Tuning) -> usize {
     match tuning.clone().of(network) {
         Tuning::Full => parameters(network),
-        Tuning::Lora(lora) => {
-            let adapted = |(name, shape): (&str, &[usize])| match (name.strip_suffix(".weight"), shape) {
-                (Some(layer), [out, input]) if lora.targets(layer) => lora.rank * (out + input),
-                _ => 0,
-            };
-            network.layout().shapes().map(adapted).sum()
-        }
+        Tuning::Lora(lora) => network.layout().slots().iter().map(|slot| factors(slot, &lora)).sum(),
     }
 }
 
 /// Operations of one row, without guidance.
 pub fn flops(network: &Network, row: Row, tuning: &Tuning) -> Flops {
-    let (mut weights, mut adapters, mut attention) = (0.0, 0.0, 0.0);
-    let tuning = tuning.clone().of(network);
-    for (name, shape) in network.layout().shapes() {
-        let Some(layer) = name.strip_suffix(".weight").filter(|_| shape.len() > 1) else { continue };
-        let positions = positions(network, row, layer) as f64;
-        weights += 2.0 * shape.iter().product::<usize>() as f64 * positions;
-        if let Tuning::Lora(lora) = &tuning
-            && let [out, input] = shape
-            && lora.targets(layer)
-        {
-            adapters += 2.0 * (lora.rank * (out + input)) as f64 * positions;
-        }
-        if layer.ends_with(".to_q") {
-            let keys = keys(network, row, layer) as f64;
-            let queries = if joint(network, layer) { keys } else { positions };
-            attention += 4.0 * queries * keys * shape[0] as f64;
-        }
-    }
+    let (layout, tuning) = (network.layout(), tuning.clone().of(network));
+    let weights = products(&layout, row, Slot::size);
+    let adapters = match &tuning {
+        Tuning::Full => 0.0,
+        Tuning::Lora(lora) => products(&layout, row, |slot| factors(slot, lora)),
+    };
+    let attention = attention(&layout, row);
     let gradients = if tuning == Tuning::Full { 2.0 * weights } else { weights };
     Flops { forward: weights + adapters + attention, backward: gradients + 2.0 * (adapters + attention) }
 }
 
 /// Operations of decoding one latent to a picture.
-pub fn decoding_flops(vae: &VaeConfig, [_, height, width]: [usize; 3]) -> f64 {
-    let levels = vae.block_out_channels.len();
-    let products = |(name, shape): (&str, &[usize])| {
-        let layer = name.strip_suffix(".weight").filter(|_| shape.len() > 1)?;
-        let path = layer.strip_prefix("decoder.")?;
-        let doubled = match level(path, "up_blocks.") {
-            Some(i) => i + usize::from(path.contains("upsamplers")),
-            None if path.starts_with("conv_out") => levels - 1,
-            None => 0,
-        };
-        let pixels = ((height * width) << (2 * doubled)) as f64;
-        let attention = if path.ends_with(".to_q") { 4.0 * pixels * pixels * shape[0] as f64 } else { 0.0 };
-        Some(2.0 * shape.iter().product::<usize>() as f64 * pixels + attention)
-    };
-    vae.layout().shapes().filter_map(products).sum()
+pub fn decoding_flops(vae: &VaeConfig, latent: [usize; 3]) -> f64 {
+    let (layout, row) = (vae.decoder_layout(), Row { latent, text: 0 });
+    products(&layout, row, Slot::size) + attention(&layout, row)
 }
 
 /// Values that decoding one latent holds at its peak, roughly: the widest level at the picture's full size, as input, as
 /// normalized, as convolved and as unfolded for the convolution by parts.
-pub fn decoding_values(vae: &VaeConfig, [_, height, width]: [usize; 3]) -> f64 {
-    let levels = vae.block_out_channels.len();
-    let pixels = |doubled: usize| ((height * width) << (2 * doubled)) as f64;
-    let at = |i: usize| 4.0 * vae.block_out_channels[levels - i.max(1)] as f64 * pixels(i);
-    (0..levels).map(at).fold(0.0, f64::max)
+pub fn decoding_values(vae: &VaeConfig, latent: [usize; 3]) -> f64 {
+    let row = Row { latent, text: 0 };
+    let layout = vae.decoder_layout();
+    let widest = layout.blocks().iter().map(|block| widest(block, row)).fold(0.0, f64::max);
+    4.0 * widest
 }
 
 /// Values that the forward pass of one row leaves for the backward pass, with what one block needs while it is
@@ -105,140 +78,75 @@ pub fn decoding_values(vae: &VaeConfig, [_, height, width]: [usize; 3]) -> f64 {
 ///
 /// For transformers over image and text this counts the tensors that the operations here keep. Of a UNet it is rough.
 pub fn activations(network: &Network, row: Row, tuning: &Tuning, checkpointing: Checkpointing) -> f64 {
-    let full = tuning.clone().of(network) == Tuning::Full;
-    let blocks = blocks(network, row, full);
-    let kept: f64 = blocks.iter().map(|block| block.inside).sum();
-    let entries: f64 = blocks.iter().map(|block| block.entry).sum();
-    // While a block is differentiated, the gradients inside it are about as large as the widest of its tensors twice.
-    let (most, gradients) = blocks
-        .iter()
-        .fold((0.0_f64, 0.0_f64), |(most, gradients), block| (most.max(block.inside), gradients.max(block.gradients)));
+    let (layout, full) = (network.layout(), tuning.clone().of(network) == Tuning::Full);
+    let (mut kept, mut inputs, mut most, mut gradients) = (0.0, 0.0, 0.0_f64, 0.0_f64);
+    for block in layout.blocks() {
+        let inside = inside(block, row, full);
+        kept += inside;
+        inputs += values(&block.input, row);
+        most = most.max(inside);
+        // While a block is differentiated, the gradients inside it are about as large as the widest of its tensors twice.
+        gradients = gradients.max(2.0 * widest(block, row));
+    }
     match checkpointing {
         Checkpointing::None => kept + gradients,
-        Checkpointing::Block => entries + most + gradients,
+        Checkpointing::Block => inputs + most + gradients,
     }
 }
 
-/// What one block holds, in values.
-struct Held {
-    /// Its input.
-    entry: f64,
-    /// What its operations keep for the backward pass.
-    inside: f64,
-    /// Gradients while it is differentiated.
-    gradients: f64,
+/// Parameters of an adapter on a layer; 0 if it has none.
+fn factors(slot: &Slot, lora: &LoraConfig) -> usize {
+    let adapted = slot.adapter != Adapter::None && lora.targets(slot.layer());
+    if adapted { lora.rank * slot.shape.iter().sum::<usize>() } else { 0 }
 }
 
-fn blocks(network: &Network, row: Row, full: bool) -> Vec<Held> {
-    let tokens = image_tokens(network, row) as f64;
-    let all = tokens + row.text as f64;
-    // In widths a token. With frozen weights: the norms' inputs (2), the input of the adapters and of the attention's
-    // output (2), queries, keys and values (3), the input of GELU (4). Trained weights keep the inputs of both layers of
-    // the feed-forward (5) and what the gates multiply (2) too.
-    let of_stream = if full { 18.0 } else { 11.0 };
-    // RMS norms of queries and keys keep what they divide, and, trained, what comes of it.
-    let norms = if full { 4.0 } else { 2.0 };
-    match network {
-        Network::Mmdit(config) => {
-            let width = config.width() as f64;
-            let norms = if config.qk_norm.is_some() { norms } else { 0.0 };
-            let block = |i: usize| {
-                let dual = if config.dual_attention_layers.contains(&i) { (6.0 + norms) * tokens } else { 0.0 };
-                let inside = width * (all * (of_stream + norms) + dual);
-                Held { entry: width * all, inside, gradients: 8.0 * width * all }
-            };
-            (0..config.num_layers).map(block).collect()
-        }
-        Network::Flux { config, .. } => {
-            let width = config.width() as f64;
-            // Rotation by positions keeps its inputs no longer than it runs.
-            let held =
-                |inside: f64| Held { entry: width * all, inside: inside * width * all, gradients: 8.0 * width * all };
-            let double = (0..config.num_layers).map(|_| held(of_stream + norms));
-            // One norm; attention and feed-forward end in one layer, whose input is 5 wide.
-            let single = 1.0 + 1.0 + 3.0 + 4.0 + norms + if full { 6.0 } else { 1.0 };
-            double.chain((0..config.num_single_layers).map(|_| held(single))).collect()
-        }
-        Network::Unet(_) => vec![unet(network, row)],
-    }
+/// Operations of all products with tensors of `size`, each applied to its tokens.
+fn products(layout: &Layout, row: Row, size: impl Fn(&Slot) -> usize) -> f64 {
+    let product = |slot: &Slot| {
+        let tokens = slot.product.map_or(0, |tokens| count(tokens, row));
+        2.0 * size(slot) as f64 * tokens as f64
+    };
+    layout.slots().iter().map(product).sum()
 }
 
-/// The whole UNet, which is one block: eight maps a residual block, and transformers as those of other networks with twice the
-/// feed-forward.
-fn unet(network: &Network, row: Row) -> Held {
-    let (mut inside, mut widest) = (0.0, 0.0_f64);
-    for (name, shape) in network.layout().shapes() {
-        let Some(layer) = name.strip_suffix(".weight") else { continue };
-        let map = shape[0] as f64 * positions(network, row, layer) as f64;
-        let maps = match layer.rsplit('.').next().unwrap_or_default() {
-            "conv1" | "conv2" => 4.0,
-            "conv" | "conv_in" | "conv_shortcut" | "proj_in" | "proj_out" => 1.0,
-            "to_q" => 6.0,
-            _ if layer.ends_with("ff.net.0.proj") => 2.0,
-            _ => continue,
-        };
-        inside += maps * map;
-        widest = widest.max(map);
-    }
-    Held { entry: 0.0, inside, gradients: 2.0 * widest }
+/// Operations of all attentions: queries with keys, and weights with values.
+fn attention(layout: &Layout, row: Row) -> f64 {
+    let pairs = |attention: &Attention| count(attention.queries, row) as f64 * count(attention.keys, row) as f64;
+    layout.attentions().iter().map(|attention| 4.0 * pairs(attention) * attention.width as f64).sum()
 }
 
-/// Tokens of the image; of a UNet its pixels.
-fn image_tokens(network: &Network, row: Row) -> usize {
+/// Values that the operations of a block keep for the backward pass.
+fn inside(block: &Block, row: Row, full: bool) -> f64 {
+    let to_train = if full { block.kept_to_train.as_slice() } else { &[] };
+    block.kept.iter().chain(to_train).map(|vectors| values(vectors, row)).sum()
+}
+
+/// Values of the widest tensor of a block.
+fn widest(block: &Block, row: Row) -> f64 {
+    block.wide.iter().map(|vectors| values(vectors, row)).fold(0.0, f64::max)
+}
+
+fn values(vectors: &Vectors, row: Row) -> f64 {
+    vectors.width as f64 * count(vectors.tokens, row) as f64
+}
+
+/// The number of these in a row.
+fn count(tokens: Tokens, row: Row) -> usize {
     let [_, height, width] = row.latent;
-    match network {
-        Network::Mmdit(config) => height / config.patch_size * (width / config.patch_size),
-        Network::Flux { .. } => height / 2 * (width / 2),
-        Network::Unet(_) => height * width,
+    let squares = |side: usize| height / side * (width / side);
+    match tokens {
+        Tokens::One => 1,
+        Tokens::Text => row.text,
+        Tokens::Image { side } => squares(side),
+        Tokens::Joint { side } => squares(side) + row.text,
+        Tokens::Pixels { side } => height * side * width * side,
     }
-}
-
-/// Positions at which a layer is applied.
-fn positions(network: &Network, row: Row, layer: &str) -> usize {
-    let image = image_tokens(network, row);
-    match network {
-        Network::Unet(config) => {
-            let last = config.block_out_channels.len() - 1;
-            let halved = match (level(layer, "down_blocks."), level(layer, "up_blocks.")) {
-                _ if layer.contains("time_emb") => return 1,
-                _ if layer.contains("attn2.to_k") || layer.contains("attn2.to_v") => return row.text,
-                (Some(i), _) => i + usize::from(layer.contains("downsamplers")),
-                (_, Some(i)) => last - i - usize::from(layer.contains("upsamplers")),
-                _ if layer.starts_with("mid_block") => last,
-                _ => 0,
-            };
-            image >> (2 * halved)
-        }
-        _ if layer.starts_with("time_text_embed") || layer.contains("norm") => 1,
-        _ if layer.starts_with("single_transformer_blocks") => image + row.text,
-        _ if ["context", ".add_", "to_add_out"].iter().any(|part| layer.contains(part)) => row.text,
-        _ => image,
-    }
-}
-
-/// Positions that the queries of a layer attend to.
-fn keys(network: &Network, row: Row, layer: &str) -> usize {
-    match network {
-        Network::Unet(_) if layer.contains("attn2.") => row.text,
-        _ if joint(network, layer) => image_tokens(network, row) + row.text,
-        _ => positions(network, row, layer),
-    }
-}
-
-/// Whether a layer belongs to an attention of image and text to both.
-fn joint(network: &Network, layer: &str) -> bool {
-    !matches!(network, Network::Unet(_)) && layer.contains(".attn.")
-}
-
-/// The number after `before` at the start of a name.
-fn level(name: &str, before: &str) -> Option<usize> {
-    name.strip_prefix(before)?.split('.').next()?.parse().ok()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{flux::FluxConfig, lora::LoraConfig, mmdit::MmditConfig, unet::UnetConfig};
+    use crate::mmdit::MmditConfig;
 
     fn published(name: &str) -> String {
         let path = format!("{}/../../fixtures/inventory/{name}.json", env!("CARGO_MANIFEST_DIR"));
@@ -246,17 +154,20 @@ mod tests {
         file["config"].to_string()
     }
 
+    fn network(class: &str, name: &str) -> Network {
+        Network::from_json(class, &published(name), 3.5).expect("a known class").expect("a configuration")
+    }
+
     fn mmdit(name: &str) -> Network {
-        Network::Mmdit(MmditConfig::from_json(&published(name)).expect("a configuration"))
+        network("SD3Transformer2DModel", name)
     }
 
     fn flux() -> Network {
-        let config = FluxConfig::from_json(&published("flux.1-dev")).expect("a configuration");
-        Network::Flux { config, guidance: 3.5 }
+        network("FluxTransformer2DModel", "flux.1-dev")
     }
 
     fn unet() -> Network {
-        Network::Unet(UnetConfig::from_json(&published("sd1.5-unet")).expect("a configuration"))
+        network("UNet2DConditionModel", "sd1.5-unet")
     }
 
     fn near(value: f64, expected: f64, share: f64) {
@@ -280,7 +191,7 @@ mod tests {
     #[test]
     fn operations_of_the_nano_network() {
         let (h, i, t) = (128.0, 64.0, 9.0);
-        let network = Network::Mmdit(MmditConfig::default());
+        let network = Network::from(MmditConfig::default());
         let row = Row { latent: [3, 32, 32], text: 9 };
         let dense = i * (3.0 * 16.0) * h + t * 192.0 * h + (256.0 + 64.0 + 2.0 * h) * h; // patches, text, time
         let block = (i + t) * (4.0 + 8.0) * h * h + 12.0 * h * h; // attention's layers, feed-forward, modulations

@@ -1,8 +1,9 @@
 //! A dense layer with an optional low-rank adapter.
 
+pub use crate::weight_source::{Precision, Weights};
+
+use crate::{layout::Start, weight_source::WeightSource};
 use burn::tensor::Tensor;
-use elbow::params::Tensors;
-pub use elbow_kernels::Precision;
 
 /// `x Wᵀ + b + s·(x Aᵀ) Bᵀ` (LoRA, arXiv 2106.09685). The adapter stays factored: neither W nor its gradient is ever
 /// formed from it. A frozen W may be in half precision: it is widened to f32 for each product.
@@ -21,49 +22,32 @@ struct Adapter {
     scale: f64,
 }
 
-/// The tensors a network is built from: its weights, and the adapter factors if there are any.
-#[derive(Clone, Copy, Debug)]
-pub struct Weights<'a> {
-    /// The network's own tensors.
-    pub base: &'a Tensors,
-    /// `<layer>.lora_A.weight` `[rank, in]` and `<layer>.lora_B.weight` `[out, rank]`, with their scale alpha / rank.
-    pub adapter: Option<(&'a Tensors, f64)>,
-    /// What the factors of the products of dense layers are rounded to.
-    pub precision: Precision,
-}
+impl WeightSource<'_> {
+    /// A dense layer: `weight` `[out, in]`, `bias` `[out]`, and the factors of an adapter if there are any.
+    pub fn linear(&self, input: usize, output: usize) -> Linear {
+        let layer = self.linear_without_bias(input, output);
+        Linear { bias: Some(self.bias(output)), ..layer }
+    }
 
-impl<'a> Weights<'a> {
-    /// A network as it is, in `f32`.
-    pub fn plain(base: &'a Tensors) -> Self {
-        Self { base, adapter: None, precision: Precision::F32 }
+    /// The same without `bias`.
+    pub fn linear_without_bias(&self, input: usize, output: usize) -> Linear {
+        let adapter = self.adapter().map(|(a, b, scale)| Adapter { a, b, scale });
+        Linear { weight: self.adaptable_weight([output, input]), bias: None, adapter, precision: self.precision() }
+    }
+
+    /// A convolution over squares of `side × side` pixels that do not overlap, `weight` `[out, in, side, side]`, as the dense
+    /// layer over the values of a square that it is. Adapters pass it by.
+    pub fn squares(&self, input: usize, output: usize, side: usize) -> Linear {
+        let weight = self.weight([output, input, side, side]).flatten(1, 3);
+        Linear { weight, bias: Some(self.bias(output)), adapter: None, precision: self.precision() }
+    }
+
+    pub(crate) fn bias(&self, output: usize) -> Tensor<1> {
+        self.tensor("bias", [output], Start::Zeros)
     }
 }
 
 impl Linear {
-    /// The layer at `path`: `<path>.weight` `[out, in]`, `<path>.bias` `[out]` if present, adapter factors if present.
-    pub fn new(weights: Weights<'_>, path: &str) -> Self {
-        let bias = format!("{path}.bias");
-        let factors = |(tensors, scale): (&Tensors, f64)| {
-            let (a, b) = (format!("{path}.lora_A.weight"), format!("{path}.lora_B.weight"));
-            tensors.contains(&a).then(|| Adapter { a: tensors.tensor(&a), b: tensors.tensor(&b), scale })
-        };
-        Self {
-            weight: weights.base.tensor(&format!("{path}.weight")),
-            bias: weights.base.contains(&bias).then(|| weights.base.tensor(&bias)),
-            adapter: weights.adapter.and_then(factors),
-            precision: weights.precision,
-        }
-    }
-
-    /// A convolution of one pixel, `<path>.weight` `[out, in, 1, 1]`, as the dense layer over channels that it is. Adapters
-    /// pass it by.
-    pub fn pointwise(weights: Weights<'_>, path: &str) -> Self {
-        let weight: Tensor<4> = weights.base.tensor(&format!("{path}.weight"));
-        let [out, input, _, _] = weight.dims();
-        let bias = Some(weights.base.tensor(&format!("{path}.bias")));
-        Self { weight: weight.reshape([out, input]), bias, adapter: None, precision: weights.precision }
-    }
-
     /// The same of gelu(x), which is not kept for the backward pass: `[.., in] → [.., out]`.
     pub fn after_gelu<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         match self.adapter {

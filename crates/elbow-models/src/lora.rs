@@ -4,21 +4,6 @@ use elbow::{noise::Key, params::Params};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Attention of the transformers over image and text (SD3, FLUX.1, nano): what the field adapts in them.
-pub const JOINT_ATTENTION: [&str; 8] = [
-    "attn.to_q",
-    "attn.to_k",
-    "attn.to_v",
-    "attn.to_out.0",
-    "attn.add_q_proj",
-    "attn.add_k_proj",
-    "attn.add_v_proj",
-    "attn.to_add_out",
-];
-
-/// Attention of UNets to themselves and to the text: what the field adapts in them.
-pub const UNET_ATTENTION: [&str; 4] = ["to_q", "to_k", "to_v", "to_out.0"];
-
 /// Low-rank adapters with PEFT's names: the field trains rank 32 with alpha 64.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -47,9 +32,9 @@ impl LoraConfig {
 
     /// The same with `usual` layers if none is named.
     #[must_use]
-    pub fn with_usual(mut self, usual: &[&str]) -> Self {
+    pub fn with_usual(mut self, usual: &[impl AsRef<str>]) -> Self {
         if self.target_modules.is_empty() {
-            self.target_modules = usual.iter().map(|&layer| layer.to_owned()).collect();
+            self.target_modules = usual.iter().map(|layer| layer.as_ref().to_owned()).collect();
         }
         self
     }
@@ -110,7 +95,7 @@ mod tests {
     #[test]
     fn only_targets_get_factors_and_b_starts_at_zero() {
         let base = ["blocks.0.attn.to_q.weight", "blocks.0.attn.to_qx.weight", "attn2.to_q.weight", "ff.net.2.weight"];
-        let lora = LoraConfig { rank: 4, ..LoraConfig::default() }.with_usual(&JOINT_ATTENTION);
+        let lora = LoraConfig { rank: 4, ..LoraConfig::default() }.with_usual(&["attn.to_q"]);
         let factors = lora.initial(base.map(|n| (n, &[2, 3][..])), Key::new(0, Purpose::Initialization, 0));
         let names: Vec<_> = factors.entries().iter().map(|e| (e.name.as_str(), e.shape.clone())).collect();
         let expected =
@@ -122,8 +107,9 @@ mod tests {
     #[test]
     fn targets_that_are_named_stay() {
         let named = LoraConfig { target_modules: vec!["ff".into()], ..LoraConfig::default() };
-        assert_eq!(named.clone().with_usual(&UNET_ATTENTION), named);
-        assert_eq!(LoraConfig::default().with_usual(&UNET_ATTENTION).target_modules, UNET_ATTENTION);
+        let usual = ["to_q", "to_out.0"];
+        assert_eq!(named.clone().with_usual(&usual), named);
+        assert_eq!(LoraConfig::default().with_usual(&usual).target_modules, usual);
     }
 
     #[test]

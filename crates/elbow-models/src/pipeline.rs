@@ -6,8 +6,7 @@
 
 use crate::{
     config_json::ConfigError,
-    folder::{Checkpoint, Folder, FolderError, FrozenWeights, Shapes},
-    layout::Layout,
+    folder::{Checkpoint, Folder, FolderError, FrozenWeights},
     linear::{Precision, Weights},
     policy::{Decoder, Network, NetworkPolicy, Tuning},
     recompute::Checkpointing,
@@ -16,7 +15,6 @@ use crate::{
     vae::{Vae, VaeConfig, current_name},
 };
 use burn::tensor::Device;
-use elbow::prediction::Predicting;
 use sha2::{Digest, Sha256};
 use std::{fs, path::Path, sync::Arc};
 
@@ -151,24 +149,25 @@ impl Source {
 
     /// Reads network and autoencoder; text encoders are read when prompts need them. Nothing of it needs gradients, so
     /// everything lies on `device` without them.
-    pub fn load(self, setup: Setup<'_>, device: &Device) -> Result<Predicting<NetworkPolicy>, FolderError> {
+    pub fn load(self, setup: Setup<'_>, device: &Device) -> Result<NetworkPolicy, FolderError> {
         let device = device.clone().without_autodiff();
         let text = self.text(&setup, &device)?;
-        let base = self.weights.tensors(&shapes(&self.network.layout()), &[], setup.frozen_weights, &device)?;
-        let vae_base = self.vae_weights.tensors(&shapes(&self.vae.layout()), &[], setup.frozen_weights, &device)?;
-        let vae = Box::new(Vae::new(&self.vae, Weights::plain(&vae_base)));
-        let network = NetworkPolicy {
+        let base = self.weights.tensors(&self.network.layout().to_shapes(), &[], setup.frozen_weights, &device)?;
+        let vae_base = self.vae_weights.tensors(&self.vae.layout().to_shapes(), &[], setup.frozen_weights, &device)?;
+        let vae = Box::new(Vae::new(&self.vae, &Weights::plain(&vae_base).into()));
+        Ok(NetworkPolicy {
             tuning: setup.tuning.of(&self.network),
             network: self.network,
             latent: self.latent,
+            schedule: self.scheduler.schedule,
+            prediction: self.scheduler.prediction,
             base,
             checkpointing: setup.checkpointing,
             precision: setup.precision,
             text: Box::new(text),
             decoder: Decoder::Vae { vae, slice: setup.decode_slice },
             seed: setup.seed,
-        };
-        Ok(Predicting { network, prediction: self.scheduler.prediction, schedule: self.scheduler.schedule })
+        })
     }
 }
 
@@ -183,7 +182,7 @@ fn network(folder: &Folder, guidance: f64) -> Result<(Network, Checkpoint), Fold
     let known = "invariant: the network of every pipeline is known";
     let network = read(&file, |json| Network::from_json(class, json, guidance).expect(known))?;
     let weights = folder.checkpoint(component, STEM)?;
-    weights.check(&shapes(&network.layout()), &[])?;
+    weights.check(&network.layout().to_shapes(), &[])?;
     Ok((network, weights))
 }
 
@@ -191,7 +190,7 @@ fn autoencoder(folder: &Folder) -> Result<(VaeConfig, Checkpoint), FolderError> 
     let file = folder.component("vae", &["AutoencoderKL"])?.join("config.json");
     let config = read(&file, VaeConfig::from_json)?;
     let weights = folder.checkpoint("vae", STEM)?.renamed(current_name);
-    weights.check(&shapes(&config.layout()), &[])?;
+    weights.check(&config.layout().to_shapes(), &[])?;
     Ok((config, weights))
 }
 
@@ -203,8 +202,4 @@ fn scheduler(path: &Path) -> Result<Scheduler, FolderError> {
 fn read<T>(file: &Path, parse: impl FnOnce(&str) -> Result<T, ConfigError>) -> Result<T, FolderError> {
     let json = fs::read_to_string(file).map_err(FolderError::read(file))?;
     parse(&json).map_err(|error| FolderError::Json { path: file.into(), reason: error.to_string() })
-}
-
-fn shapes(layout: &Layout) -> Shapes {
-    layout.shapes().map(|(name, shape)| (name.to_owned(), shape.to_vec())).collect()
 }

@@ -1,14 +1,13 @@
 //! A network as a policy: full fine-tuning or LoRA over one shared base.
 
+pub use crate::network::Network;
+
 use crate::{
-    config_json::ConfigError,
-    flux::{Flux, FluxConfig},
-    layout::Layout,
     linear::{Precision, Weights},
-    lora::{JOINT_ATTENTION, LoraConfig, UNET_ATTENTION},
-    mmdit::{Mmdit, MmditConfig},
+    lora::LoraConfig,
+    network::Backbone,
+    pixels::pictures,
     recompute::Checkpointing,
-    unet::{Unet, UnetConfig},
     vae::Vae,
 };
 use burn::tensor::Tensor;
@@ -17,6 +16,8 @@ use elbow::{
     noise::{Key, Purpose},
     params::{Params, Tensors},
     policy::{Conditioning, EncodeError, Policy, TextEncoder, VelocityField},
+    prediction::Prediction,
+    schedule::Schedule,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -43,72 +44,20 @@ impl Tuning {
     pub fn of(self, network: &Network) -> Self {
         match self {
             Self::Full => Self::Full,
-            Self::Lora(lora) => Self::Lora(lora.with_usual(network.usual_targets())),
+            Self::Lora(lora) => Self::Lora(lora.with_usual(&network.usual_targets())),
         }
     }
-}
-
-/// Which network, and its sizes.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Network {
-    /// Stable Diffusion 3 and 3.5, and the nano model.
-    Mmdit(MmditConfig),
-    /// FLUX.1, told to guide itself as strongly as `guidance` says if it can.
-    Flux {
-        /// Its sizes.
-        config: FluxConfig,
-        /// Ignored by models without `guidance_embeds`.
-        guidance: f64,
-    },
-    /// The UNet of Stable Diffusion 1 and 2, which predicts noise or an angle.
-    Unet(UnetConfig),
 }
 
 impl Network {
-    /// The network of diffusers' class and its `config.json`; `None` of another class. `guidance` is what FLUX is told.
-    pub fn from_json(class: &str, json: &str, guidance: f64) -> Option<Result<Self, ConfigError>> {
-        match class {
-            "SD3Transformer2DModel" => Some(MmditConfig::from_json(json).map(Self::Mmdit)),
-            "FluxTransformer2DModel" => Some(FluxConfig::from_json(json).map(|config| Self::Flux { config, guidance })),
-            "UNet2DConditionModel" => Some(UnetConfig::from_json(json).map(Self::Unet)),
-            _ => None,
-        }
-    }
-
-    /// Every tensor of the network.
-    pub fn layout(&self) -> Layout {
-        match self {
-            Self::Mmdit(config) => config.layout(),
-            Self::Flux { config, .. } => config.layout(),
-            Self::Unet(config) => config.layout(),
-        }
-    }
-
-    /// The network under the given weights.
-    pub fn bind(&self, weights: Weights<'_>, checkpointing: Checkpointing) -> Box<dyn VelocityField> {
-        match self {
-            Self::Mmdit(config) => Box::new(Mmdit::new(config, weights, checkpointing)),
-            Self::Flux { config, guidance } => Box::new(Flux::new(config, *guidance, weights, checkpointing)),
-            // Its blocks are joined across the whole depth: nothing of it is recomputed.
-            Self::Unet(config) => Box::new(Unet::new(config, weights)),
-        }
-    }
-
-    /// Width of a text token, and of the pooled text if the network uses it.
-    pub fn text_widths(&self) -> (usize, Option<usize>) {
-        match self {
-            Self::Mmdit(config) => (config.joint_attention_dim, Some(config.pooled_projection_dim)),
-            Self::Flux { config, .. } => (config.joint_attention_dim, Some(config.pooled_projection_dim)),
-            Self::Unet(config) => (config.cross_attention_dim, None),
-        }
-    }
-
-    /// The layers that the field adapts.
-    pub fn usual_targets(&self) -> &'static [&'static str] {
-        match self {
-            Self::Mmdit(_) | Self::Flux { .. } => &JOINT_ATTENTION,
-            Self::Unet(_) => &UNET_ATTENTION,
-        }
+    /// What the network predicts under the given weights, for latents `[C, H, W]`, as a field.
+    pub fn bind(
+        &self,
+        weights: Weights<'_>,
+        checkpointing: Checkpointing,
+        latent: [usize; 3],
+    ) -> Box<dyn VelocityField> {
+        Box::new(Field { network: self.with_weights(weights, checkpointing), latent })
     }
 
     /// What of latents, training and memory does not suit the network, a line each.
@@ -117,20 +66,24 @@ impl Network {
         if let Tuning::Lora(lora) = tuning {
             problems.extend(lora.problems(self.layout().shapes()));
         }
-        if matches!(self, Self::Unet(_)) && checkpointing != Checkpointing::None {
-            problems
-                .push("checkpointing: the blocks of a UNet are joined across its depth, none can be recomputed".into());
+        if checkpointing != Checkpointing::None {
+            problems.extend(self.checkpointing_problem().map(|problem| format!("checkpointing: {problem}")));
         }
         problems
     }
+}
 
-    /// Why latents `[channels, height, width]` do not fit, if they do not.
-    pub fn latent_problem(&self, latent: [usize; 3]) -> Option<String> {
-        match self {
-            Self::Mmdit(config) => config.latent_problem(latent),
-            Self::Flux { config, .. } => config.latent_problem(latent),
-            Self::Unet(config) => config.latent_problem(latent),
-        }
+/// What a network predicts at latents `[N, D]`, which are its `[N, C, H, W]`.
+struct Field {
+    network: Box<dyn Backbone>,
+    /// `[C, H, W]`
+    latent: [usize; 3],
+}
+
+impl VelocityField for Field {
+    fn velocity(&self, x: Tensor<2>, t: Tensor<1>, cond: &Conditioning) -> Tensor<2> {
+        let ([n, dims], [c, h, w]) = (x.dims(), self.latent);
+        self.network.predict(x.reshape([n, c, h, w]), t, cond).reshape([n, dims])
     }
 }
 
@@ -163,14 +116,11 @@ impl Decoder {
     /// The same as 8-bit pictures.
     pub fn pictures(&self, latents: Tensor<4>) -> Vec<RgbImage> {
         match self {
-            Self::Pixels => decode_pixels(latents),
+            Self::Pixels => pictures(latents),
             Self::Vae { vae, slice } => vae.pictures(latents, *slice),
         }
     }
 }
-
-/// Fixed positions, not trained even by full fine-tuning.
-pub(crate) const BUFFER: &str = "pos_embed.pos_embed";
 
 /// A network, its frozen text encoder and decoder, and what of it is trained.
 pub struct NetworkPolicy {
@@ -178,6 +128,10 @@ pub struct NetworkPolicy {
     pub network: Network,
     /// `[C, H, W]` of one latent.
     pub latent: [usize; 3],
+    /// The path from data to noise that it was trained on.
+    pub schedule: Schedule,
+    /// What its output means.
+    pub prediction: Prediction,
     /// Its weights before training, laid out as [`Network::layout`] says, on a device without gradients. They are held here
     /// alone and shared by everything that is bound.
     pub base: Tensors,
@@ -219,14 +173,18 @@ impl NetworkPolicy {
 }
 
 impl Policy for NetworkPolicy {
-    fn latent_shape(&self) -> [usize; 3] {
-        self.latent
+    fn schedule(&self) -> Schedule {
+        self.schedule
+    }
+
+    fn dims(&self) -> usize {
+        self.latent.iter().product()
     }
 
     fn initial(&self) -> Params {
         let layout = self.network.layout();
         match &self.tuning {
-            Tuning::Full => self.base.params(layout.shapes().filter(|(name, _)| *name != BUFFER)),
+            Tuning::Full => self.base.params(layout.trainable()),
             Tuning::Lora(lora) => lora.initial(layout.shapes(), Key::new(self.seed, Purpose::Initialization, 1)),
         }
     }
@@ -244,24 +202,16 @@ impl Policy for NetworkPolicy {
         let weights = Weights { base, adapter, precision: self.precision };
         // Without gradients there is no backward pass.
         let kept = trained.is_none_or(|trained| !trained.collects_gradients());
-        self.network.bind(weights, if kept { Checkpointing::None } else { self.checkpointing })
+        let checkpointing = if kept { Checkpointing::None } else { self.checkpointing };
+        self.prediction.field(self.schedule, self.network.bind(weights, checkpointing, self.latent))
     }
 
     fn encode(&self, prompts: &[Prompt]) -> Result<Conditioning, EncodeError> {
         self.text.encode(prompts)
     }
 
-    fn decode(&self, latents: Tensor<4>) -> Vec<RgbImage> {
-        self.decoder.pictures(latents)
+    fn decode(&self, latents: Tensor<2>) -> Vec<RgbImage> {
+        let ([n, _], [c, h, w]) = (latents.dims(), self.latent);
+        self.decoder.pictures(latents.reshape([n, c, h, w]))
     }
-}
-
-/// Pixels in [−1, 1] `[N, 3, H, W]` to 8-bit pictures, rounded to nearest, clamped.
-pub(crate) fn decode_pixels(latents: Tensor<4>) -> Vec<RgbImage> {
-    let [n, _, height, width] = latents.dims();
-    let pixels = latents.permute([0, 2, 3, 1]).reshape([n, height * width * 3]).into_data();
-    let pixels = pixels.as_slice::<f32>().expect("invariant: latents are f32");
-    let byte = |v: &f32| ((v + 1.0) * 127.5).round().clamp(0.0, 255.0) as u8;
-    let image = |row: &[f32]| RgbImage::from_raw(width as u32, height as u32, row.iter().map(byte).collect());
-    pixels.chunks(height * width * 3).map(|row| image(row).expect("invariant: three bytes a pixel")).collect()
 }

@@ -5,7 +5,7 @@
 //! the gradients are: bit for bit, except that those of c, which only matter where the embeddings of time and pooled text are
 //! trained, are added up block by block.
 
-use crate::linear::{Precision, Weights};
+use crate::weight_source::{Precision, WeightSource, Weights};
 use burn::{
     backend::{
         Autodiff, Backend, DispatchKindConversion, DispatchTensor, Flex,
@@ -47,8 +47,10 @@ pub(crate) struct Part {
 }
 
 impl Part {
-    /// The weights of the block at `path`.
-    pub(crate) fn new(weights: Weights<'_>, path: String) -> Self {
+    /// The weights of the block at `w`.
+    pub(crate) fn new(w: &WeightSource<'_>) -> Self {
+        let weights = w.tensors().expect("invariant: a network is recorded with its blocks kept");
+        let path = w.path().to_owned();
         let prefix = format!("{path}.");
         let mut all = weights.base.under(&prefix);
         if let Some((factors, _)) = weights.adapter {
@@ -60,18 +62,18 @@ impl Part {
         Self { path, fixed, trained, entries: Arc::new(entries), scale, precision: weights.precision }
     }
 
-    /// `block(weights, path, x, c)`, computed again in the backward pass. `x [N, L, H]`, `c [N, H]`.
+    /// `block(w, x, c)`, computed again in the backward pass. `x [N, L, H]`, `c [N, H]`.
     pub(crate) fn run(
         &self,
         x: Tensor<3>,
         c: Tensor<2>,
-        block: impl Fn(Weights<'_>, &str, Tensor<3>, Tensor<2>) -> Tensor<3> + Send + Sync + 'static,
+        block: impl Fn(&WeightSource<'_>, Tensor<3>, Tensor<2>) -> Tensor<3> + Send + Sync + 'static,
     ) -> Tensor<3> {
         let (path, fixed, scale, precision) = (self.path.clone(), self.fixed.clone(), self.scale, self.precision);
         let function = move |x: Tensor<3>, c: Tensor<2>, trained: &Tensors| {
             let all = fixed.overlaid(trained);
             let weights = Weights { base: &all, adapter: scale.map(|scale| (&all, scale)), precision };
-            block(weights, &path, x, c)
+            block(&WeightSource::from(weights).at(&path), x, c)
         };
         let nothing = || Tensor::from_data(TensorData::new(vec![0.0f32], [1]), &x.device().without_autodiff());
         let trained = self.trained.clone().unwrap_or_else(nothing);

@@ -1,8 +1,9 @@
 //! What the UNet and the autoencoder share: convolutions, group norm and residual blocks over images `[N, C, H, W]`.
 
 use crate::{
-    layout::{Layout, Start},
-    linear::{Linear, Weights},
+    layout::{Start, Tokens},
+    linear::Linear,
+    weight_source::WeightSource,
 };
 use burn::tensor::{
     Tensor, activation,
@@ -10,7 +11,7 @@ use burn::tensor::{
     ops::{ConvOptions, PadMode},
 };
 
-/// A convolution with bias, its side taken from its weight.
+/// A convolution with bias.
 #[derive(Clone, Debug)]
 pub(crate) struct Conv {
     weight: Tensor<4>,
@@ -18,15 +19,9 @@ pub(crate) struct Conv {
 }
 
 impl Conv {
-    /// `<path>.weight` `[out, in, side, side]` and `<path>.bias` `[out]`.
-    pub(crate) fn new(weights: Weights<'_>, path: &str) -> Self {
-        let tensor = |part: &str| format!("{path}.{part}");
-        Self { weight: weights.base.tensor(&tensor("weight")), bias: weights.base.tensor(&tensor("bias")) }
-    }
-
     /// Keeps height and width.
     pub(crate) fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let padding = self.weight.dims()[3] / 2;
+        let padding = self.weight.dims()[3] / 2; // half of its side
         self.run(x, 1, padding)
     }
 
@@ -63,11 +58,6 @@ pub(crate) struct GroupNorm {
 }
 
 impl GroupNorm {
-    pub(crate) fn new(weights: Weights<'_>, path: &str, groups: usize, epsilon: f64) -> Self {
-        let tensor = |part: &str| weights.base.tensor(&format!("{path}.{part}"));
-        Self { weight: tensor("weight"), bias: tensor("bias"), groups, epsilon }
-    }
-
     /// Shape stays.
     pub(crate) fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let [n, c, h, w] = x.dims();
@@ -93,15 +83,21 @@ pub(crate) struct Resnet {
 }
 
 impl Resnet {
-    pub(crate) fn new(weights: Weights<'_>, path: &str, groups: usize, epsilon: f64) -> Self {
-        let present = |part: &str| weights.base.contains(&format!("{path}.{part}.weight"));
-        let inner = |part: &str| format!("{path}.{part}");
-        Self {
-            norms: ["norm1", "norm2"].map(|norm| GroupNorm::new(weights, &inner(norm), groups, epsilon)),
-            convs: ["conv1", "conv2"].map(|conv| Conv::new(weights, &inner(conv))),
-            time: present("time_emb_proj").then(|| Linear::new(weights, &inner("time_emb_proj"))),
-            shortcut: present("conv_shortcut").then(|| Conv::new(weights, &inner("conv_shortcut"))),
-        }
+    /// The block at `w` with the given channels into and out of it, told the time by a vector of width `time` if at all.
+    pub(crate) fn new(w: &WeightSource<'_>, [input, out]: [usize; 2], time: Option<usize>, norms: Groups) -> Self {
+        // Four maps a convolution: as normalized, activated, convolved, and the norm's own.
+        w.keeps(8 * out);
+        w.widens_to(input.max(out));
+        let norm1 = w.at("norm1").group_norm(input, norms);
+        let conv1 = w.at("conv1").conv(input, out, 3);
+        let time = time.map(|width| w.at("time_emb_proj").on(Tokens::One).linear(width, out));
+        let norm2 = w.at("norm2").group_norm(out, norms);
+        let conv2 = w.at("conv2").conv(out, out, 3);
+        let shortcut = (input != out).then(|| {
+            w.keeps(out);
+            w.at("conv_shortcut").conv(input, out, 1)
+        });
+        Self { norms: [norm1, norm2], convs: [conv1, conv2], time, shortcut }
     }
 
     /// `x [N, in, H, W]`, `time [N, E]` after its activation, for blocks that have one → `[N, out, H, W]`
@@ -123,10 +119,21 @@ impl Resnet {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Level {
     pub(crate) path: String,
+    /// The pixels of the level.
+    pub(crate) pixels: Tokens,
     /// Channels into and out of each block.
     pub(crate) resnets: Vec<[usize; 2]>,
-    /// `downsamplers` or `upsamplers`, except at the last level.
-    pub(crate) resample: Option<&'static str>,
+    /// The convolution to the next level, except at the last.
+    pub(crate) resample: Option<Resample>,
+}
+
+/// A convolution to another resolution.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Resample {
+    /// `downsamplers` or `upsamplers`
+    pub(crate) kind: &'static str,
+    /// The pixels that come of it.
+    pub(crate) pixels: Tokens,
 }
 
 impl Level {
@@ -135,50 +142,42 @@ impl Level {
         self.resnets.last().map_or(0, |[_, out]| *out)
     }
 
-    pub(crate) fn resnets(&self, weights: Weights<'_>, groups: usize, epsilon: f64) -> Vec<Resnet> {
-        let path = |i: usize| format!("{}.resnets.{i}", self.path);
-        (0..self.resnets.len()).map(|i| Resnet::new(weights, &path(i), groups, epsilon)).collect()
-    }
-
-    pub(crate) fn resample(&self, weights: Weights<'_>) -> Option<Conv> {
-        self.resample.map(|kind| Conv::new(weights, &format!("{}.{kind}.0.conv", self.path)))
+    /// The blocks and the convolution to the next level. Blocks are told the time by a vector of width `time` if at all.
+    pub(crate) fn build(
+        &self,
+        w: &WeightSource<'_>,
+        time: Option<usize>,
+        norms: Groups,
+    ) -> (Vec<Resnet>, Option<Conv>) {
+        let w = w.at(&self.path).on(self.pixels);
+        let resnets = self.resnets.iter().enumerate();
+        let resnets = resnets.map(|(i, &channels)| Resnet::new(&w.at(&format!("resnets.{i}")), channels, time, norms));
+        let resnets = resnets.collect();
+        let resample = self.resample.map(|Resample { kind, pixels }| {
+            let w = w.at(&format!("{kind}.0.conv")).on(pixels);
+            w.keeps(self.width());
+            w.conv(self.width(), self.width(), 3)
+        });
+        (resnets, resample)
     }
 }
 
-impl Layout {
-    /// A convolution of `side × side` pixels, with bias.
-    pub(crate) fn convolution(&mut self, path: &str, input: usize, out: usize, side: usize) {
-        self.linear(path, vec![out, input, side, side], 1.0 / ((input * side * side) as f64).sqrt());
+/// Groups of a group norm, and its ε.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Groups {
+    pub(crate) number: usize,
+    pub(crate) epsilon: f64,
+}
+
+impl WeightSource<'_> {
+    /// A convolution of `side × side` pixels: `weight` `[out, in, side, side]`, `bias` `[out]`.
+    pub(crate) fn conv(&self, input: usize, output: usize, side: usize) -> Conv {
+        Conv { weight: self.weight([output, input, side, side]), bias: self.bias(output) }
     }
 
-    /// A dense layer with bias.
-    pub(crate) fn dense(&mut self, path: &str, input: usize, out: usize) {
-        self.linear(path, vec![out, input], 1.0 / (input as f64).sqrt());
-    }
-
-    /// Weight and bias of a normalization.
-    pub(crate) fn norm(&mut self, path: &str, width: usize) {
-        self.push(format!("{path}.weight"), vec![width], Start::Ones);
-        self.push(format!("{path}.bias"), vec![width], Start::Zeros);
-    }
-
-    /// The blocks of a level, told the time by a vector of width `time` if at all.
-    pub(crate) fn level(&mut self, level: &Level, time: Option<usize>) {
-        for (i, &[input, out]) in level.resnets.iter().enumerate() {
-            let path = format!("{}.resnets.{i}", level.path);
-            self.norm(&format!("{path}.norm1"), input);
-            self.convolution(&format!("{path}.conv1"), input, out, 3);
-            if let Some(time) = time {
-                self.dense(&format!("{path}.time_emb_proj"), time, out);
-            }
-            self.norm(&format!("{path}.norm2"), out);
-            self.convolution(&format!("{path}.conv2"), out, out, 3);
-            if input != out {
-                self.convolution(&format!("{path}.conv_shortcut"), input, out, 1);
-            }
-        }
-        if let Some(kind) = level.resample {
-            self.convolution(&format!("{}.{kind}.0.conv", level.path), level.width(), level.width(), 3);
-        }
+    /// A group norm of so many channels: `weight` and `bias`.
+    pub(crate) fn group_norm(&self, channels: usize, Groups { number, epsilon }: Groups) -> GroupNorm {
+        let weight = self.tensor("weight", [channels], Start::Ones);
+        GroupNorm { weight, bias: self.bias(channels), groups: number, epsilon }
     }
 }

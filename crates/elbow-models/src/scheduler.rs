@@ -200,7 +200,7 @@ impl Scheduler {
         let prediction = match config.prediction_type {
             PredictionType::Epsilon => Prediction::Noise,
             PredictionType::Sample => Prediction::Clean,
-            PredictionType::VPrediction => Prediction::Angular,
+            PredictionType::VPrediction => Prediction::VPrediction,
         };
         let schedule = Schedule::ScaledLinear { beta_start, beta_end };
         let problems = if good { Vec::new() } else { vec![problem] };

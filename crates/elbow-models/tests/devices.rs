@@ -7,18 +7,20 @@ mod common;
 use burn::tensor::Device;
 use common::devices;
 use elbow::{
-    Prompt, Reward, RewardError, RgbImage,
+    Prompt, Request, Reward, RewardError, RgbImage, Score,
     advantage::{AdvantageKind, Standard},
-    config::{Batch, Config},
+    config::{BatchConfig, Config, MicroBatch},
     likelihood::{LikelihoodKind, Trajectory},
     noise::{self, Key, Purpose},
     policy::{Conditioning, EncodeError, TextEncoder},
-    sampler::{FlowSde, SamplerKind, Sampling},
+    prediction::Prediction,
+    sampler::{FlowSde, SamplerConfig},
+    schedule::Schedule,
     train::Trainer,
 };
 use elbow_models::{
     linear::Precision,
-    lora::{JOINT_ATTENTION, LoraConfig},
+    lora::LoraConfig,
     mmdit::MmditConfig,
     policy::{Decoder, Network, NetworkPolicy, Tuning},
     recompute::Checkpointing,
@@ -34,8 +36,9 @@ impl TextEncoder for Codes {
         let keys = || prompts.iter().map(|p| Key::new(0, Purpose::Draw, 0).sample(p.text.len() as u64));
         let (n, width, pooled) = (prompts.len(), self.1.joint_attention_dim, self.1.pooled_projection_dim);
         Ok(Conditioning {
-            tokens: noise::normal(keys(), [1, 8, width], &self.0).reshape([n, 8, width]),
-            pooled: noise::normal(keys(), [1, 1, pooled], &self.0).reshape([n, pooled]),
+            tokens: noise::normal(keys(), 8 * width, &self.0).reshape([n, 8, width]),
+            mask: None,
+            pooled: Some(noise::normal(keys(), pooled, &self.0)),
         })
     }
 }
@@ -48,9 +51,9 @@ impl Reward for Red {
         "red"
     }
 
-    fn score(&self, images: &[RgbImage], _: &[Prompt]) -> Vec<Result<f32, RewardError>> {
+    fn score(&self, request: &Request<'_>) -> Vec<Result<Score, RewardError>> {
         let red = |image: &RgbImage| image.pixels().map(|p| f32::from(p.0[0]) / 255.0).sum::<f32>();
-        images.iter().map(|image| Ok(red(image) / (image.width() * image.height()) as f32)).collect()
+        request.images.iter().map(|image| Ok((red(image) / (image.width() * image.height()) as f32).into())).collect()
     }
 }
 
@@ -68,26 +71,29 @@ fn epoch(config: Config, device: &Device) -> Seen {
         network.initial(Key::new(0, Purpose::Initialization, 0)).with_values_of(NANO).expect("the embedded weights");
     let policy = NetworkPolicy {
         latent: network.latent(),
+        schedule: Schedule::RectifiedFlow,
+        prediction: Prediction::Velocity,
         text: Box::new(Codes(device.clone(), network.clone())),
-        network: Network::Mmdit(network),
+        tuning: Tuning::Lora(LoraConfig { rank: 4, alpha: 8.0, ..LoraConfig::default() }).of(&network.clone().into()),
+        network: Network::from(network),
         base: base.tensors(device),
-        tuning: Tuning::Lora(LoraConfig { rank: 4, alpha: 8.0, ..LoraConfig::default() }.with_usual(&JOINT_ATTENTION)),
         precision: Precision::F32,
         checkpointing: Checkpointing::Block,
         decoder: Decoder::Pixels,
         seed: 0,
     };
+    let method = config.build(policy.schedule).expect("valid");
     let prompts: Vec<Prompt> = ["one", "three"].into_iter().map(Prompt::from).collect();
-    let mut trainer = Trainer::new(config, &policy, &prompts, &Red, device.clone()).expect("valid");
+    let mut trainer = Trainer::new(method, &policy, &prompts, &Red, device.clone()).expect("valid");
     // B of a fresh adapter is zero, and with it the gradient of A.
     let mut noise = Vec::new();
     Key::new(5, Purpose::Initialization, 0).extend_normals(trainer.state.current.values().len(), &mut noise);
     trainer.state.current.values_mut().iter_mut().zip(noise).for_each(|(w, z)| *w += 0.02 * z);
     trainer.state.behavior = trainer.state.current.clone();
-    let drawn = trainer.draw(&()).expect("a rollout");
-    let outcome = trainer.update(&drawn.rollout, &drawn.rewards, &()).expect("an update");
+    let batch = trainer.collect(&()).expect("a rollout").batch;
+    let outcome = trainer.update(&batch, &()).expect("an update");
     Seen {
-        latents: drawn.rollout.images().clone().into_data().iter::<f32>().collect(),
+        latents: batch.clean().clone().into_data().iter::<f32>().collect(),
         losses: outcome.policy_losses,
         gradient: trainer.state.optimizer.first.values().to_vec(),
         weights: trainer.state.current.values().to_vec(),
@@ -103,11 +109,16 @@ fn off(got: &[f32], expected: &[f32]) -> f64 {
 #[test]
 #[expect(clippy::print_stderr, reason = "seen with --nocapture")]
 fn an_epoch_on_a_device_is_that_on_the_cpu() {
-    let batch = Batch { groups: 2, group_size: 4, updates: 1, rows: 4 };
+    let batch = BatchConfig { groups: 2, group_size: 4, updates: 1, micro_batch: MicroBatch::Size(4) };
     let advantage = AdvantageKind::Standard(Standard::default());
-    let elbo = Config { batch, advantage, sampler: Sampling { steps: 3, ..Sampling::default() }, ..Config::default() };
+    let elbo = Config {
+        batch,
+        advantage,
+        sampler: SamplerConfig { steps: 3, ..SamplerConfig::default() },
+        ..Config::default()
+    };
     let sde = Config {
-        sampler: Sampling { rule: SamplerKind::FlowSde(FlowSde::default()), steps: 3, ..Sampling::default() },
+        sampler: SamplerConfig { rule: FlowSde::default().into(), steps: 3, ..SamplerConfig::default() },
         likelihood: LikelihoodKind::Trajectory(Trajectory::default()),
         ..elbo.clone()
     };

@@ -71,7 +71,7 @@ fn load(folder: &Path, frozen_weights: FrozenWeights, checkpointing: Checkpointi
     };
     let source = Source::open(folder, &options).expect("a model");
     let (policy, most) = peak(|| source.load(setup, &Device::flex()).expect("weights"));
-    (policy.network, most)
+    (policy, most)
 }
 
 /// Gradients of a step, and the most bytes it held beyond those held before.
@@ -80,10 +80,11 @@ fn step(policy: &NetworkPolicy) -> (Params, usize) {
     let keys = |purpose| (0..2).map(move |sample| Key::new(1, purpose, 0).sample(sample));
     let (token, pooled) = policy.network.text_widths();
     let pooled = pooled.expect("SD3 pools its text");
-    let x = noise::normal(keys(Purpose::Start), policy.latent, &device);
+    let x = noise::normal(keys(Purpose::Start), policy.dims(), &device);
     let cond = Conditioning {
-        tokens: noise::normal(keys(Purpose::Draw), [1, 4, token], &device).reshape([2, 4, token]),
-        pooled: noise::normal(keys(Purpose::Draw), [1, 1, pooled], &device).reshape([2, pooled]),
+        tokens: noise::normal(keys(Purpose::Draw), 4 * token, &device).reshape([2, 4, token]),
+        mask: None,
+        pooled: Some(noise::normal(keys(Purpose::Draw), pooled, &device)),
     };
     let t = Tensor::<1>::from_data([0.2, 0.8], &device);
     let trained = randomized(policy.initial(), 2);

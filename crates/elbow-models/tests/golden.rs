@@ -10,26 +10,40 @@ use elbow::{
     noise::{Key, Purpose},
     params::{Entry, Params},
     policy::{Conditioning, EncodeError, Policy, TextEncoder},
+    prediction::Prediction,
+    schedule::Schedule,
 };
 use elbow_models::{
-    flux::FluxConfig,
+    flux::{FluxConfig, Guided},
     linear::Precision,
-    lora::{JOINT_ATTENTION, LoraConfig},
+    lora::LoraConfig,
     mmdit::{MmditConfig, QkNorm},
     policy::{Decoder, Network, NetworkPolicy, Tuning},
     recompute::Checkpointing,
+    unet::UnetConfig,
 };
 
 /// Relative to the largest value of the reference.
 const POSITIONS: f64 = 1e-6;
 
+/// Layers that the field adapts.
+const JOINT_ATTENTION: [&str; 8] = [
+    "attn.to_q",
+    "attn.to_k",
+    "attn.to_v",
+    "attn.to_out.0",
+    "attn.add_q_proj",
+    "attn.add_k_proj",
+    "attn.add_v_proj",
+    "attn.to_add_out",
+];
 /// Layers that the field adapts in FLUX besides those of attention.
 const FEED_FORWARD: [&str; 4] = ["ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"];
 /// Layers of the second attention of SD3.5 medium.
 const DUAL: [&str; 4] = ["attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0"];
 
 fn mmdit(variant: &str) -> Golden {
-    let network = Network::Mmdit(MmditConfig {
+    let network = Network::from(MmditConfig {
         sample_size: 8,
         patch_size: 2,
         in_channels: 4,
@@ -63,7 +77,7 @@ fn flux(guidance_embeds: bool) -> Golden {
         guidance_embeds,
         axes_dims_rope: vec![2, 2, 4],
     };
-    let network = |guided| Network::Flux { config: config(guided), guidance: 3.5 };
+    let network = |guided| Network::from(Guided { config: config(guided), guidance: 3.5 });
     let files = ["flux/weights.safetensors", "flux/reference.safetensors"];
     // diffusers rounds frequencies to float32 more than once and multiplies them by 1000 times the guidance: with exact ones
     // its output moves by 2e-5, this crate's by 1e-5.
@@ -77,6 +91,15 @@ fn flux(guidance_embeds: bool) -> Golden {
 
 fn attention() -> Vec<String> {
     JOINT_ATTENTION.map(String::from).to_vec()
+}
+
+#[test]
+fn constructors_name_the_layers_that_the_field_adapts() {
+    for network in [mmdit("plain").network, mmdit("dual").network, flux(true).network] {
+        assert_eq!(network.usual_targets(), JOINT_ATTENTION);
+    }
+    let unet = Network::from(UnetConfig::default());
+    assert_eq!(unet.usual_targets(), ["to_q", "to_k", "to_v", "to_out.0"]);
 }
 
 fn check_mmdit(variant: &str, more: &[&str]) {
@@ -173,6 +196,8 @@ fn a_policy_starts_at_its_reference_and_trains_factors_alone() {
     let mut policy = NetworkPolicy {
         network: golden.network.clone(),
         latent: [4, 8, 4],
+        schedule: Schedule::RectifiedFlow,
+        prediction: Prediction::Velocity,
         base: golden.weights.tensors(&Device::flex()),
         tuning: Tuning::default().of(&golden.network),
         precision: Precision::F32,

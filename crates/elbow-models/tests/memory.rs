@@ -16,7 +16,7 @@ use elbow::{
 use elbow_models::{
     cost::{Row, activations},
     linear::{Precision, Weights},
-    lora::{JOINT_ATTENTION, LoraConfig},
+    lora::LoraConfig,
     mmdit::MmditConfig,
     policy::{Network, Tuning},
     recompute::Checkpointing,
@@ -40,15 +40,16 @@ fn randomized(params: &Params, deviation: f32, stream: u64) -> Params {
 fn step(network: &Network, base: &Tensors, lora: (&Params, f64), checkpointing: Checkpointing) -> (Params, usize) {
     let device = Device::flex();
     let keys = |purpose| (0..4).map(move |sample| Key::new(1, purpose, 0).sample(sample));
-    let x = noise::normal(keys(Purpose::Start), [4, 16, 16], &device);
+    let x = noise::normal(keys(Purpose::Start), 4 * 16 * 16, &device);
     let cond = Conditioning {
-        tokens: noise::normal(keys(Purpose::Draw), [1, 16, 32], &device).reshape([4, 16, 32]),
-        pooled: noise::normal(keys(Purpose::Draw), [1, 1, 32], &device).reshape([4, 32]),
+        tokens: noise::normal(keys(Purpose::Draw), 16 * 32, &device).reshape([4, 16, 32]),
+        mask: None,
+        pooled: Some(noise::normal(keys(Purpose::Draw), 32, &device)),
     };
     let t = Tensor::<1>::from_data([0.2, 0.4, 0.6, 0.8], &device);
     let leaves = lora.0.tensors(&device.clone().autodiff());
     let weights = Weights { base, adapter: Some((&leaves, lora.1)), precision: Precision::F32 };
-    let pass = || network.bind(weights, checkpointing).velocity(x, t, &cond).square().mean().backward();
+    let pass = || network.bind(weights, checkpointing, [4, 16, 16]).velocity(x, t, &cond).square().mean().backward();
     let (mut gradients, peak) = peak(pass);
     let mut sum = lora.0.zeros_like();
     sum.add_gradients(&leaves, &mut gradients);
@@ -67,11 +68,11 @@ fn recomputed_blocks_need_a_fraction_of_the_memory_at_depth_24() {
         pooled_projection_dim: 32,
         ..MmditConfig::default()
     };
-    let lora = LoraConfig { rank: 4, alpha: 8.0, ..LoraConfig::default() }.with_usual(&JOINT_ATTENTION);
+    let lora = LoraConfig { rank: 4, alpha: 8.0, ..LoraConfig::default() }.with_usual(&config.layout().usual_targets());
     let factors = lora.initial(config.layout().shapes(), Key::new(0, Purpose::Initialization, 1));
     let factors = randomized(&factors, 0.2, 1);
     let base = randomized(&config.initial(Key::new(0, Purpose::Initialization, 0)), 0.1, 2).tensors(&Device::flex());
-    let network = Network::Mmdit(config);
+    let network = Network::from(config);
     let run = |checkpointing| step(&network, &base, (&factors, lora.scale()), checkpointing);
     run(Checkpointing::None); // what is allocated once
     let [(kept, most), (recomputed, least)] = [Checkpointing::None, Checkpointing::Block].map(run);

@@ -6,13 +6,14 @@ use burn::tensor::{Device, Tensor};
 use elbow::{
     noise::{self, Key, Purpose},
     params::Params,
-    policy::{Conditioning, VelocityField},
+    policy::Conditioning,
 };
 use elbow_kernels::{Isa, VARIABLE};
 use elbow_models::{
     linear::{Precision, Weights},
-    lora::{JOINT_ATTENTION, LoraConfig},
+    lora::LoraConfig,
     mmdit::{Mmdit, MmditConfig},
+    network::Backbone,
     recompute::Checkpointing,
 };
 use std::{collections::BTreeMap, process::Command};
@@ -39,7 +40,7 @@ fn jittered(mut params: Params) -> Params {
 }
 
 fn normal<const D: usize>(sample: u64, shape: [usize; D]) -> Tensor<D> {
-    noise::normal([key(sample)], [1, 1, shape.iter().product()], &Device::flex()).reshape(shape)
+    noise::normal([key(sample)], shape.iter().product(), &Device::flex()).reshape(shape)
 }
 
 /// What is computed: with which weights trained, and in which precision.
@@ -60,17 +61,18 @@ const CASES: [Case; 4] = [
 fn gradients(case: Case) -> Params {
     let config = MmditConfig::default();
     let base = jittered(config.initial(key(0)));
-    let lora = LoraConfig::default().with_usual(&JOINT_ATTENTION);
+    let lora = LoraConfig::default().with_usual(&config.layout().usual_targets());
     let trained = if case.full { base.clone() } else { jittered(lora.initial(config.layout().shapes(), key(2))) };
     let (shared, leaves) = (base.tensors(&Device::flex()), trained.tensors(&Device::flex()).leaves());
     let (base, adapter) = if case.full { (&leaves, None) } else { (&shared, Some((&leaves, lora.scale()))) };
     let weights = Weights { base, adapter, precision: case.precision };
     let cond = Conditioning {
         tokens: normal(3, [4, 6, config.joint_attention_dim]),
-        pooled: normal(4, [4, config.pooled_projection_dim]),
+        mask: None,
+        pooled: Some(normal(4, [4, config.pooled_projection_dim])),
     };
     let t = Tensor::from_data([0.1, 0.4, 0.7, 1.0], &Device::flex());
-    let y = Mmdit::new(&config, weights, Checkpointing::None).velocity(normal(5, [4, 3, 32, 32]), t, &cond);
+    let y = Mmdit::new(&config, &weights.into(), Checkpointing::None).predict(normal(5, [4, 3, 32, 32]), t, &cond);
     let mut sums = trained.zeros_like();
     sums.add_gradients(&leaves, &mut (y.clone() * normal(6, [4, 3, 32, 32])).sum().backward());
     let output: Vec<f32> = y.inner().into_data().try_into_vec().unwrap();

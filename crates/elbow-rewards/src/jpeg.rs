@@ -3,7 +3,7 @@
 //! reward = ∓ bytes / 1000 of the image at quality 95 with 4:2:0 chroma, as Pillow's default encoder writes it: −kB for
 //! compressibility, +kB for incompressibility. The header alone is 0.6 kB.
 
-use elbow::{Prompt, Reward, RewardError, RgbImage};
+use elbow::{Request, Reward, RewardError, RgbImage, Score};
 use jpeg_encoder::{ChromaSubsamplingMethod, Encoder, ImageBuffer, JpegColorType, SamplingFactor};
 use rayon::prelude::*;
 use schemars::JsonSchema;
@@ -32,13 +32,13 @@ impl Reward for Jpeg {
         "jpeg"
     }
 
-    fn score(&self, images: &[RgbImage], _: &[Prompt]) -> Vec<Result<f32, RewardError>> {
+    fn score(&self, request: &Request<'_>) -> Vec<Result<Score, RewardError>> {
         let sign = if self.aim == Aim::Compress { -1.0 } else { 1.0 };
         let score = |image: &RgbImage| {
             let bytes = size(image).map_err(|error| RewardError::Failed(format!("cannot encode a JPEG: {error}")))?;
-            Ok(sign * bytes as f32 / 1000.0)
+            Ok((sign * bytes as f32 / 1000.0).into())
         };
-        images.par_iter().map(score).collect()
+        request.images.par_iter().map(score).collect()
     }
 }
 
@@ -117,12 +117,18 @@ mod tests {
         }
     }
 
+    /// A reward of pictures alone looks at no prompt.
+    fn request(images: &[RgbImage]) -> Request<'_> {
+        Request { images, prompts: &[], latents: None, groups: &[] }
+    }
+
     #[test]
     fn noise_is_larger_than_a_plain_image_and_the_aim_is_the_sign() {
         let images = [picture("plain32"), picture("noise32")];
-        let prompts = ["a".into(), "b".into()];
-        let score =
-            |aim| Jpeg { aim }.score(&images, &prompts).into_iter().map(|s| s.expect("scored")).collect::<Vec<f32>>();
+        let score = |aim| -> Vec<f64> {
+            let scores = Jpeg { aim }.score(&request(&images));
+            scores.into_iter().map(|score| score.expect("scored").value).collect()
+        };
         let (small, large) = (score(Aim::Compress), score(Aim::Incompress));
         assert!(
             small[0] > small[1] && large[1] > large[0] && small.iter().zip(&large).all(|(a, b)| (a + b).abs() < 1e-6)
@@ -131,7 +137,7 @@ mod tests {
 
     #[test]
     fn an_image_too_large_for_the_format_has_no_reward() {
-        let scores = Jpeg::default().score(&[RgbImage::new(70_000, 1)], &["a".into()]);
+        let scores = Jpeg::default().score(&request(&[RgbImage::new(70_000, 1)]));
         assert!(scores[0].is_err());
     }
 }

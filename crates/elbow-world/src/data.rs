@@ -31,7 +31,7 @@ pub struct SceneData {
 }
 
 impl Data for SceneData {
-    fn batch(&self, keys: &[Key], drop: &[bool]) -> (Tensor<4>, Conditioning) {
+    fn batch(&self, keys: &[Key], drop: &[bool]) -> (Tensor<2>, Conditioning) {
         let mut pixels = Vec::new();
         let mut captions = Vec::with_capacity(keys.len());
         for (key, &drop) in keys.iter().zip(drop) {
@@ -45,7 +45,7 @@ impl Data for SceneData {
             captions.push(Prompt::from(if drop { "" } else { record.prompt.as_str() }));
         }
         let side = crate::scene::SIDE;
-        let images = Tensor::from_data(TensorData::new(pixels, [keys.len(), 3, side, side]), &self.device);
+        let images = Tensor::from_data(TensorData::new(pixels, [keys.len(), 3 * side * side]), &self.device);
         let encoder = WordCodes { device: self.device.clone() };
         (images, encoder.encode(&captions).expect("invariant: the vocabulary writes the world's captions"))
     }

@@ -58,7 +58,8 @@ impl TextEncoder for WordCodes {
         let rows = prompts.len();
         Ok(Conditioning {
             tokens: Tensor::from_data(TensorData::new(tokens, [rows, words, TOKEN_WIDTH]), &self.device),
-            pooled: Tensor::from_data(TensorData::new(pooled, [rows, WIDTH]), &self.device),
+            mask: None,
+            pooled: Some(Tensor::from_data(TensorData::new(pooled, [rows, WIDTH]), &self.device)),
         })
     }
 }
@@ -75,7 +76,14 @@ mod tests {
         let cond = encoder.encode(&prompts).expect("known words");
         let row = |i: usize| cond.tokens.clone().narrow(0, i, 1).into_data();
         assert_ne!(row(0), row(1));
-        assert!(cond.pooled.narrow(0, 2, 1).into_data().iter::<f32>().all(|code| code == 0.0));
+        assert!(
+            cond.pooled
+                .expect("every prompt has one")
+                .narrow(0, 2, 1)
+                .into_data()
+                .iter::<f32>()
+                .all(|code| code == 0.0)
+        );
     }
 
     #[test]

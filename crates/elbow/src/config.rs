@@ -3,17 +3,19 @@
 use crate::{
     advantage::AdvantageKind,
     behavior::{BehaviorLag, Ema},
-    drafts::Drafts,
+    collection::CollectionKind,
     kl::{Kl, Proximal},
     likelihood::LikelihoodKind,
-    objective::{ObjectiveKind, Setting},
+    method::{Method, MethodError},
+    objective::ObjectiveKind,
     optimizer::OptimizerConfig,
-    sampler::{Branch, SamplerKind, Sampling},
+    sampler::SamplerConfig,
     schedule::Schedule,
-    train::{Replay, TopUp},
+    setting::{BatchSize, StartNoise},
 };
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use std::fmt;
 
 /// Everything that decides a run's numbers, apart from the policy, the prompts and the reward.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -23,16 +25,14 @@ pub struct Config {
     pub seed: u64,
     /// Rounds of rollout, reward and update.
     pub epochs: u64,
-    /// The path from data to noise that the model was trained on.
-    pub schedule: Schedule,
-    /// Which images start from the same noise.
+    /// Which samples start from the same noise.
     pub start_noise: StartNoise,
-    /// How many images an epoch draws, and how they are split.
-    pub batch: Batch,
+    /// How many samples an epoch draws, and how they are split.
+    pub batch: BatchConfig,
     /// How rollouts are drawn.
-    pub sampler: Sampling,
-    /// Cheap images by which those to draw are chosen.
-    pub drafts: Drafts,
+    pub sampler: SamplerConfig,
+    /// Which samples make an epoch.
+    pub collection: CollectionKind,
     /// How a log-probability is read off the network.
     pub likelihood: LikelihoodKind,
     /// How advantages and log-probabilities become a loss.
@@ -41,12 +41,8 @@ pub struct Config {
     pub kl: Kl,
     /// What keeps the policy near the behavior policy.
     pub proximal: Proximal,
-    /// How the images of one prompt are compared.
+    /// How the samples of one prompt are compared.
     pub advantage: AdvantageKind,
-    /// How groups that say nothing are replaced.
-    pub top_up: TopUp,
-    /// Which good images of earlier epochs come back.
-    pub replay: Replay,
     /// How far the policy that draws rollouts lags behind.
     pub behavior: BehaviorLag,
     /// The averaged weights that are evaluated.
@@ -62,18 +58,15 @@ impl Default for Config {
         Self {
             seed: 0,
             epochs: 100,
-            schedule: Schedule::default(),
             start_noise: StartNoise::default(),
-            batch: Batch::default(),
-            sampler: Sampling::default(),
-            drafts: Drafts::default(),
+            batch: BatchConfig::default(),
+            sampler: SamplerConfig::default(),
+            collection: CollectionKind::default(),
             likelihood: LikelihoodKind::default(),
             objective: ObjectiveKind::default(),
             kl: Kl::default(),
             proximal: Proximal::default(),
             advantage: AdvantageKind::default(),
-            top_up: TopUp::default(),
-            replay: Replay::default(),
             behavior: BehaviorLag::default(),
             ema: Ema::default(),
             optimizer: OptimizerConfig::default(),
@@ -82,237 +75,133 @@ impl Default for Config {
     }
 }
 
-/// Which images of an epoch start from the same noise.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum StartNoise {
-    /// None.
-    #[default]
-    PerSample,
-    /// Those of one prompt (DanceGRPO, arXiv 2505.07818): they differ by the noise of their steps alone.
-    PerGroup,
-}
-
-/// Images of an epoch: `groups × group_size`, in `updates` optimizer steps, `rows` at a time through the network.
+/// Samples of an epoch: `groups × group_size`, in `updates` optimizer steps, `micro_batch` at a time through the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct Batch {
+pub struct BatchConfig {
     /// Prompts an epoch.
     pub groups: usize,
-    /// Images a prompt.
+    /// Samples a prompt.
     pub group_size: usize,
     /// Optimizer steps an epoch; each takes its share of the groups.
     pub updates: usize,
-    /// Images in one forward pass. Speed and memory depend on it, and the last bits of sums.
-    pub rows: usize,
+    /// Samples in one forward pass, or `"auto"`: as many, up to 64, as fit into memory when the run is created. Speed and memory
+    /// depend on it, and the last bits of sums.
+    pub micro_batch: MicroBatch,
 }
 
-impl Default for Batch {
+impl Default for BatchConfig {
     fn default() -> Self {
-        Self { groups: 48, group_size: 24, updates: 1, rows: 64 }
+        Self { groups: 48, group_size: 24, updates: 1, micro_batch: MicroBatch::default() }
     }
 }
 
-/// Everything that is wrong with a configuration, at once.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the configuration cannot run:\n{}", problems.iter().map(|p| format!("  - {p}")).collect::<Vec<_>>().join("\n"))]
-pub struct ConfigError {
-    /// One sentence each: what is wrong, with its numbers, and what to change.
-    pub problems: Vec<String>,
+impl BatchConfig {
+    /// The sizes as numbers.
+    pub fn build(self) -> BatchSize {
+        let Self { groups, group_size, updates, micro_batch } = self;
+        BatchSize { groups, group_size, updates, micro_batch: micro_batch.size() }
+    }
+}
+
+/// Samples in one forward pass: a number, or the word `"auto"`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MicroBatch {
+    /// What memory allows when the run is created.
+    #[default]
+    Auto,
+    /// This many.
+    Size(usize),
+}
+
+impl MicroBatch {
+    /// The most that `"auto"` chooses: more are no faster.
+    pub const MOST: usize = 64;
+
+    /// The size; of one that was not chosen yet, the most.
+    pub fn size(self) -> usize {
+        match self {
+            Self::Size(size) => size,
+            Self::Auto => Self::MOST,
+        }
+    }
+}
+
+impl Serialize for MicroBatch {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Auto => to.serialize_str("auto"),
+            Self::Size(size) => to.serialize_u64(*size as u64),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for MicroBatch {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_any(Read)
+    }
+}
+
+struct Read;
+
+impl de::Visitor<'_> for Read {
+    type Value = MicroBatch;
+
+    fn expecting(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        to.write_str("an integer of at least 1, or \"auto\"")
+    }
+
+    fn visit_u64<E: de::Error>(self, size: u64) -> Result<MicroBatch, E> {
+        Ok(MicroBatch::Size(size as usize))
+    }
+
+    fn visit_i64<E: de::Error>(self, size: i64) -> Result<MicroBatch, E> {
+        let wrong = |_| E::invalid_value(de::Unexpected::Signed(size), &self);
+        usize::try_from(size).map(MicroBatch::Size).map_err(wrong)
+    }
+
+    fn visit_str<E: de::Error>(self, word: &str) -> Result<MicroBatch, E> {
+        if word == "auto" { Ok(MicroBatch::Auto) } else { Err(E::invalid_value(de::Unexpected::Str(word), &self)) }
+    }
+}
+
+impl JsonSchema for MicroBatch {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "MicroBatch".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({ "type": ["integer", "string"], "minimum": 1 })
+    }
 }
 
 impl Config {
-    /// Checks what types cannot: batch arithmetic, ranges, and whether the three axes fit together.
-    pub fn validate(&self) -> Result<(), ConfigError> {
-        let mut problems = Vec::new();
-        self.validate_batch(&mut problems);
-        self.validate_ranges(&mut problems);
-        self.validate_starts(&mut problems);
-        let likelihood = self.likelihood.get().refuses(&self.sampler, self.schedule);
-        problems.extend(likelihood.into_iter().chain(self.sampler.validate(self.schedule)));
-        let setting = Setting { likelihood: self.likelihood, advantage: self.advantage, rows: self.batch.rows };
-        problems.extend(self.objective.get().problems(&setting));
-        problems.extend(self.advantage.get().problems());
-        problems.extend(self.replay.problems(self));
-        if problems.is_empty() { Ok(()) } else { Err(ConfigError { problems }) }
+    /// The method that this says, checked for a policy on `schedule`.
+    pub fn build(&self, schedule: Schedule) -> Result<Method, MethodError> {
+        let method = Method {
+            seed: self.seed,
+            epochs: self.epochs,
+            start_noise: self.start_noise,
+            batch: self.batch.build(),
+            sampler: self.sampler.build(),
+            collection: self.collection.build(),
+            likelihood: self.likelihood.build(),
+            objective: self.objective.build(),
+            kl: self.kl,
+            proximal: self.proximal,
+            advantage: self.advantage.build(),
+            behavior: self.behavior,
+            ema: self.ema,
+            optimizer: self.optimizer.clone(),
+            max_missing: self.max_missing,
+        };
+        method.validate(schedule)?;
+        Ok(method)
     }
 
-    /// The same method with this batch, and nothing drawn beyond it: no drafts, no further groups, no replay.
+    /// The same method with this batch, and nothing drawn beyond it.
     #[must_use]
-    pub fn of_one_batch(&self, batch: Batch) -> Self {
-        let (drafts, top_up, replay) = (Drafts::default(), TopUp::default(), Replay::default());
-        Self { batch, drafts, top_up, replay, ..self.clone() }
-    }
-
-    fn validate_batch(&self, problems: &mut Vec<String>) {
-        let Batch { groups, group_size, updates, rows } = self.batch;
-        if group_size < 2 && self.advantage.get().within_groups() {
-            problems.push(format!(
-                "batch.group_size = {group_size}: an advantage compares at least 2 images of one prompt"
-            ));
-        }
-        if group_size == 0 {
-            problems.push("batch.group_size = 0: at least one image a prompt".into());
-        }
-        if updates == 0 || groups == 0 || groups % updates != 0 {
-            problems.push(format!(
-                "batch.groups = {groups} cannot be split evenly into batch.updates = {updates} optimizer steps \
-                 ({groups} groups × {group_size} images = {} images an epoch): make groups a multiple of updates",
-                groups * group_size
-            ));
-        }
-        if self.top_up.groups > 0 && !self.advantage.get().within_groups() {
-            problems.push(format!(
-                "top_up.groups = {}: this advantage looks beyond the group, so that every group says something; set it to 0",
-                self.top_up.groups
-            ));
-        }
-        if self.top_up.groups > 0 && self.compared() != group_size {
-            problems.push(format!(
-                "top_up.groups = {}: it replaces the images of a prompt, of which this sampler compares {} at a time; set it to 0",
-                self.top_up.groups,
-                self.compared()
-            ));
-        }
-        if self.behavior.on_policy && updates > 1 {
-            problems.push(format!(
-                "behavior.on_policy = true and batch.updates = {updates}: after the first update nothing remembers the weights \
-                 that drew the images; set batch.updates = 1"
-            ));
-        }
-        if rows == 0 {
-            problems.push("batch.rows = 0: at least one image goes through the network at a time".into());
-        }
-    }
-
-    fn validate_starts(&self, problems: &mut Vec<String>) {
-        let (size, shared) = (self.batch.group_size, self.start_noise == StartNoise::PerGroup);
-        if shared && self.sampler.noise(self.schedule).iter().all(|&std| std == 0.0) {
-            problems.push(
-                "start_noise = \"per-group\" and a sampler without noise: all images of a prompt would be the same. Use a \
-                 stochastic sampler, or \"per-sample\""
-                    .into(),
-            );
-        }
-        if let SamplerKind::Branch(Branch { points, explorations, .. }) = self.sampler.rule {
-            if !shared {
-                problems.push(
-                    "sampler `branch` compares images that are one up to a step: set start_noise = \"per-group\""
-                        .into(),
-                );
-            }
-            if points * explorations != size {
-                problems.push(format!(
-                    "sampler `branch`: points = {points} × explorations = {explorations} make {} images of a prompt, and \
-                     batch.group_size = {size}: make them equal",
-                    points * explorations
-                ));
-            }
-        }
-        if shared && self.drafts.count > 0 {
-            problems.push(
-                "drafts choose among start noises, of which start_noise = \"per-group\" has one: use \"per-sample\", or \
-                 drafts.count = 0"
-                    .into(),
-            );
-        }
-        problems.extend(self.drafts.problems(size, self.sampler, self.schedule));
-    }
-
-    /// Images that an advantage compares: those of a prompt, or those of it that branch at the same step.
-    pub fn compared(&self) -> usize {
-        self.sampler.explorations().unwrap_or(self.batch.group_size)
-    }
-
-    fn validate_ranges(&self, problems: &mut Vec<String>) {
-        let positive = |name: &str, value: f64| {
-            (!(value > 0.0 && value.is_finite())).then(|| format!("{name} = {value}: must be a positive number"))
-        };
-        let share = |name: &str, value: f64| {
-            (!(0.0..=1.0).contains(&value)).then(|| format!("{name} = {value}: must lie between 0 and 1"))
-        };
-        problems.extend(positive("sampler.shift", self.sampler.shift));
-        problems.extend(positive("sampler.guidance", self.sampler.guidance));
-        problems.extend(positive("optimizer.learning_rate", self.optimizer.learning_rate));
-        problems.extend(positive("optimizer.max_grad_norm", self.optimizer.max_grad_norm));
-        problems.extend(positive("optimizer.epsilon", self.optimizer.epsilon));
-        if let AdvantageKind::Exact(exact) = self.advantage {
-            problems.extend(positive("advantage.beta", exact.beta));
-        }
-        for (name, weight) in [("kl.weight", self.kl.weight), ("proximal.weight", self.proximal.weight)] {
-            if !(weight >= 0.0 && weight.is_finite()) {
-                problems.push(format!("{name} = {weight}: must be 0 (off) or a positive number"));
-            }
-        }
-        if self.optimizer.half_life.is_nan() || self.optimizer.half_life <= 0.0 {
-            problems.push(format!("optimizer.half_life = {}: must be above 0", self.optimizer.half_life));
-        }
-        problems.extend(share("optimizer.beta1", self.optimizer.beta1));
-        problems.extend(share("optimizer.beta2", self.optimizer.beta2));
-        problems.extend(share("likelihood fraction", self.likelihood.fraction()));
-        problems.extend(share("behavior.max", self.behavior.max));
-        problems.extend(share("ema.max_decay", self.ema.max_decay));
-        problems.extend(share("max_missing", self.max_missing));
-        if self.sampler.steps == 0 {
-            problems.push("sampler.steps = 0: at least one step from noise to image".into());
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{
-        likelihood::{LikelihoodKind, Trajectory},
-        sampler::FlowSde,
-    };
-
-    #[test]
-    fn the_default_runs() {
-        assert_eq!(Config::default().validate(), Ok(()));
-    }
-
-    #[test]
-    fn every_problem_is_told_at_once() {
-        let batch = Batch { groups: 5, group_size: 1, updates: 2, rows: 0 };
-        let config =
-            Config { batch, likelihood: LikelihoodKind::Trajectory(Trajectory::default()), ..Config::default() };
-        let problems = config.validate().expect_err("several").problems;
-        assert_eq!(problems.len(), 4, "{problems:?}");
-        assert!(problems[1].contains("batch.groups = 5") && problems[1].contains("batch.updates = 2"));
-        assert!(problems[3].contains("flow-sde"));
-    }
-
-    #[test]
-    fn what_a_group_shares_fits_the_sampler() {
-        let (sde, branch) = (SamplerKind::FlowSde(FlowSde::default()), SamplerKind::Branch(Branch::default()));
-        let with = |rule, start_noise, count| Config {
-            sampler: Sampling { rule, ..Sampling::default() },
-            start_noise,
-            drafts: Drafts { count, ..Drafts::default() },
-            ..Config::default()
-        };
-        let (ode, own, shared) = (SamplerKind::default(), StartNoise::PerSample, StartNoise::PerGroup);
-        for fine in [with(sde, shared, 0), with(branch, shared, 0), with(ode, own, 24), with(sde, own, 24)] {
-            assert_eq!(fine.validate(), Ok(()));
-        }
-        let split = Branch { points: 3, ..Branch::default() };
-        for (wrong, words) in [
-            (with(ode, shared, 0), ["per-group", "would be the same"]),
-            (with(branch, own, 0), ["branch", "per-group"]),
-            (with(SamplerKind::Branch(split), shared, 0), ["make 18 images", "group_size = 24"]),
-            (with(sde, shared, 24), ["drafts", "per-sample"]),
-            (with(ode, own, 23), ["drafts.count = 23", "group_size = 24"]),
-        ] {
-            let problems = wrong.validate().expect_err("does not fit").problems;
-            assert!(problems.len() == 1 && words.iter().all(|word| problems[0].contains(word)), "{problems:?}");
-        }
-    }
-
-    #[test]
-    fn an_sde_takes_a_trajectory() {
-        let sampler = Sampling { rule: SamplerKind::FlowSde(FlowSde::default()), ..Sampling::default() };
-        let likelihood = LikelihoodKind::Trajectory(Trajectory::default());
-        assert_eq!(Config { sampler, likelihood, ..Config::default() }.validate(), Ok(()));
+    pub fn of_one_batch(&self, batch: BatchConfig) -> Self {
+        Self { batch, collection: CollectionKind::default(), ..self.clone() }
     }
 }

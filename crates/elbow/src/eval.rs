@@ -1,27 +1,25 @@
 //! Measuring a policy: fixed prompts, fixed start noise, deterministic steps.
 
 use crate::{
+    batch::Sample,
+    draw::{Drawing, Seat},
     guidance::Guided,
     lanes,
-    noise::{self, Key, Purpose},
+    noise::{Key, Purpose},
+    observer::Observer,
     policy::{EncodeError, Policy, VelocityField},
     prompts::Prompt,
-    reward::Reward,
-    sampler::{self, Sampling},
-    schedule::Schedule,
-    train::Observer,
+    reward::{Request, Reward},
+    sampler::SamplerConfig,
 };
 use burn::tensor::Device;
 use image::RgbImage;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::{
-    collections::BTreeMap,
-    sync::atomic::{AtomicUsize, Ordering},
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 /// How a policy is measured.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct EvalConfig {
     /// Epochs between evaluations; 0 evaluates before the first epoch and after the last only.
@@ -31,9 +29,9 @@ pub struct EvalConfig {
     /// Decides the start noise, apart from the run's seed: runs of different seeds are measured alike.
     pub seed: u64,
     /// How the images are drawn.
-    pub sampler: Sampling,
+    pub sampler: SamplerConfig,
     /// Images in one forward pass.
-    pub rows: usize,
+    pub micro_batch: usize,
 }
 
 impl Default for EvalConfig {
@@ -42,8 +40,8 @@ impl Default for EvalConfig {
             every: 20,
             images_per_prompt: 4,
             seed: 42,
-            sampler: Sampling { steps: 40, ..Sampling::default() },
-            rows: 32,
+            sampler: SamplerConfig { steps: 40, ..SamplerConfig::default() },
+            micro_batch: 32,
         }
     }
 }
@@ -91,44 +89,61 @@ impl Measured {
     }
 }
 
-/// Draws `images_per_prompt` images of every prompt from `field` and scores them with every reward.
-#[expect(clippy::too_many_arguments, reason = "each is a thing of its own, and there is one caller")]
+/// Draws `images_per_prompt` images of every prompt from `field`, which is without guidance, and scores them with every reward.
 pub fn measure(
     policy: &dyn Policy,
     field: Box<dyn VelocityField + '_>,
     prompts: &[Prompt],
     rewards: &[&dyn Reward],
     config: &EvalConfig,
-    schedule: Schedule,
     device: &Device,
     observer: &dyn Observer,
 ) -> Result<Measured, EncodeError> {
     let unconditional = policy.encode(&["".into()])?;
-    let field = Guided { field, scale: config.sampler.guidance, unconditional };
-    let cond = policy.encode(prompts)?;
-    let total = prompts.len() * config.images_per_prompt;
-    let owner: Vec<usize> = (0..total).map(|i| i / config.images_per_prompt).collect();
-    let (size, done) = (config.rows.max(1), AtomicUsize::new(0));
-    let draw = |part: usize| {
-        let rows = &owner[part * size..total.min((part + 1) * size)];
-        let key = |i: usize| Key::new(config.seed, Purpose::Evaluation, 0).sample((part * size + i) as u64);
-        let keys: Vec<Key> = (0..rows.len()).map(key).collect();
-        let start = noise::normal(keys.iter().copied(), policy.latent_shape(), device);
+    let sampling = config.sampler.build();
+    let field = Guided { field, scale: sampling.guidance, unconditional };
+    let shared: Vec<Arc<Prompt>> = prompts.iter().cloned().map(Arc::new).collect();
+    let seat = |i: usize| {
+        let row = i / config.images_per_prompt;
+        let start = Key::new(config.seed, Purpose::Evaluation, 0).sample(i as u64);
         // Noise of stochastic steps: draws of the same key other than the start's.
-        let keys: Vec<Key> = keys.into_iter().map(|k| Key { epoch: 1, ..k }).collect();
-        let points = sampler::sample(&field, &config.sampler, schedule, start, &cond.select(rows), &keys, false);
-        observer.progress("evaluation", done.fetch_add(rows.len(), Ordering::Relaxed) + rows.len(), total);
-        points.last().map(|images| policy.decode(images.clone())).unwrap_or_default()
+        let key = Key { epoch: 1, ..start };
+        Seat { sample: Sample { row, group: row, ..Sample::new(Arc::clone(&shared[row]), key) }, start }
     };
-    let images = lanes::map(device, total.div_ceil(size), draw).concat();
-    let prompts: Vec<Prompt> = owner.iter().map(|&p| prompts[p].clone()).collect();
-    let score = |reward: &&dyn Reward| {
-        let scores =
-            reward.score(&images, &prompts).into_iter().map(|s| s.ok().map(f64::from).filter(|v| v.is_finite()));
-        (reward.name().to_owned(), scores.collect())
+    let drawing = Drawing {
+        policy,
+        field: &field,
+        sampling: &sampling,
+        keep_path: false,
+        micro_batch: config.micro_batch,
+        in_flight: lanes::count(device),
+        judge_together: rewards.iter().any(|reward| reward.needs().whole_groups),
+        device,
+        phase: "evaluation",
+        observer,
     };
-    let scores = rewards.iter().map(score).collect();
-    Ok(Measured { images, prompts, scores })
+    let seats = (0..prompts.len() * config.images_per_prompt).map(seat).collect();
+    // One row a sample: its score by each reward.
+    let judge = |request: &Request<'_>| {
+        let mut rows = vec![Vec::with_capacity(rewards.len()); request.images.len()];
+        for reward in rewards {
+            for (row, score) in rows.iter_mut().zip(reward.score(request)) {
+                row.push(score.ok().map(|score| score.value).filter(|value| value.is_finite()));
+            }
+        }
+        rows
+    };
+    let drawn = drawing.draw(seats, policy.encode(prompts)?, judge);
+    let score = |(k, reward): (usize, &&dyn Reward)| {
+        (reward.name().to_owned(), drawn.verdicts.iter().map(|row| row[k]).collect())
+    };
+    let scores = rewards.iter().enumerate().map(score).collect();
+    let samples = &drawn.batch.samples;
+    Ok(Measured {
+        images: samples.iter().map(|sample| RgbImage::clone(&sample.image)).collect(),
+        prompts: samples.iter().map(|sample| Prompt::clone(&sample.prompt)).collect(),
+        scores,
+    })
 }
 
 #[cfg(test)]

@@ -1,104 +1,189 @@
-//! What an objective may ask about a query: log-probabilities under each set of weights, computed when asked for.
+//! What an objective may ask about a query: velocities and log-probabilities under each set of weights, computed when asked for.
 
 use crate::{
+    batch::{self, Batch, Sample},
     functions,
-    gaussian::{self, wide},
+    gaussian::{self, rows, to_f64},
     likelihood::{Query, Transitions},
     policy::VelocityField,
 };
-use burn::tensor::Tensor;
-use std::cell::OnceCell;
+use burn::tensor::{Device, Tensor};
+use std::{cell::RefCell, collections::BTreeMap};
 
-/// One query under current, behavior, lagged and reference weights; each forward pass runs at most once, and only if needed.
-pub struct Evaluation<'a> {
-    query: &'a Query,
-    velocity: Tensor<4>,
-    behavior: Option<&'a dyn VelocityField>,
-    lagged: Option<&'a dyn VelocityField>,
-    reference: &'a dyn VelocityField,
-    log_prob: OnceCell<Tensor<1>>,
-    behavior_velocity: OnceCell<Tensor<4>>,
-    behavior_log_prob: OnceCell<Tensor<1>>,
-    lagged_velocity: OnceCell<Tensor<4>>,
-    reference_velocity: OnceCell<Tensor<4>>,
+/// A set of weights of the policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Weights {
+    /// Those that are trained. Only they have a gradient.
+    Current,
+    /// Those that drew the samples.
+    Behavior,
+    /// A moving average of the current ones: the behavior weights, unless `behavior.on_policy` keeps one beside them.
+    Lagged,
+    /// The base, before training.
+    Reference,
+    /// One of the trainer's [teachers](crate::train::Trainer::teachers), by number.
+    Teacher(usize),
 }
 
-impl<'a> Evaluation<'a> {
-    /// Runs the current weights. `behavior: None` says that the behavior policy *is* the current one: its
-    /// log-probability is then the current one without gradient, and no forward pass is spent on it.
-    pub fn new(
-        query: &'a Query,
-        current: &dyn VelocityField,
-        behavior: Option<&'a dyn VelocityField>,
-        reference: &'a dyn VelocityField,
-    ) -> Self {
-        Self {
-            query,
-            velocity: query.velocity(current),
-            behavior,
-            lagged: None,
-            reference,
-            log_prob: OnceCell::new(),
-            behavior_velocity: OnceCell::new(),
-            behavior_log_prob: OnceCell::new(),
-            lagged_velocity: OnceCell::new(),
-            reference_velocity: OnceCell::new(),
+/// The frozen fields of an update.
+pub struct Fields<'a> {
+    /// `None`: the behavior policy *is* the current one. Its log-probability is then the current one without gradient, and no
+    /// forward pass is spent on it.
+    pub behavior: Option<&'a dyn VelocityField>,
+    /// `None`: the lagged weights are the behavior weights.
+    pub lagged: Option<&'a dyn VelocityField>,
+    /// The base.
+    pub reference: &'a dyn VelocityField,
+    /// Further policies over the same base.
+    pub teachers: &'a [Box<dyn VelocityField + 'a>],
+}
+
+impl Fields<'_> {
+    /// The weights that stand for `weights`, as far as some are others.
+    fn resolve(&self, weights: Weights) -> Weights {
+        match weights {
+            Weights::Lagged if self.lagged.is_none() => self.resolve(Weights::Behavior),
+            Weights::Behavior if self.behavior.is_none() => Weights::Current,
+            weights => weights,
         }
     }
 
-    /// The same with lagged weights of their own; without (`None`) the behavior weights are the lagged ones.
-    #[must_use]
-    pub fn with_lagged(self, lagged: Option<&'a dyn VelocityField>) -> Self {
-        Self { lagged, ..self }
+    /// The field of frozen weights.
+    ///
+    /// # Panics
+    /// If the weights are the current ones, or a teacher that is not there.
+    pub fn get(&self, weights: Weights) -> &dyn VelocityField {
+        let known = "invariant: resolved before";
+        match weights {
+            Weights::Current => panic!("{known}"),
+            Weights::Behavior => self.behavior.expect(known),
+            Weights::Lagged => self.lagged.expect(known),
+            Weights::Reference => self.reference,
+            Weights::Teacher(i) => &*self.teachers[i],
+        }
+    }
+}
+
+/// The samples of an evaluation, B of them, and the batch that they are of.
+pub struct Groups<'a> {
+    /// Their advantages `[B]`.
+    pub advantages: Tensor<1>,
+    /// B samples.
+    pub samples: &'a [Sample],
+    /// All samples of the update: their rewards and clean latents, for objectives that compare a sample with its group.
+    pub batch: &'a Batch,
+}
+
+impl<'a> Groups<'a> {
+    /// Samples with these advantages, of a batch.
+    pub fn new(advantages: &[f64], samples: &'a [Sample], batch: &'a Batch, device: &Device) -> Self {
+        Self { advantages: rows(advantages, device), samples, batch }
     }
 
-    /// L `[B]`, with gradient.
-    pub fn log_prob(&self) -> Tensor<1> {
-        self.log_prob.get_or_init(|| self.log_prob_of(self.velocity())).clone()
+    /// The numbers of the samples of each group, 0 to B − 1.
+    pub fn members(&self) -> Vec<Vec<usize>> {
+        batch::groups(self.samples).into_iter().filter(|members| !members.is_empty()).collect()
+    }
+}
+
+/// One query under each set of weights; every forward pass runs at most once, and only if it is asked for.
+pub struct Evaluation<'a> {
+    source: Source<'a>,
+    log_probs: RefCell<BTreeMap<Weights, Tensor<1>>>,
+}
+
+/// Where log-probabilities come from.
+enum Source<'a> {
+    /// From the network, at the points of a query.
+    Network { query: &'a Query, fields: &'a Fields<'a>, velocities: RefCell<BTreeMap<Weights, Tensor<2>>> },
+    /// From a pass over all samples that was made before, or is made when weights are asked for.
+    Numbers(&'a dyn Fn(Weights) -> Tensor<1>),
+}
+
+impl<'a> Evaluation<'a> {
+    /// Runs the current weights.
+    pub fn new(query: &'a Query, current: &dyn VelocityField, fields: &'a Fields<'a>) -> Self {
+        let velocity = current.velocity(query.x.clone(), query.t.clone(), &query.cond);
+        let velocities = RefCell::new(BTreeMap::from([(Weights::Current, velocity)]));
+        Self { source: Source::Network { query, fields, velocities }, log_probs: RefCell::default() }
     }
 
-    /// v_θ `[N, C, H, W]`, with gradient.
-    pub fn velocity(&self) -> Tensor<4> {
-        self.velocity.clone()
+    /// Log-probabilities alone, of as many samples as `log_probs` gives for each set of weights: what an objective of whole groups
+    /// sees. Its other methods are not to be called.
+    pub fn of_numbers(log_probs: &'a dyn Fn(Weights) -> Tensor<1>) -> Self {
+        Self { source: Source::Numbers(log_probs), log_probs: RefCell::default() }
     }
 
-    /// v_b `[N, C, H, W]`, without gradient.
-    pub fn behavior_velocity(&self) -> Tensor<4> {
-        let compute = || match self.behavior {
-            None => self.velocity.clone().detach(),
-            Some(field) => self.query.velocity(field),
+    /// The network's side of it.
+    fn network(&self) -> (&Query, &Fields<'a>, &RefCell<BTreeMap<Weights, Tensor<2>>>) {
+        match &self.source {
+            Source::Network { query, fields, velocities } => (query, fields, velocities),
+            Source::Numbers(_) => panic!("invariant: an objective of whole groups asks for log-probabilities alone"),
+        }
+    }
+
+    /// The velocity `[N, D]` at the query's points; with gradient if the weights are the current ones.
+    pub fn velocity(&self, weights: Weights) -> Tensor<2> {
+        let (query, fields, velocities) = self.network();
+        let resolved = fields.resolve(weights);
+        if resolved == Weights::Current {
+            let velocity = velocities.borrow()[&Weights::Current].clone();
+            return if weights == Weights::Current { velocity } else { velocity.detach() };
+        }
+        if let Some(velocity) = velocities.borrow().get(&resolved) {
+            return velocity.clone();
+        }
+        let velocity = fields.get(resolved).velocity(query.x.clone(), query.t.clone(), &query.cond);
+        velocities.borrow_mut().insert(resolved, velocity.clone());
+        velocity
+    }
+
+    /// L `[B]`; with gradient if the weights are the current ones.
+    pub fn log_prob(&self, weights: Weights) -> Tensor<1> {
+        let resolved = match &self.source {
+            Source::Network { fields, .. } => fields.resolve(weights),
+            Source::Numbers(_) => weights,
         };
-        self.behavior_velocity.get_or_init(compute).clone()
-    }
-
-    /// L_b `[B]`, without gradient.
-    pub fn behavior_log_prob(&self) -> Tensor<1> {
-        let compute = || match self.behavior {
-            None => self.log_prob().detach(),
-            Some(_) => self.log_prob_of(self.behavior_velocity()),
+        if resolved == Weights::Current && weights != Weights::Current {
+            return self.log_prob(Weights::Current).detach();
+        }
+        if let Some(log_prob) = self.log_probs.borrow().get(&resolved) {
+            return log_prob.clone();
+        }
+        let log_prob = match &self.source {
+            Source::Network { .. } => self.log_prob_of(self.velocity(resolved)),
+            Source::Numbers(log_probs) => log_probs(resolved),
         };
-        self.behavior_log_prob.get_or_init(compute).clone()
+        self.log_probs.borrow_mut().insert(resolved, log_prob.clone());
+        log_prob
     }
 
-    /// Log-probability `[B]` under another velocity `[N, C, H, W]`.
-    pub fn log_prob_of(&self, velocity: Tensor<4>) -> Tensor<1> {
+    /// Log-probability `[B]` under another velocity `[N, D]`.
+    pub fn log_prob_of(&self, velocity: Tensor<2>) -> Tensor<1> {
         self.merge(self.log_prob_rows(velocity))
     }
 
     /// The same of every draw on its own `[N]`.
-    fn log_prob_rows(&self, velocity: Tensor<4>) -> Tensor<1> {
-        let normalizer = self.query.shared.then(|| self.behavior_velocity());
-        self.query.row_log_prob(velocity, normalizer.as_ref())
+    fn log_prob_rows(&self, velocity: Tensor<2>) -> Tensor<1> {
+        let (query, ..) = self.network();
+        let normalizer = query.shared.then(|| self.velocity(Weights::Behavior));
+        query.row_log_prob(velocity, normalizer.as_ref())
     }
 
     /// ln ρ = L − L_b `[B]`, with gradient.
     pub fn log_ratio(&self) -> Tensor<1> {
-        self.log_prob() - self.behavior_log_prob()
+        self.log_prob(Weights::Current) - self.log_prob(Weights::Behavior)
     }
 
     /// ln ρ without gradient, if it has been computed or costs no forward pass.
     pub fn known_log_ratio(&self) -> Option<Tensor<1>> {
-        let known = self.behavior.is_none() || self.behavior_velocity.get().is_some();
+        let known = match &self.source {
+            Source::Network { fields, velocities, .. } => {
+                let behavior = fields.resolve(Weights::Behavior);
+                behavior == Weights::Current || velocities.borrow().contains_key(&behavior)
+            }
+            Source::Numbers(_) => self.log_probs.borrow().contains_key(&Weights::Behavior),
+        };
         known.then(|| self.log_ratio().detach())
     }
 
@@ -107,42 +192,19 @@ impl<'a> Evaluation<'a> {
         functions::exp(self.log_ratio())
     }
 
-    /// v_ref `[N, C, H, W]`, without gradient.
-    pub fn reference_velocity(&self) -> Tensor<4> {
-        self.reference_velocity.get_or_init(|| self.query.velocity(self.reference)).clone()
-    }
-
-    /// L_ref `[B]`, without gradient.
-    pub fn reference_log_prob(&self) -> Tensor<1> {
-        self.log_prob_of(self.reference_velocity())
-    }
-
-    /// Velocity `[N, C, H, W]` of the lagged weights, without gradient.
-    pub fn lagged_velocity(&self) -> Tensor<4> {
-        let compute = || self.lagged.map_or_else(|| self.behavior_velocity(), |field| self.query.velocity(field));
-        self.lagged_velocity.get_or_init(compute).clone()
-    }
-
-    /// Log-probability `[B]` under the lagged weights, without gradient.
-    pub fn lagged_log_prob(&self) -> Tensor<1> {
-        self.log_prob_of(self.lagged_velocity())
-    }
-
-    /// Forward passes so far: one under the current weights, and those under others that were asked for and not saved.
+    /// Forward passes so far: one under the current weights, and those under others that were asked for.
     pub fn passes(&self) -> usize {
-        let behavior = self.behavior.is_some() && self.behavior_velocity.get().is_some();
-        let lagged = self.lagged.is_some() && self.lagged_velocity.get().is_some();
-        1 + usize::from(behavior) + usize::from(lagged) + usize::from(self.reference_velocity.get().is_some())
+        self.network().2.borrow().len()
     }
 
     /// Brings one number a row of the query to one a sample, `[N] → [B]`, as log-probabilities are.
     pub fn merge(&self, rows: Tensor<1>) -> Tensor<1> {
-        self.query.merge(rows)
+        self.network().0.merge(rows)
     }
 
     /// Mean over the draws of each sample, `[N] → [B]`.
     pub fn mean(&self, rows: Tensor<1>) -> Tensor<1> {
-        let draws = self.query.draws();
+        let draws = self.network().0.draws();
         let samples = rows.dims()[0] / draws;
         let mean: Tensor<2> = rows.reshape([draws, samples]).mean_dim(0);
         mean.reshape([samples])
@@ -150,35 +212,36 @@ impl<'a> Evaluation<'a> {
 
     /// The number of each sample for each of its draws, `[B] → [N]`.
     pub fn repeat(&self, samples: Tensor<1>) -> Tensor<1> {
-        samples.repeat_dim(0, self.query.draws())
+        samples.repeat_dim(0, self.network().0.draws())
     }
 
     /// ln ρ of every draw on its own `[N]`, with gradient.
     pub fn log_ratio_rows(&self) -> Tensor<1> {
-        self.log_prob_rows(self.velocity()) - self.log_prob_rows(self.behavior_velocity())
+        let current = self.log_prob_rows(self.velocity(Weights::Current));
+        current - self.log_prob_rows(self.velocity(Weights::Behavior))
     }
 
-    /// What the likelihood compares the velocity with `[N, C, H, W]`; `None` where that is not a velocity.
-    pub fn target(&self) -> Option<Tensor<4>> {
-        self.query.target.clone()
+    /// What the likelihood compares the velocity with `[N, D]`; `None` where that is not a velocity.
+    pub fn target(&self) -> Option<Tensor<2>> {
+        self.network().0.target.clone()
     }
 
     /// The Gaussian steps that are scored, with KL(π_b ‖ π_θ) = mean (μ_θ − μ_b)²/(2 std²) of each, a mean over latent dimensions
     /// `[N]`, with gradient; `None` unless the likelihood is that of steps.
     pub fn steps(&self) -> Option<(&Transitions, Tensor<1>)> {
-        let steps = self.query.transitions.as_ref()?;
+        let steps = self.network().0.transitions.as_ref()?;
         let scale = steps.slope.clone().square() / (steps.std.clone().square() * 2.0);
-        Some((steps, self.distance(self.behavior_velocity()) * scale))
+        Some((steps, self.distance(Weights::Behavior) * scale))
     }
 
-    /// mean ‖v_θ − v‖² to the lagged weights' v, and the same of clean samples, `[B]`, with gradient.
-    pub fn proximity(&self, clean: bool) -> Tensor<1> {
-        let rows = self.distance(self.lagged_velocity());
-        self.mean(if clean { rows * self.query.gain.clone().square() } else { rows })
+    /// mean ‖v_θ − v‖² to the velocity of other weights, or the same of clean samples, `[B]`, with gradient.
+    pub fn proximity(&self, weights: Weights, clean: bool) -> Tensor<1> {
+        let rows = self.distance(weights);
+        self.mean(if clean { rows * self.network().0.gain.clone().square() } else { rows })
     }
 
     /// mean ‖v_θ − v‖² of every draw `[N]`, with gradient.
-    fn distance(&self, from: Tensor<4>) -> Tensor<1> {
-        gaussian::mean(wide(self.velocity() - from).square())
+    pub fn distance(&self, weights: Weights) -> Tensor<1> {
+        gaussian::mean(to_f64(self.velocity(Weights::Current) - self.velocity(weights)).square())
     }
 }

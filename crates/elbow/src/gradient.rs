@@ -44,6 +44,33 @@ impl Gradient {
     }
 }
 
+/// Gradients added up in one pairwise tree over their numbers 0, 1, 2, …, in which they must come.
+///
+/// The sum of the 2ᵏ gradients from a multiple of 2ᵏ on depends on these alone. Whoever computes such a range, a thread or another
+/// machine, therefore hands over the same bits, and the sum of all does not depend on who computed what.
+#[derive(Debug, Default)]
+pub struct Tree {
+    /// Sums of complete ranges, from left to right, each with its k; no two have the same.
+    ranges: Vec<(u32, Gradient)>,
+}
+
+impl Tree {
+    /// Adds the next gradient.
+    pub fn push(&mut self, gradient: Gradient) {
+        let (mut size, mut sum) = (0, gradient);
+        while let Some((_, left)) = self.ranges.pop_if(|(left, _)| *left == size) {
+            sum = left.plus(sum);
+            size += 1;
+        }
+        self.ranges.push((size, sum));
+    }
+
+    /// The sum of all; nothing if none came.
+    pub fn sum(self) -> Option<Gradient> {
+        self.ranges.into_iter().map(|(_, sum)| sum).rev().reduce(|right, left| left.plus(right))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -61,6 +88,40 @@ mod tests {
         let mut sum = params.zeros_like();
         Gradient::take(&params, &leaves, &mut loss.backward()).add_to(&mut sum);
         assert_eq!(sum.values(), [2.0, 4.0, 5.0]);
+    }
+
+    fn pairwise(values: &[f32]) -> f32 {
+        match values {
+            [value] => *value,
+            values => {
+                let half = values.len().next_power_of_two() / 2;
+                pairwise(&values[..half]) + pairwise(&values[half..])
+            }
+        }
+    }
+
+    /// ((a + b) + (c + d)) + e, in `f32`, where the order shows.
+    #[test]
+    fn a_tree_adds_pairs_of_pairs() {
+        let params = Params::new([("w".into(), vec![1], vec![0.0])]);
+        let gradient = |value: f32| Gradient(vec![Some(Tensor::from_data([value], &Device::flex()))]);
+        let values: Vec<f32> = (0..13).map(|i| 0.1 + (i as f32 * 1.7).sin() * 10f32.powi(i % 5)).collect();
+        for count in 1..=values.len() {
+            let mut tree = Tree::default();
+            values[..count].iter().for_each(|&value| tree.push(gradient(value)));
+            let mut sum = params.zeros_like();
+            tree.sum().expect("some").add_to(&mut sum);
+            assert_eq!(sum.values()[0].to_bits(), pairwise(&values[..count]).to_bits(), "{count}");
+        }
+        // A gradient that is not there changes nothing.
+        let mut tree = Tree::default();
+        for part in [Gradient::none(&params), gradient(2.5), Gradient::none(&params)] {
+            tree.push(part);
+        }
+        let mut sum = params.zeros_like();
+        tree.sum().expect("some").add_to(&mut sum);
+        assert_eq!(sum.values(), [2.5]);
+        assert!(Tree::default().sum().is_none());
     }
 
     #[test]

@@ -16,14 +16,14 @@ pub struct Guided<'a> {
 }
 
 impl VelocityField for Guided<'_> {
-    fn velocity(&self, x: Tensor<4>, t: Tensor<1>, cond: &Conditioning) -> Tensor<4> {
+    fn velocity(&self, x: Tensor<2>, t: Tensor<1>, cond: &Conditioning) -> Tensor<2> {
         #[expect(clippy::float_cmp, reason = "exactly 1 means off")]
         if self.scale == 1.0 {
             return self.field.velocity(x, t, cond);
         }
         let n = t.dims()[0];
         let nothing = self.unconditional.select(&vec![0; n]);
-        let twice = |t: Tensor<4>| Tensor::cat(vec![t.clone(), t], 0);
+        let twice = |t: Tensor<2>| Tensor::cat(vec![t.clone(), t], 0);
         let both = Conditioning::cat(&[cond, &nothing]);
         let v = self.field.velocity(twice(x), Tensor::cat(vec![t.clone(), t], 0), &both);
         let (conditional, unconditional) = (v.clone().narrow(0, 0, n), v.narrow(0, n, n));

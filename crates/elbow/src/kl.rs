@@ -13,7 +13,10 @@
 //!
 //! `importance` multiplies by ρ, which makes the value an estimate under the current policy instead of the behavior's.
 
-use crate::{evaluation::Evaluation, functions, gaussian};
+use crate::{
+    evaluation::{Evaluation, Weights},
+    functions, gaussian,
+};
 use burn::tensor::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -72,14 +75,14 @@ impl Kl {
         if self.weight == 0.0 {
             return None;
         }
-        let (velocity, log_prob): (&dyn Fn() -> Tensor<4>, &dyn Fn() -> Tensor<1>) = match self.reference {
-            Anchor::Base => (&|| e.reference_velocity(), &|| e.reference_log_prob()),
-            Anchor::Lagged => (&|| e.lagged_velocity(), &|| e.lagged_log_prob()),
+        let anchor = match self.reference {
+            Anchor::Base => Weights::Reference,
+            Anchor::Lagged => Weights::Lagged,
         };
-        let d = || e.log_prob() - log_prob();
+        let d = || e.log_prob(Weights::Current) - e.log_prob(anchor);
         let value = match self.kind {
             KlKind::Girsanov => {
-                let difference = gaussian::wide(e.velocity() - velocity());
+                let difference = gaussian::to_f64(e.velocity(Weights::Current) - e.velocity(anchor));
                 e.merge(gaussian::mean(difference.square()))
             }
             KlKind::K1 => d(),
@@ -106,6 +109,6 @@ pub struct Proximal {
 impl Proximal {
     /// The unweighted distance of each sample `[B]`; `None` if it is off.
     pub fn value(&self, e: &Evaluation<'_>) -> Option<Tensor<1>> {
-        (self.weight != 0.0).then(|| e.proximity(self.clean))
+        (self.weight != 0.0).then(|| e.proximity(Weights::Lagged, self.clean))
     }
 }

@@ -102,15 +102,15 @@ impl Key {
     }
 }
 
-/// Standard normal noise `[keys, C, H, W]`, row `i` from `keys[i]` alone.
-pub fn normal(keys: impl IntoIterator<Item = Key>, [c, h, w]: [usize; 3], device: &Device) -> Tensor<4> {
+/// Standard normal noise `[N, D]`, row `i` from `keys[i]` alone.
+pub fn normal(keys: impl IntoIterator<Item = Key>, dims: usize, device: &Device) -> Tensor<2> {
     let mut values = Vec::new();
     let mut rows = 0;
     for key in keys {
-        key.extend_normals(c * h * w, &mut values);
+        key.extend_normals(dims, &mut values);
         rows += 1;
     }
-    Tensor::from_data(TensorData::new(values, [rows, c, h, w]), device)
+    Tensor::from_data(TensorData::new(values, [rows, dims]), device)
 }
 
 /// The finalizer of `SplitMix64`: spreads every input bit over the output.
@@ -151,8 +151,8 @@ mod tests {
     fn rows_do_not_depend_on_the_batch() {
         let key = Key::new(7, Purpose::Start, 3);
         let device = Device::flex();
-        let both = normal([key.sample(0), key.sample(1)], [3, 2, 2], &device);
-        let second = normal([key.sample(1)], [3, 2, 2], &device);
+        let both = normal([key.sample(0), key.sample(1)], 12, &device);
+        let second = normal([key.sample(1)], 12, &device);
         assert_eq!(both.narrow(0, 1, 1).into_data(), second.into_data());
     }
 

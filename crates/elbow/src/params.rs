@@ -163,6 +163,19 @@ impl Params {
         safetensors::serialize(views, metadata).expect("invariant: a valid header")
     }
 
+    /// Every tensor of a safetensors file, in the order of its header.
+    pub fn from_safetensors(file: &[u8]) -> Result<Self, WeightError> {
+        let read = SafeTensors::deserialize(file)?;
+        let mut names: Vec<&str> = read.names().into_iter().map(AsRef::as_ref).collect();
+        // Where a tensor lies in the file: the order it was written in.
+        names.sort_by_key(|name| read.tensor(name).map_or(0, |view| view.data().as_ptr() as usize));
+        let mut found = read_safetensors(file)?;
+        Ok(Self::new(names.into_iter().filter_map(|name| {
+            let (shape, values) = found.remove(name)?;
+            Some((name.to_owned(), shape, values))
+        })))
+    }
+
     /// Reads the entries of `self`'s layout from a safetensors file that holds exactly those.
     pub fn with_values_of(&self, file: &[u8]) -> Result<Self, WeightError> {
         let found = read_safetensors(file)?;

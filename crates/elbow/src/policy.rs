@@ -3,40 +3,52 @@
 use crate::{
     params::{Params, Tensors},
     prompts::Prompt,
+    schedule::Schedule,
 };
 use burn::tensor::{Int, Tensor, TensorData};
 use image::RgbImage;
 
-/// What a network knows about the prompts of a batch: text tokens and one pooled vector each.
+/// What a network knows about the prompts of a batch, N rows.
 #[derive(Clone, Debug)]
 pub struct Conditioning {
     /// `[N, L, E]`: L token embeddings of width E.
     pub tokens: Tensor<3>,
-    /// `[N, P]`: one embedding of width P.
-    pub pooled: Tensor<2>,
+    /// `[N, L]`: 1 for a token that is there and 0 for padding, for networks that were trained to leave padding out.
+    pub mask: Option<Tensor<2>>,
+    /// `[N, P]`: one embedding of width P, for networks that take one.
+    pub pooled: Option<Tensor<2>>,
 }
 
 impl Conditioning {
+    /// N.
+    pub fn rows(&self) -> usize {
+        self.tokens.dims()[0]
+    }
+
     /// The given rows, in the given order; rows may repeat.
     #[must_use]
     pub fn select(&self, rows: &[usize]) -> Self {
         let indices: Vec<i32> = rows.iter().map(|&r| r as i32).collect();
-        let indices = Tensor::<1, Int>::from_data(TensorData::new(indices, [rows.len()]), &self.pooled.device());
-        Self { tokens: self.tokens.clone().select(0, indices.clone()), pooled: self.pooled.clone().select(0, indices) }
+        let indices = Tensor::<1, Int>::from_data(TensorData::new(indices, [rows.len()]), &self.tokens.device());
+        let select = |rows: &Tensor<2>| rows.clone().select(0, indices.clone());
+        Self {
+            tokens: self.tokens.clone().select(0, indices.clone()),
+            mask: self.mask.as_ref().map(select),
+            pooled: self.pooled.as_ref().map(select),
+        }
     }
 
-    /// Rows `start .. start + len`.
-    #[must_use]
-    pub fn narrow(&self, start: usize, len: usize) -> Self {
-        Self { tokens: self.tokens.clone().narrow(0, start, len), pooled: self.pooled.clone().narrow(0, start, len) }
-    }
-
-    /// The rows of all parts, one after the other.
+    /// The rows of all parts, one after the other; they have a mask and a pooled embedding all or none.
     #[must_use]
     pub fn cat(parts: &[&Self]) -> Self {
+        let all = |rows: fn(&Self) -> &Option<Tensor<2>>| {
+            let rows: Option<Vec<Tensor<2>>> = parts.iter().map(|part| rows(part).clone()).collect();
+            rows.map(|rows| Tensor::cat(rows, 0))
+        };
         Self {
-            tokens: Tensor::cat(parts.iter().map(|p| p.tokens.clone()).collect(), 0),
-            pooled: Tensor::cat(parts.iter().map(|p| p.pooled.clone()).collect(), 0),
+            tokens: Tensor::cat(parts.iter().map(|part| part.tokens.clone()).collect(), 0),
+            mask: all(|part| &part.mask),
+            pooled: all(|part| &part.pooled),
         }
     }
 }
@@ -45,12 +57,12 @@ impl Conditioning {
 pub trait VelocityField: Send + Sync {
     /// | Argument | Shape | |
     /// |---|---|---|
-    /// | `x` | `[N, C, H, W]` | points |
+    /// | `x` | `[N, D]` | points |
     /// | `t` | `[N]` | times in [0, 1] |
-    /// | `cond` | N rows | what the image should show |
+    /// | `cond` | N rows | what the sample should show |
     ///
-    /// Returns `[N, C, H, W]`.
-    fn velocity(&self, x: Tensor<4>, t: Tensor<1>, cond: &Conditioning) -> Tensor<4>;
+    /// Returns `[N, D]`.
+    fn velocity(&self, x: Tensor<2>, t: Tensor<1>, cond: &Conditioning) -> Tensor<2>;
 }
 
 /// A family of velocity fields: one for each value of the trained parameters.
@@ -59,8 +71,11 @@ pub trait VelocityField: Send + Sync {
 /// frozen. Parameters given on an autodiff device make a field whose output carries a graph; others do not. Such a field
 /// serves one backward pass, since the engine consumes the graph with it: bind again for the next, which costs nothing.
 pub trait Policy: Send + Sync {
-    /// `[C, H, W]` of one latent.
-    fn latent_shape(&self) -> [usize; 3];
+    /// The path from data to noise that the model was trained on.
+    fn schedule(&self) -> Schedule;
+
+    /// D, the numbers of one latent. Their meaning (channels, height and width, frames, atoms) is the policy's own.
+    fn dims(&self) -> usize;
 
     /// The trained parameters before training; `bind(Some(initial))` equals `bind(None)`.
     fn initial(&self) -> Params;
@@ -71,8 +86,8 @@ pub trait Policy: Send + Sync {
     /// Text embeddings, one row a prompt. The empty prompt is the unconditional one.
     fn encode(&self, prompts: &[Prompt]) -> Result<Conditioning, EncodeError>;
 
-    /// Latents `[N, C, H, W]` to N pictures.
-    fn decode(&self, latents: Tensor<4>) -> Vec<RgbImage>;
+    /// Latents `[N, D]` to N pictures.
+    fn decode(&self, latents: Tensor<2>) -> Vec<RgbImage>;
 }
 
 /// A prompt the text encoder cannot take.

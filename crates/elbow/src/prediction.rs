@@ -1,10 +1,7 @@
 //! What a network predicts, turned into velocity, so that nothing else asks.
 
 use crate::{
-    RgbImage,
-    params::{Params, Tensors},
-    policy::{Conditioning, EncodeError, Policy, VelocityField},
-    prompts::Prompt,
+    policy::{Conditioning, VelocityField},
     schedule::{Level, Schedule, per_row},
 };
 use burn::tensor::Tensor;
@@ -23,21 +20,21 @@ pub enum Prediction {
     /// x₀, the clean sample.
     Clean,
     /// α ε − σ x₀, which `diffusers` calls `v_prediction` (SD2.1; arXiv 2202.00512, section 4).
-    Angular,
+    VPrediction,
 }
 
 impl Prediction {
-    /// The velocity at `x [N, C, H, W]` that the network's `output` (same shape) amounts to, one time a row.
+    /// The velocity at `x [N, D]` that the network's `output` (same shape) amounts to, one time a row.
     ///
     /// With Δ = α σ′ − α′ σ: v = (Δ ε + α′ x) / α from noise, v = (σ′ x − Δ x₀) / σ from the clean sample, and
     /// v = (Δ u + (α α′ + σ σ′) x) / (α² + σ²) from u = α ε − σ x₀.
-    pub fn velocity(self, schedule: Schedule, x: Tensor<4>, output: Tensor<4>, t: &[f64]) -> Tensor<4> {
+    pub fn velocity(self, schedule: Schedule, x: Tensor<2>, output: Tensor<2>, t: &[f64]) -> Tensor<2> {
         let device = x.device();
         let row = |f: &dyn Fn(Level) -> f64| per_row(t, &device, |t| f(schedule.level(t)));
         match self {
             Self::Velocity => output,
             Self::Noise => output * row(&|l| l.determinant() / l.alpha) + x * row(&|l| l.d_alpha / l.alpha),
-            Self::Angular => {
+            Self::VPrediction => {
                 let size = |l: Level| l.alpha * l.alpha + l.sigma * l.sigma;
                 let along = |l: Level| l.alpha * l.d_alpha + l.sigma * l.d_sigma;
                 output * row(&|l| l.determinant() / size(l)) + x * row(&|l| along(l) / size(l))
@@ -56,7 +53,7 @@ impl Prediction {
     }
 
     /// The velocity field of a network on this path; `output`'s fields are its raw outputs.
-    pub fn of(self, schedule: Schedule, output: Box<dyn VelocityField>) -> Box<dyn VelocityField> {
+    pub fn field(self, schedule: Schedule, output: Box<dyn VelocityField>) -> Box<dyn VelocityField> {
         if self == Self::Velocity { output } else { Box::new(Predicted { output, prediction: self, schedule }) }
     }
 
@@ -66,41 +63,8 @@ impl Prediction {
             Self::Velocity => 1.0,
             Self::Noise => level.noise_gain(),
             Self::Clean => level.clean_gain(),
-            Self::Angular => (level.alpha * level.alpha + level.sigma * level.sigma) / level.determinant(),
+            Self::VPrediction => (level.alpha * level.alpha + level.sigma * level.sigma) / level.determinant(),
         }
-    }
-}
-
-/// A policy over a network that predicts something other than velocity: `network`'s fields are its raw outputs.
-pub struct Predicting<P> {
-    /// The network.
-    pub network: P,
-    /// What its output means.
-    pub prediction: Prediction,
-    /// On which path.
-    pub schedule: Schedule,
-}
-
-impl<P: Policy> Policy for Predicting<P> {
-    fn latent_shape(&self) -> [usize; 3] {
-        self.network.latent_shape()
-    }
-
-    fn initial(&self) -> Params {
-        self.network.initial()
-    }
-
-    fn bind(&self, trained: Option<&Tensors>) -> Box<dyn VelocityField> {
-        let output = self.network.bind(trained);
-        self.prediction.of(self.schedule, output)
-    }
-
-    fn encode(&self, prompts: &[Prompt]) -> Result<Conditioning, EncodeError> {
-        self.network.encode(prompts)
-    }
-
-    fn decode(&self, latents: Tensor<4>) -> Vec<RgbImage> {
-        self.network.decode(latents)
     }
 }
 
@@ -111,7 +75,7 @@ struct Predicted {
 }
 
 impl VelocityField for Predicted {
-    fn velocity(&self, x: Tensor<4>, t: Tensor<1>, cond: &Conditioning) -> Tensor<4> {
+    fn velocity(&self, x: Tensor<2>, t: Tensor<1>, cond: &Conditioning) -> Tensor<2> {
         let times: Vec<f64> = t.clone().into_data().iter::<f64>().collect();
         let output = self.output.velocity(x.clone(), t, cond);
         self.prediction.velocity(self.schedule, x, output, &times)
@@ -134,7 +98,7 @@ mod tests {
                 Schedule::ScaledLinear { beta_start: 0.00085, beta_end: 0.012 },
             ][path];
             let device = burn::tensor::Device::flex();
-            let one = |v: f32| Tensor::<4>::full([1, 1, 1, 1], v, &device);
+            let one = |v: f32| Tensor::<2>::full([1, 1], v, &device);
             let (x, v) = (schedule.mix(one(x0), one(e), &[t]), schedule.target(one(x0), one(e), &[t]).into_scalar::<f32>());
             let level = schedule.level(t);
             let angular = level.alpha as f32 * e - level.sigma as f32 * x0;
@@ -146,7 +110,7 @@ mod tests {
                 (Prediction::Velocity, v, 1.0),
                 (Prediction::Noise, e, noise - e),
                 (Prediction::Clean, x0, x0 - clean),
-                (Prediction::Angular, angular, level.alpha as f32 * noise - level.sigma as f32 * clean - angular),
+                (Prediction::VPrediction, angular, level.alpha as f32 * noise - level.sigma as f32 * clean - angular),
             ];
             for (kind, output, moved) in outputs {
                 let off = (kind.gain(level) - f64::from(moved)).abs();

@@ -55,10 +55,10 @@ impl Default for PretrainConfig {
     }
 }
 
-/// Data to pre-train on: images `[N, C, H, W]` in [−1, 1] and their captions, decided by the keys alone.
+/// Data to pre-train on: latents `[N, D]` and their captions, decided by the keys alone.
 pub trait Data: Sync {
     /// One image and caption per key; where `drop` is set, the caption is the empty one.
-    fn batch(&self, keys: &[Key], drop: &[bool]) -> (Tensor<4>, Conditioning);
+    fn batch(&self, keys: &[Key], drop: &[bool]) -> (Tensor<2>, Conditioning);
 }
 
 /// Images of one forward pass; the bits of a gradient depend on it.
@@ -96,14 +96,14 @@ impl Pretraining {
         let weights = self.params.tensors(&device.clone().without_autodiff());
         let compute = |i: usize| self.gradient(policy, data, config, parts[i], &weights.leaves());
         let (mut gradient, mut loss) = (self.params.zeros_like(), 0.0);
-        lanes::in_order(device, parts.len(), compute, |(part, part_loss): (Gradient, f32)| {
+        lanes::in_order(lanes::count(device), parts.len(), compute, |(part, part_loss): (Gradient, f32)| {
             part.add_to(&mut gradient);
             loss += part_loss;
         });
         let mut optimizer = config.optimizer.clone();
         let left = config.steps.saturating_sub(self.optimizer.step) as f64;
         optimizer.learning_rate *= (3.0 * left / config.steps as f64).min(1.0);
-        self.optimizer.step(&optimizer, &mut self.params, &mut gradient);
+        self.optimizer.step(&optimizer, config.steps, &mut self.params, &mut gradient);
         let step = self.optimizer.step as f64;
         self.ema.decay_toward(&self.params, config.ema_decay.min((1.0 + step) / (10.0 + step)));
         loss
@@ -125,7 +125,7 @@ impl Pretraining {
         let times: Vec<f64> = keys.iter().map(|k| time(prediction, k.draw(2))).collect();
         let (clean, cond) = data.batch(keys, &drop);
         let device = &clean.device();
-        let noise = noise::normal(keys.iter().map(|k| k.draw(3)), policy.latent_shape(), device);
+        let noise = noise::normal(keys.iter().map(|k| k.draw(3)), policy.dims(), device);
         let x = schedule.mix(clean.clone(), noise.clone(), &times);
         let t: Vec<f32> = times.iter().map(|&t| t as f32).collect();
         let t = Tensor::from_data(TensorData::new(t, [keys.len()]), device);

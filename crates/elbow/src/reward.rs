@@ -1,22 +1,87 @@
 //! Rewards: what the policy is tuned to please.
 
 use crate::prompts::Prompt;
+use burn::tensor::Tensor;
 use image::RgbImage;
+use std::sync::Arc;
 
-/// Scores finished images; higher is better.
+/// What a reward is asked to score: N samples.
+#[derive(Clone, Copy)]
+pub struct Request<'a> {
+    /// N pictures.
+    pub images: &'a [RgbImage],
+    /// Their prompts.
+    pub prompts: &'a [Arc<Prompt>],
+    /// Their clean latents `[N, D]`, for rewards that [need](Reward::needs) them.
+    pub latents: Option<&'a Tensor<2>>,
+    /// The group of each: samples of one number are compared with each other.
+    pub groups: &'a [usize],
+}
+
+/// What a reward needs beside pictures and prompts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// The clean latents.
+    pub latents: bool,
+    /// All samples of a group in one request; otherwise a request has whatever was drawn together.
+    pub whole_groups: bool,
+}
+
+/// Scores finished samples; higher is better.
 ///
-/// Runs on worker threads, hence `Send + Sync`. A failed image is an `Err` of its own: the trainer drops that sample and
-/// counts it, it never trains on a made-up zero.
+/// Runs on worker threads, hence `Send + Sync`. A sample that cannot be scored is an `Err` of its own: the trainer drops that sample
+/// and counts it, it never trains on a made-up zero.
 pub trait Reward: Send + Sync {
     /// Short name, as in `reward_<name>` of the metrics.
     fn name(&self) -> &str;
 
-    /// One score per image, in order; `images` and `prompts` have the same length.
-    fn score(&self, images: &[RgbImage], prompts: &[Prompt]) -> Vec<Result<f32, RewardError>>;
+    /// Says before any work what it cannot score of these prompts.
+    fn check(&self, prompts: &[Prompt]) -> Result<(), RewardError> {
+        let _ = prompts;
+        Ok(())
+    }
+
+    /// What it needs beside pictures and prompts.
+    fn needs(&self) -> Needs {
+        Needs::default()
+    }
+
+    /// One score a sample, in order.
+    fn score(&self, request: &Request<'_>) -> Vec<Result<Score, RewardError>>;
 
     /// The rewards it is the weighted sum of; none if it is a single one.
     fn parts(&self) -> &[Weighted] {
         &[]
+    }
+}
+
+/// What one sample scored.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Score {
+    /// The reward.
+    pub value: f64,
+    /// The parts of a sum, in order; none of a single reward.
+    pub parts: Vec<Part>,
+}
+
+/// What a sample scored by one reward of a sum.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Part {
+    /// How much it counts.
+    pub weight: f64,
+    /// The score, before it is weighted.
+    pub value: f64,
+}
+
+impl From<f64> for Score {
+    fn from(value: f64) -> Self {
+        Self { value, parts: Vec::new() }
+    }
+}
+
+impl From<f32> for Score {
+    fn from(value: f32) -> Self {
+        Self::from(f64::from(value))
     }
 }
 
@@ -43,8 +108,33 @@ impl Reward for Sum {
         &self.name
     }
 
-    fn score(&self, images: &[RgbImage], prompts: &[Prompt]) -> Vec<Result<f32, RewardError>> {
-        score(self, images, prompts).into_iter().map(|s| s.map(|s| s.total)).collect()
+    fn check(&self, prompts: &[Prompt]) -> Result<(), RewardError> {
+        self.parts.iter().try_for_each(|part| part.reward.check(prompts))
+    }
+
+    fn needs(&self) -> Needs {
+        let needs: Vec<Needs> = self.parts.iter().map(|part| part.reward.needs()).collect();
+        Needs {
+            latents: needs.iter().any(|needs| needs.latents),
+            whole_groups: needs.iter().any(|needs| needs.whole_groups),
+        }
+    }
+
+    fn score(&self, request: &Request<'_>) -> Vec<Result<Score, RewardError>> {
+        let mut sums: Vec<Result<Score, RewardError>> = vec![Ok(Score::default()); request.images.len()];
+        for part in &self.parts {
+            for (sum, score) in sums.iter_mut().zip(part.reward.score(request)) {
+                match (sum.as_mut(), score) {
+                    (Ok(sum), Ok(score)) => {
+                        sum.value += part.weight * score.value;
+                        sum.parts.push(Part { weight: part.weight, value: score.value });
+                    }
+                    (Ok(_), Err(error)) => *sum = Err(RewardError::Failed(format!("{}: {error}", part.name))),
+                    (Err(_), _) => {}
+                }
+            }
+        }
+        sums
     }
 
     fn parts(&self) -> &[Weighted] {
@@ -52,42 +142,8 @@ impl Reward for Sum {
     }
 }
 
-/// What one image scored.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Score {
-    /// The reward.
-    pub total: f32,
-    /// The parts of a sum, in order, before they are weighted.
-    pub parts: Vec<f32>,
-}
-
-/// One score per image, each part of a sum asked once.
-pub fn score(reward: &dyn Reward, images: &[RgbImage], prompts: &[Prompt]) -> Vec<Result<Score, RewardError>> {
-    let parts = reward.parts();
-    if parts.is_empty() {
-        let single = |total| Score { total, parts: Vec::new() };
-        return reward.score(images, prompts).into_iter().map(|s| s.map(single)).collect();
-    }
-    let empty = Score { total: 0.0, parts: Vec::new() };
-    let mut sums: Vec<Result<Score, RewardError>> = vec![Ok(empty); images.len()];
-    for part in parts {
-        for (sum, value) in sums.iter_mut().zip(part.reward.score(images, prompts)) {
-            let next = match (&*sum, value) {
-                (Ok(sum), Ok(value)) => Ok(Score {
-                    total: sum.total + part.weight as f32 * value,
-                    parts: sum.parts.iter().copied().chain([value]).collect(),
-                }),
-                (Ok(_), Err(error)) => Err(RewardError::Failed(format!("{}: {error}", part.name))),
-                (Err(error), _) => Err(error.clone()),
-            };
-            *sum = next;
-        }
-    }
-    sums
-}
-
-/// Why one image has no reward.
-#[derive(Clone, Debug, thiserror::Error)]
+/// Why one sample has no reward.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RewardError {
     /// The prompt lacks what this reward needs.
     #[error("prompt {prompt:?}: {reason}")]

@@ -112,26 +112,26 @@ impl Schedule {
         }
     }
 
-    /// x_t for each row. `clean`, `noise` `[N, C, H, W]`, `t` one time a row.
-    pub fn mix(self, clean: Tensor<4>, noise: Tensor<4>, t: &[f64]) -> Tensor<4> {
+    /// x_t for each row. `clean`, `noise` `[N, D]`, `t` one time a row.
+    pub fn mix(self, clean: Tensor<2>, noise: Tensor<2>, t: &[f64]) -> Tensor<2> {
         let device = clean.device();
         clean * per_row(t, &device, |t| self.level(t).alpha) + noise * per_row(t, &device, |t| self.level(t).sigma)
     }
 
     /// The velocity of the path through `clean` and `noise`: α′ x₀ + σ′ ε.
-    pub fn target(self, clean: Tensor<4>, noise: Tensor<4>, t: &[f64]) -> Tensor<4> {
+    pub fn target(self, clean: Tensor<2>, noise: Tensor<2>, t: &[f64]) -> Tensor<2> {
         let device = clean.device();
         clean * per_row(t, &device, |t| self.level(t).d_alpha) + noise * per_row(t, &device, |t| self.level(t).d_sigma)
     }
 
     /// x̂₀ from a point and its velocity.
-    pub fn clean(self, x: Tensor<4>, velocity: Tensor<4>, t: f64) -> Tensor<4> {
+    pub fn clean(self, x: Tensor<2>, velocity: Tensor<2>, t: f64) -> Tensor<2> {
         let level = self.level(t);
         (x * level.d_sigma - velocity * level.sigma) / level.determinant()
     }
 
     /// ε̂ from a point and its velocity.
-    pub fn noise(self, x: Tensor<4>, velocity: Tensor<4>, t: f64) -> Tensor<4> {
+    pub fn noise(self, x: Tensor<2>, velocity: Tensor<2>, t: f64) -> Tensor<2> {
         let level = self.level(t);
         (velocity * level.alpha - x * level.d_alpha) / level.determinant()
     }
@@ -161,10 +161,10 @@ fn scaled_linear(beta_start: f64, beta_end: f64, t: f64) -> [f64; 2] {
     [before + f * (from + f * (square + f * cube)), slope * steps]
 }
 
-/// One number a row, shaped `[N, 1, 1, 1]` to multiply images with.
-pub fn per_row(t: &[f64], device: &burn::tensor::Device, f: impl Fn(f64) -> f64) -> Tensor<4> {
+/// One number a row, shaped `[N, 1]` to multiply latents with.
+pub fn per_row(t: &[f64], device: &burn::tensor::Device, f: impl Fn(f64) -> f64) -> Tensor<2> {
     let values: Vec<f32> = t.iter().map(|&t| f(t) as f32).collect();
-    Tensor::from_data(burn::tensor::TensorData::new(values, [t.len(), 1, 1, 1]), device)
+    Tensor::from_data(burn::tensor::TensorData::new(values, [t.len(), 1]), device)
 }
 
 /// SD3's time shift, σ′ = s σ / (1 + (s − 1) σ): s > 1 spends more steps near noise (arXiv 2403.03206, eq. 23).
@@ -277,7 +277,7 @@ mod tests {
         #[test]
         fn clean_and_noise_come_back(t in 0.1f64..0.9, x0 in -2f32..2.0, e in -2f32..2.0, schedule in any()) {
             let device = burn::tensor::Device::flex();
-            let one = |v: f32| Tensor::<4>::full([1, 1, 1, 1], v, &device);
+            let one = |v: f32| Tensor::<2>::full([1, 1], v, &device);
             let (x, v) = (schedule.mix(one(x0), one(e), &[t]), schedule.target(one(x0), one(e), &[t]));
             let clean = schedule.clean(x.clone(), v.clone(), t).into_scalar::<f32>();
             let noise = schedule.noise(x, v, t).into_scalar::<f32>();

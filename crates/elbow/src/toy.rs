@@ -8,6 +8,7 @@ use crate::{
     params::{Params, Tensors},
     policy::{Conditioning, EncodeError, Policy, VelocityField},
     prompts::Prompt,
+    schedule::Schedule,
 };
 use burn::tensor::{Device, Tensor};
 use image::{Rgb, RgbImage};
@@ -41,27 +42,30 @@ struct Field {
 }
 
 impl VelocityField for Field {
-    fn velocity(&self, x: Tensor<4>, t: Tensor<1>, _: &Conditioning) -> Tensor<4> {
+    fn velocity(&self, x: Tensor<2>, t: Tensor<1>, _: &Conditioning) -> Tensor<2> {
         let n = t.dims()[0];
-        let (x, t): (Tensor<2>, Tensor<2>) = (x.reshape([n, 2]), t.reshape([n, 1]));
+        let t: Tensor<2> = t.reshape([n, 1]);
         // E[ε − x₀ | x] for x₀ ~ N(0, s²): x (t − (1 − t) s²) / ((1 − t)² s² + t²).
         let rest = -t.clone() + 1.0;
         let variance = rest.clone().square() * VARIANCE + t.clone().square();
         let base = x.clone() * ((t.clone() - rest * VARIANCE) / variance);
-        let v = match &self.layers {
+        match &self.layers {
             None => base,
             Some([first, second]) => {
                 let one = Tensor::ones_like(&t);
                 base + Tensor::cat(vec![x, t, one], 1).matmul(first.clone()).tanh().matmul(second.clone())
             }
-        };
-        v.reshape([n, 2, 1, 1])
+        }
     }
 }
 
 impl Policy for Toy {
-    fn latent_shape(&self) -> [usize; 3] {
-        [2, 1, 1]
+    fn schedule(&self) -> Schedule {
+        Schedule::RectifiedFlow
+    }
+
+    fn dims(&self) -> usize {
+        2
     }
 
     fn initial(&self) -> Params {
@@ -77,10 +81,10 @@ impl Policy for Toy {
 
     fn encode(&self, prompts: &[Prompt]) -> Result<Conditioning, EncodeError> {
         let (n, device) = (prompts.len(), Device::flex());
-        Ok(Conditioning { tokens: Tensor::zeros([n, 1, 1], &device), pooled: Tensor::zeros([n, 1], &device) })
+        Ok(Conditioning { tokens: Tensor::zeros([n, 1, 1], &device), mask: None, pooled: None })
     }
 
-    fn decode(&self, latents: Tensor<4>) -> Vec<RgbImage> {
+    fn decode(&self, latents: Tensor<2>) -> Vec<RgbImage> {
         let values: Vec<f32> = latents.into_data().iter::<f32>().collect();
         let byte = |v: f32| ((v / EXTENT + 1.0) * 127.5).round().clamp(0.0, 255.0) as u8;
         values.chunks(2).map(|p| RgbImage::from_pixel(1, 1, Rgb([byte(p[0]), byte(p[1]), 0]))).collect()

@@ -11,11 +11,12 @@ use elbow::{
         Weighting,
     },
     objective::{
-        Cispo, Divergence, Dpo, Dpok, Epg, FlowDppo, Gmpo, Grpo, GrpoGuard, NegativeAware, ObjectiveKind, Par, Pepg,
-        Ram, Residual, Rpg, Sapo, TrajectoryBalance,
+        Cispo, Divergence, Dpo, Dpok, Epg, FlowDppo, Gmpo, Grpo, GrpoGuard, Nft, ObjectiveKind, Par, Pepg, Ram,
+        Residual, Rpg, Sapo, TrajectoryBalance,
     },
     sampler::{
-        Branch, Cps, Dance, Ddim, Dpm2, Euler, FlowSde, SaSolver, SamplerKind, Sampling, Sde, Strategy, Unipc, Window,
+        Branch, Cps, Dance, Ddim, Dpm2, Euler, FlowSde, SaSolver, SamplerConfig, SamplerKind, Sde, Strategy, Unipc,
+        Window,
     },
     schedule::Schedule,
 };
@@ -32,11 +33,11 @@ struct Worst {
 
 impl Worst {
     fn check(&mut self, case: &Case) {
-        let rollout = case.rollout();
-        let queries: Vec<Query> = case.likelihood.get().queries(&rollout).collect();
-        let formula = Formula::new(case, &rollout, &queries);
+        let batch = case.batch();
+        let queries: Vec<Query> = case.likelihood.get().queries(&batch, &batch).collect();
+        let formula = Formula::new(case, &batch, &queries);
         let base = current().map(f64::from);
-        let (loss, gradient) = case.automatic(&queries);
+        let (loss, gradient) = case.automatic(&batch, &queries);
         let exact = formula.loss(&base, &base);
         let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|v| v * v).sum::<f64>().sqrt();
         let compare = |width: f64| {
@@ -90,7 +91,7 @@ fn objectives() -> Vec<ObjectiveKind> {
         ObjectiveKind::Gmpo(Gmpo { log_clip: 1e-3 }),
         ObjectiveKind::Rpg(Rpg { divergence: Divergence::Reverse, beta: 0.3 }),
         ObjectiveKind::Rpg(Rpg { divergence: Divergence::Forward, beta: 0.3 }),
-        ObjectiveKind::Nft(NegativeAware { mix: 0.5, scale: 5.0 }),
+        ObjectiveKind::Nft(Nft { mix: 0.5, scale: 5.0 }),
         ObjectiveKind::TrajectoryBalance(TrajectoryBalance {}),
         ObjectiveKind::Dpo(Dpo { beta: 3.0 }),
         // Of velocities, without trajectories.
@@ -127,8 +128,8 @@ const SA_SOLVER: SamplerKind = SamplerKind::SaSolver(SaSolver { tau: 0.4, order:
 const GIRSANOV: Kl = Kl { kind: KlKind::Girsanov, weight: 0.1, importance: false, reference: Anchor::Base };
 const VARIANCE_PRESERVING: Schedule = Schedule::VariancePreserving { beta_min: 0.1, beta_max: 20.0 };
 
-fn sampling(rule: SamplerKind, guidance: f64) -> Sampling {
-    Sampling { rule, steps: STEPS, shift: 3.0, guidance }
+fn sampler(rule: SamplerKind, guidance: f64) -> SamplerConfig {
+    SamplerConfig { rule, steps: STEPS, shift: 3.0, guidance }
 }
 
 /// The product of all axes on one schedule, legal or not.
@@ -136,8 +137,14 @@ fn product(schedule: Schedule, rules: &[SamplerKind], guidance: &[f64]) -> Vec<C
     let mut cases = Vec::new();
     for objective in objectives() {
         for likelihood in likelihoods() {
-            for (&rule, &guidance) in rules.iter().flat_map(|r| guidance.iter().map(move |g| (r, g))) {
-                cases.push(Case { objective, likelihood, sampling: sampling(rule, guidance), schedule, kl: GIRSANOV });
+            for (rule, &guidance) in rules.iter().flat_map(|r| guidance.iter().map(move |g| (r, g))) {
+                cases.push(Case {
+                    objective: objective.clone(),
+                    likelihood: likelihood.clone(),
+                    sampler: sampler(rule.clone(), guidance),
+                    schedule,
+                    kl: GIRSANOV,
+                });
             }
         }
     }
@@ -219,9 +226,7 @@ fn more_likelihoods() -> Vec<LikelihoodKind> {
 fn further() -> Vec<SamplerKind> {
     let (flow, dance) = (FlowSde { noise_level: 0.7 }, Dance { eta: 0.5 });
     let (ddim, cps) = (Ddim { eta: 0.9 }, Cps { eta: 0.8 });
-    let window = |sde, strategy| {
-        SamplerKind::Window(Window { sde, size: 2, every: 1, stride: 1, strategy })
-    };
+    let window = |sde, strategy| SamplerKind::Window(Window { sde, size: 2, every: 1, stride: 1, strategy });
     vec![
         SDE,
         SamplerKind::Dance(dance),
@@ -232,7 +237,7 @@ fn further() -> Vec<SamplerKind> {
         window(Sde::Ddim(ddim), Strategy::Decay),
         window(Sde::Cps(cps), Strategy::Progressive),
         SamplerKind::SaSolver(SaSolver { tau: 0.8, order: 1 }),
-        // The two images of each prompt branch at the same step, those of the other prompt at another.
+        // The two samples of each prompt branch at the same step, those of the other prompt at another.
         SamplerKind::Branch(Branch { sde: Sde::FlowSde(flow), points: 2, explorations: 2 }),
         SamplerKind::Unipc(Unipc {}),
         SA_SOLVER,
@@ -257,10 +262,16 @@ fn further_samplers_and_likelihoods_have_the_gradient_of_their_formulas() {
             ObjectiveKind::Sapo(Sapo { tau_positive: 3.0, tau_negative: 5.0 }),
         ];
         for (objective, likelihood) in
-            objectives.into_iter().flat_map(|o| more_likelihoods().into_iter().map(move |l| (o, l)))
+            objectives.iter().flat_map(|o| more_likelihoods().into_iter().map(move |l| (o, l)))
         {
             for rule in further() {
-                let case = Case { objective, likelihood, sampling: sampling(rule, 1.5), schedule, kl: GIRSANOV };
+                let case = Case {
+                    objective: objective.clone(),
+                    likelihood: likelihood.clone(),
+                    sampler: sampler(rule, 1.5),
+                    schedule,
+                    kl: GIRSANOV,
+                };
                 if case.refusal().is_some() {
                     refused += 1;
                 } else {
@@ -285,7 +296,7 @@ fn every_divergence_has_the_gradient_of_its_formula() {
             worst.check(&Case {
                 objective,
                 likelihood,
-                sampling: sampling(SDE, 1.5),
+                sampler: sampler(SDE, 1.5),
                 schedule: Schedule::RectifiedFlow,
                 kl,
             });
@@ -297,7 +308,7 @@ fn every_divergence_has_the_gradient_of_its_formula() {
 #[test]
 fn illegal_combinations_say_what_to_change() {
     let flow = Schedule::RectifiedFlow;
-    let trajectory = LikelihoodKind::Trajectory(Trajectory::default());
+    let trajectory = || LikelihoodKind::Trajectory(Trajectory::default());
     let elbo = |weighting| LikelihoodKind::Elbo(Elbo { weighting, ..Elbo::default() });
     let silent_window =
         SamplerKind::Window(Window { sde: Sde::FlowSde(FlowSde { noise_level: 0.0 }), size: 2, ..Window::default() });
@@ -306,39 +317,40 @@ fn illegal_combinations_say_what_to_change() {
     let (weights, ratio) = (StepWeights::Noise, Ratio::PerSample);
     let merged = LikelihoodKind::Trajectory(Trajectory { weights, ratio, ..Trajectory::default() });
     let illegal = [
-        (trajectory, EULER, flow, ["trajectory", "flow-sde", "elbo"]),
-        (trajectory, DPM2, flow, ["trajectory", "flow-sde", "elbo"]),
-        (trajectory, SILENT, flow, ["trajectory", "noise_level", "elbo"]),
-        (trajectory, EULER, VARIANCE_PRESERVING, ["trajectory", "flow-sde", "elbo"]),
-        (trajectory, DPM2, VARIANCE_PRESERVING, ["trajectory", "flow-sde", "elbo"]),
-        (trajectory, SDE, VARIANCE_PRESERVING, ["flow-sde", "euler", "dpm2"]),
+        (trajectory(), EULER, flow, ["trajectory", "flow-sde", "elbo"]),
+        (trajectory(), DPM2, flow, ["trajectory", "flow-sde", "elbo"]),
+        (trajectory(), SILENT, flow, ["trajectory", "noise_level", "elbo"]),
+        (trajectory(), EULER, VARIANCE_PRESERVING, ["trajectory", "flow-sde", "elbo"]),
+        (trajectory(), DPM2, VARIANCE_PRESERVING, ["trajectory", "flow-sde", "elbo"]),
+        (trajectory(), SDE, VARIANCE_PRESERVING, ["flow-sde", "euler", "dpm2"]),
         (elbo(Weighting::Adaptive), SDE, VARIANCE_PRESERVING, ["flow-sde", "euler", "dpm2"]),
         (elbo(Weighting::Simple), SILENT, VARIANCE_PRESERVING, ["flow-sde", "euler", "dpm2"]),
         (elbo(Weighting::PathKl), EULER, VARIANCE_PRESERVING, ["path-kl", "simple", "adaptive"]),
         (elbo(Weighting::PathKl), DPM2, VARIANCE_PRESERVING, ["path-kl", "simple", "adaptive"]),
-        (trajectory, SamplerKind::Ddim(Ddim { eta: 0.0 }), flow, ["trajectory", "eta > 0", "elbo"]),
-        (trajectory, SamplerKind::Cps(Cps { eta: 0.0 }), VARIANCE_PRESERVING, ["trajectory", "eta > 0", "elbo"]),
-        (trajectory, SamplerKind::Dance(Dance { eta: 0.0 }), flow, ["trajectory", "eta > 0", "elbo"]),
-        (trajectory, silent_window, flow, ["trajectory", "noise_level", "elbo"]),
-        (trajectory, SamplerKind::Dance(Dance { eta: 0.3 }), VARIANCE_PRESERVING, ["dance", "ddim", "cps"]),
+        (trajectory(), SamplerKind::Ddim(Ddim { eta: 0.0 }), flow, ["trajectory", "eta > 0", "elbo"]),
+        (trajectory(), SamplerKind::Cps(Cps { eta: 0.0 }), VARIANCE_PRESERVING, ["trajectory", "eta > 0", "elbo"]),
+        (trajectory(), SamplerKind::Dance(Dance { eta: 0.0 }), flow, ["trajectory", "eta > 0", "elbo"]),
+        (trajectory(), silent_window, flow, ["trajectory", "noise_level", "elbo"]),
+        (trajectory(), SamplerKind::Dance(Dance { eta: 0.3 }), VARIANCE_PRESERVING, ["dance", "ddim", "cps"]),
         (elbo(Weighting::AwmT), EULER, VARIANCE_PRESERVING, ["awm-t", "simple", "adaptive"]),
         (elbo(Weighting::Huber), DPM2, VARIANCE_PRESERVING, ["huber", "simple", "adaptive"]),
         (elbo(Weighting::Ghuber), DPM2, VARIANCE_PRESERVING, ["ghuber", "simple", "adaptive"]),
         (off_grid, SDE, flow, ["sampler", "grid", "renoised"]),
-        (trajectory, SamplerKind::Unipc(Unipc {}), flow, ["trajectory", "flow-sde", "elbo"]),
-        (trajectory, SA_SOLVER, flow, ["one velocity a step", "order = 1", "elbo"]),
+        (trajectory(), SamplerKind::Unipc(Unipc {}), flow, ["trajectory", "flow-sde", "elbo"]),
+        (trajectory(), SA_SOLVER, flow, ["one velocity a step", "order = 1", "elbo"]),
         (merged, SDE, flow, ["weights", "per-sample", "per-draw"]),
     ];
     let objective = ObjectiveKind::default();
     for (likelihood, rule, schedule, words) in illegal {
-        let case = Case { objective, likelihood, sampling: sampling(rule, 1.0), schedule, kl: GIRSANOV };
+        let case =
+            Case { objective: objective.clone(), likelihood, sampler: sampler(rule, 1.0), schedule, kl: GIRSANOV };
         let message = case.refusal().unwrap_or_else(|| panic!("{case:?} is legal"));
         assert!(words.iter().all(|word| message.contains(word)), "{message}");
     }
     let silent = Case {
         objective,
         likelihood: elbo(Weighting::Adaptive),
-        sampling: sampling(SILENT, 1.0),
+        sampler: sampler(SILENT, 1.0),
         schedule: flow,
         kl: GIRSANOV,
     };

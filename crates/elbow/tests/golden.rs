@@ -4,7 +4,7 @@
 use burn::tensor::{Device, Tensor, TensorData};
 use elbow::{
     gaussian::{Reduction, log_density},
-    optimizer::{Optimizer, OptimizerConfig},
+    optimizer::{Optimizer, OptimizerConfig, RateSchedule},
     params::Params,
     prediction::Prediction,
     sampler::{self, Ddim, Dpm2, FlowSde, SaSolver, Sampler, Unipc, Visit},
@@ -18,12 +18,12 @@ fn read<T: DeserializeOwned>(name: &str) -> T {
     serde_json::from_str(&fs::read_to_string(path).expect("a fixture")).expect("its fields")
 }
 
-fn tensor(values: &[f64]) -> Tensor<4> {
+fn tensor(values: &[f64]) -> Tensor<2> {
     let data: Vec<f32> = values.iter().map(|&v| v as f32).collect();
-    Tensor::from_data(TensorData::new(data, [1, 1, 1, values.len()]), &Device::flex())
+    Tensor::from_data(TensorData::new(data, [1, values.len()]), &Device::flex())
 }
 
-fn values(x: Tensor<4>) -> Vec<f64> {
+fn values(x: Tensor<2>) -> Vec<f64> {
     x.into_data().as_slice::<f32>().expect("f32").iter().map(|&v| f64::from(v)).collect()
 }
 
@@ -216,6 +216,7 @@ fn the_optimizer_steps_as_pytorch_does() {
         let config = OptimizerConfig {
             learning_rate: run.learning_rate,
             warmup_steps: 0,
+            schedule: RateSchedule::Constant,
             half_life: f64::INFINITY,
             beta1: run.beta1,
             beta2: run.beta2,
@@ -224,9 +225,9 @@ fn the_optimizer_steps_as_pytorch_does() {
             max_grad_norm: run.max_grad_norm,
         };
         let mut weights = params(run.start);
-        let mut optimizer = Optimizer::new(&weights);
+        let (mut optimizer, total) = (Optimizer::new(&weights), run.steps.len() as u64);
         for (i, taken) in run.steps.into_iter().enumerate() {
-            let norm = optimizer.step(&config, &mut weights, &mut params(taken.gradient));
+            let norm = optimizer.step(&config, total, &mut weights, &mut params(taken.gradient));
             close(&format!("norm {i}"), &[norm], &[taken.norm], 1e-6);
             let got: Vec<f64> = weights.values().iter().map(|&v| f64::from(v)).collect();
             close(&format!("clipped at {}, step {i}", run.max_grad_norm), &got, &taken.weights, 1e-6);

@@ -1,7 +1,8 @@
 //! `elbow config`: a recipe with its defaults, and what every field means.
 
-use crate::{output, recipe, reference};
+use crate::{output, reference};
 use anyhow::Result;
+use elbow_run::recipe;
 use std::path::PathBuf;
 
 /// Arguments of `elbow config`.

@@ -1,15 +1,6 @@
 //! `elbow plan --config-only`: what a recipe would cost on a model of which only the configurations are there.
 
-use super::{
-    doctor::count,
-    plan::{branches, off_policy},
-};
-use crate::{
-    failure::Hint,
-    model::{Diffusers, Model},
-    output,
-    recipe::Recipe,
-};
+use crate::{failure, numbers::count, output};
 use anyhow::{Context, Result};
 use elbow::kl::Anchor;
 use elbow_models::{
@@ -21,11 +12,15 @@ use elbow_models::{
     text::{clip::ClipConfig, t5::T5Config},
     vae::VaeConfig,
 };
+use elbow_run::{
+    Recipe,
+    model::{Diffusers, Model},
+    plan::{branches, off_policy},
+};
 use serde_json::Value;
 use std::{fmt::Write, path::Path};
 
 /// CLIP's tokens of a prompt, which SD3 joins to T5's.
-const CLIP_TOKENS: usize = 77;
 /// Copies of the trained parameters, in f32: current, behavior, average, gradient, and AdamW's two moments.
 const COPIES: f64 = 6.0;
 /// Share of a device's memory that can be planned with.
@@ -82,7 +77,7 @@ struct Sizes {
 pub fn run(recipe: &Recipe, folder: &Path, device: &Device) -> Result<()> {
     if !(device.utilization > 0.0 && device.utilization <= 1.0) {
         let message = format!("--utilization {}: must be a share, above 0 and at most 1", device.utilization);
-        return Err(Hint::error(message, "0.4 is usual for training"));
+        return Err(failure::error(message, "0.4 is usual for training"));
     }
     let model = match &recipe.setting.model {
         Model::Diffusers(model) => model.clone(),
@@ -97,7 +92,7 @@ impl Sizes {
     fn read(folder: &Path, model: &Diffusers) -> Result<Self> {
         let place = ["transformer", "unet"].map(|part| folder.join(part).join("config.json"));
         let Some(file) = place.iter().find(|file| file.is_file()) else {
-            return Err(Hint::error(
+            return Err(failure::error(
                 format!("{} has neither transformer/config.json nor unet/config.json", folder.display()),
                 "give a model folder as `diffusers` saves it; its weights need not be there",
             ));
@@ -106,7 +101,7 @@ impl Sizes {
         let raw: Value = read_json(file)?;
         let class = raw["_class_name"].as_str().unwrap_or("absent");
         let Some(network) = Network::from_json(class, &json, model.guidance) else {
-            return Err(Hint::error(
+            return Err(failure::error(
                 format!("{}: `_class_name` is {class}", file.display()),
                 "SD3Transformer2DModel, FluxTransformer2DModel and UNet2DConditionModel can be planned",
             ));
@@ -158,20 +153,18 @@ impl Estimate {
         let method = &recipe.method;
         let reduction = sizes.vae.as_ref().map_or(8, VaeConfig::reduction);
         let side = model.resolution / reduction;
-        let (channels, text) = match &sizes.network {
-            Network::Mmdit(config) => (config.in_channels, CLIP_TOKENS + model.text_length),
-            Network::Flux { config, .. } => (config.latent_channels(), model.text_length),
-            Network::Unet(config) => (config.in_channels, CLIP_TOKENS),
-        };
-        let row = Row { latent: [channels, side, side], text };
+        let channels = sizes.network.latent_channels();
+        let row = Row { latent: [channels, side, side], text: sizes.network.text_tokens(model.text_length) };
         let tuning = Tuning::Lora(model.lora.clone()).of(&sizes.network);
         let problems = sizes.network.problems(row.latent, &tuning, model.checkpointing);
         if !problems.is_empty() {
-            return Err(Hint::error(problems.join("\n"), "the model's section of the recipe must fit the network"));
+            return Err(failure::error(problems.join("\n"), "the model's section of the recipe must fit the network"));
         }
         let flops = cost::flops(&sizes.network, row, &tuning);
         let branches = branches(&method.sampler);
-        let points = method.likelihood.count(&method.sampler, method.schedule);
+        let schedule = recipe.setting.model.schedule();
+        let built = method.build(schedule)?;
+        let points = built.points(schedule);
         let others = usize::from(off_policy(method))
             + usize::from(method.kl.weight > 0.0 && method.kl.reference == Anchor::Base);
         let again = if model.checkpointing == Checkpointing::Block { flops.forward } else { 0.0 };
@@ -232,7 +225,7 @@ impl Estimate {
         let fits = |checkpointing| (room * GIB / (2.0 * self.held(checkpointing))).max(0.0).floor();
         let _ = write!(
             out,
-            "micro-batch       batch.rows up to {} in bf16, {} with blocks recomputed, in {:.0} % of {memory} GiB",
+            "micro-batch       up to {} in bf16, {} with blocks recomputed, in {:.0} % of {memory} GiB",
             fits(Checkpointing::None),
             self.recomputed(|| fits(Checkpointing::Block).to_string()),
             100.0 * USABLE,
@@ -242,7 +235,7 @@ impl Estimate {
 
     /// A UNet's blocks cannot be recomputed.
     fn recomputed(&self, text: impl Fn() -> String) -> String {
-        if matches!(self.sizes.network, Network::Unet(_)) { "none".to_owned() } else { text() }
+        if self.sizes.network.checkpointing_problem().is_some() { "none".to_owned() } else { text() }
     }
 
     fn memory(&self, recipe: &Recipe, model: &Diffusers) -> String {
@@ -281,9 +274,9 @@ impl Estimate {
             model.decode_slice,
             both(self.decoding(model.decode_slice))
         );
-        let rows = recipe.method.batch.rows;
+        let rows = recipe.method.batch.micro_batch.size();
         let total = |bytes: f64| self.fixed() + rows as f64 * self.held(model.checkpointing) * bytes / GIB;
-        let _ = writeln!(out, "in all at batch.rows = {rows:<3}  {:8.2} {:8.2}\n", total(4.0), total(2.0));
+        let _ = writeln!(out, "in all at micro_batch = {rows:<3} {:8.2} {:8.2}\n", total(4.0), total(2.0));
         out
     }
 }

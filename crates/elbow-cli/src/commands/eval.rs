@@ -4,10 +4,10 @@ use super::{progress::Bars, sample::Source};
 use crate::{
     device::DeviceName,
     output,
-    session::Session,
     table::{self, Column},
 };
 use anyhow::Result;
+use elbow_run::{Event, LoadedModel, data, judges};
 use elbow_runlog::write_atomic;
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -32,18 +32,23 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: &Args, device: DeviceName) -> Result<()> {
     let recipe = args.source.recipe()?;
-    let session = Session::new(&recipe, device, &Bars::new())?;
-    let params = args.source.params(&session)?;
-    let measured = session.measure(&recipe, params.as_ref(), &Bars::new())?;
-    let columns: Vec<Column<'_>> = session
-        .measures
+    recipe.setting.reward.check_resolution(recipe.setting.model.resolution())?;
+    let bars = Bars::new();
+    let watch = |event: Event<'_>| bars.progress(event);
+    let (prompts, early) = data::held_out(&recipe)?;
+    let model = LoadedModel::load(&recipe, &early, &device.open()?, &watch)?;
+    let params = args.source.params(&model)?;
+    let (judges, reward) = (judges::judges(&recipe, &prompts), recipe.setting.reward.build());
+    let measures = judges::measures(&judges, &*reward);
+    let measured = model.measure(&recipe, &prompts, &measures, params.as_ref(), &watch)?;
+    let columns: Vec<Column<'_>> = measures
         .iter()
         .filter_map(|m| Some(Column { title: m.name(), summary: measured.summary(m.name())? }))
         .collect();
     let eval = &recipe.setting.eval.measure;
     output::line(&format!(
         "{} held-out prompts × {} images, {} steps, guidance {}, seed {}\n{}",
-        session.test.len(),
+        prompts.len(),
         eval.images_per_prompt,
         eval.sampler.steps,
         eval.sampler.guidance,

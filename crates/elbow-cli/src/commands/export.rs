@@ -1,17 +1,7 @@
 //! `elbow export`: what a run trained, in the formats of other programs.
 
-use crate::{
-    device::DeviceName,
-    failure::Hint,
-    machine,
-    model::Model,
-    output,
-    recipe::{self, Recipe},
-    reward::RewardConfig,
-    session::Session,
-    target,
-};
-use anyhow::{Context, Result};
+use crate::{device::DeviceName, failure, output, target};
+use anyhow::Result;
 use elbow::params::Params;
 use elbow_models::{
     lora_file::{
@@ -21,7 +11,7 @@ use elbow_models::{
     pipeline::STEM,
     policy::Tuning,
 };
-use elbow_rewards::jpeg::Aim;
+use elbow_run::{LoadedModel, Recipe, data::Early, machine, model::Model, recipe, run};
 use elbow_runlog::RunFolder;
 use safetensors::Dtype;
 use std::path::PathBuf;
@@ -111,9 +101,7 @@ pub const SHARD: usize = 10_000_000_000;
 /// Runs the command.
 pub fn run(args: &Args) -> Result<()> {
     let folder = RunFolder::open(&args.run)?;
-    let (_, mut recipe) = recipe::load(Some(&folder.config()), &[])?;
-    // The run's own prompts and reward are of no use here; files may be gone, and a base may not suit the default reward.
-    recipe.setting.reward = RewardConfig::Jpeg { aim: Aim::default() };
+    let (_, recipe) = recipe::load(Some(&folder.config()), &[])?;
     let nano = matches!(recipe.setting.model, Model::Nano { .. });
     match args.format {
         Format::Diffusers | Format::Kohya => target::file(&args.out, args.force)?,
@@ -121,27 +109,30 @@ pub fn run(args: &Args) -> Result<()> {
         Format::Peft | Format::Merged => target::folder(&args.out, args.force)?,
     }
     if args.dtype != Precision::Base && args.format != Format::Merged {
-        return Err(Hint::error("--dtype is for merged weights; adapters are f32", "leave out --dtype"));
+        return Err(failure::error("--dtype is for merged weights; adapters are f32", "leave out --dtype"));
     }
-    let session = Session::of_prompts(&recipe, Vec::new(), DeviceName::default(), &())?;
-    same_base(&folder, &session)?;
-    let name = if args.weights == Weights::Ema { "ema.safetensors" } else { "weights.safetensors" };
-    let (epoch, trained) = session.trained(&folder, args.epoch, name)?;
+    let model = LoadedModel::load(&recipe, &Early::default(), &DeviceName::default().open()?, &|_| {})?;
+    same_base(&folder, &model)?;
+    let weights = match args.weights {
+        Weights::Ema => elbow_run::Weights::Averaged,
+        Weights::Raw => elbow_run::Weights::Last,
+    };
+    let (epoch, trained) = model.trained(&folder, args.epoch, weights)?;
     let about = Provenance {
         run: machine::sha256(&std::fs::read(folder.config())?),
         step: epoch,
         ema: args.weights == Weights::Ema,
-        base: format!("{} sha256:{}", recipe.setting.model.name(), session.base_hash),
-        architecture: architecture(&session.policy.network.network).into(),
+        base: format!("{} sha256:{}", recipe.setting.model.name(), model.sha256),
+        architecture: architecture(&model.policy.network).into(),
     };
-    write(args, &recipe, &session, trained, &about)?;
+    write(args, &recipe, &model, trained, &about)?;
     let weights = if about.ema { "averaged" } else { "last" };
     output::line(&format!("the {weights} weights of epoch {epoch} in {}", args.out.display()));
     Ok(())
 }
 
-fn write(args: &Args, recipe: &Recipe, session: &Session, trained: Params, about: &Provenance) -> Result<()> {
-    let policy = &session.policy.network;
+fn write(args: &Args, recipe: &Recipe, model: &LoadedModel, trained: Params, about: &Provenance) -> Result<()> {
+    let policy = &model.policy;
     let adapter = match &policy.tuning {
         Tuning::Lora(config) => Some(Adapter { config: config.clone(), factors: trained.clone() }),
         Tuning::Full => None,
@@ -149,7 +140,7 @@ fn write(args: &Args, recipe: &Recipe, session: &Session, trained: Params, about
     let network = Network::of(&policy.network);
     let factors = || {
         adapter.as_ref().ok_or_else(|| {
-            Hint::error(
+            failure::error(
                 format!("{} trained every weight: there is no adapter in it", args.run.display()),
                 "write the whole weights with --format merged, or train with model.tuning.kind = \"lora\"",
             )
@@ -160,7 +151,7 @@ fn write(args: &Args, recipe: &Recipe, session: &Session, trained: Params, about
         Format::Diffusers => write_diffusers(factors()?, network, about, &args.out)?,
         Format::Kohya => write_kohya(factors()?, network, about, &args.out)?,
         Format::Merged => {
-            let base = recipe.setting.model.base(&recipe.method, network.component())?;
+            let base = recipe.setting.model.base(network.component())?;
             let trained = adapter.as_ref().map_or(Trained::Full(&trained), Trained::Adapter);
             let merge = Merge { base: &base, trained, dtype: args.dtype.dtype(), about };
             match &recipe.setting.model {
@@ -173,15 +164,11 @@ fn write(args: &Args, recipe: &Recipe, session: &Session, trained: Params, about
 }
 
 /// An error if the base weights are not those that the run started from.
-fn same_base(folder: &RunFolder, session: &Session) -> Result<()> {
-    let path = folder.manifest();
-    let place = || format!("cannot read {}", path.display());
-    let text = std::fs::read(&path).with_context(place)?;
-    let manifest: serde_json::Value = serde_json::from_slice(&text).with_context(place)?;
-    if manifest["base_sha256"] == session.base_hash.as_str() {
+fn same_base(folder: &RunFolder, model: &LoadedModel) -> Result<()> {
+    if run::manifest(folder)?["base_sha256"] == model.sha256.as_str() {
         return Ok(());
     }
-    Err(Hint::error(
+    Err(failure::error(
         format!("the base weights differ from those that {} was started with", folder.path().display()),
         "restore the files it was started with: what it trained fits no other base",
     ))

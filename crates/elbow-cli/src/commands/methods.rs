@@ -1,9 +1,10 @@
 //! `elbow methods`: what there is to choose from.
 
 use crate::{
-    library, output,
+    output,
     schema::{self, Field, Shape},
 };
+use elbow_run::recipe::library;
 use std::fmt::Write;
 
 /// Arguments of `elbow methods`.
@@ -22,7 +23,7 @@ const AXES: [(&str, &[&str]); 5] = [
     ("Likelihoods", &["likelihood"]),
     ("Samplers", &["sampler", "rule"]),
     ("Advantages", &["advantage"]),
-    ("Schedules", &["schedule"]),
+    ("Collections", &["collection"]),
 ];
 
 /// Runs the command.

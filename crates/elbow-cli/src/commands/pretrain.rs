@@ -1,12 +1,6 @@
 //! `elbow pretrain`: a base model from nothing.
 
-use crate::{
-    device::DeviceName,
-    failure::Hint,
-    machine,
-    model::{ModelPolicy, nano},
-    output,
-};
+use crate::{device::DeviceName, failure, output};
 use anyhow::{Context, Result};
 use elbow::{
     noise::{Key, Purpose},
@@ -15,6 +9,7 @@ use elbow::{
     schedule::Schedule,
 };
 use elbow_models::{mmdit::MmditConfig, policy::Tuning};
+use elbow_run::{machine, model::nano};
 use elbow_runlog::{checkpoint, write_atomic};
 use elbow_world::data::SceneData;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -95,10 +90,10 @@ pub fn run(args: &Args, device: DeviceName) -> Result<()> {
     config.optimizer.learning_rate = args.learning_rate;
     let until = args.until.unwrap_or(args.steps).min(args.steps);
     if args.batch == 0 || until == 0 {
-        return Err(Hint::error("nothing to do: steps and batch must be at least 1", "see `elbow pretrain --help`"));
+        return Err(failure::error("nothing to do: steps and batch must be at least 1", "see `elbow pretrain --help`"));
     }
     if !(0.0..=1.0).contains(&args.caption_noise) {
-        return Err(Hint::error("--caption-noise is a probability", "give a number from 0 to 1"));
+        return Err(failure::error("--caption-noise is a probability", "give a number from 0 to 1"));
     }
     ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::SeqCst)).context("cannot listen for Ctrl-C")?;
     let device = device.open()?;
@@ -116,7 +111,7 @@ pub fn run(args: &Args, device: DeviceName) -> Result<()> {
     let mut training = Pretraining::new(&policy);
     resume(&progress, &mut training, &identity)?;
     if training.optimizer.step > until {
-        return Err(Hint::error(
+        return Err(failure::error(
             format!(
                 "{} is past step {until} already: it stands at step {}",
                 progress.display(),
@@ -135,7 +130,7 @@ pub fn run(args: &Args, device: DeviceName) -> Result<()> {
     // One entry: the order of several would differ from run to run, and the file with it.
     let made = json!({"pretrain": identity, "until": until}).to_string();
     let metadata = HashMap::from([("elbow".to_owned(), made)]);
-    write_atomic(&args.out, &policy.network.merged(&training.ema).to_safetensors_f16(Some(metadata)))?;
+    write_atomic(&args.out, &policy.merged(&training.ema).to_safetensors_f16(Some(metadata)))?;
     output::line(&format!("weights in {}", args.out.display()));
     Ok(())
 }
@@ -143,7 +138,7 @@ pub fn run(args: &Args, device: DeviceName) -> Result<()> {
 /// Takes steps until step `until` or an interrupt. The last state is saved in either case.
 fn steps(
     training: &mut Pretraining,
-    policy: &ModelPolicy,
+    policy: &elbow_models::policy::NetworkPolicy,
     config: &PretrainConfig,
     data: &SceneData,
     seed: u64,
@@ -192,7 +187,7 @@ fn resume(folder: &std::path::Path, training: &mut Pretraining, identity: &serde
     let Some((step, path)) = checkpoint::recover(folder)? else { return Ok(()) };
     let saved = checkpoint::read(&path)?;
     if saved.state != *identity {
-        return Err(Hint::error(
+        return Err(failure::error(
             format!("{} belongs to a pre-training with other settings", folder.display()),
             "remove it to start over, or choose another --out",
         ));

@@ -1,7 +1,7 @@
 //! Progress: one bar that shows the phase, and a line an epoch.
 
 use crate::output;
-use elbow::train::Observer;
+use elbow_run::Event;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Map, Value};
 use std::{
@@ -31,6 +31,23 @@ impl Bars {
         self.bar.suspend(|| output::line(line));
     }
 
+    /// Shows how far a phase is; other events are not for a bar.
+    pub fn progress(&self, event: Event<'_>) {
+        let Event::Progress { phase, done, total } = event else { return };
+        if !std::io::stderr().is_terminal() {
+            return;
+        }
+        if done >= total {
+            return self.bar.finish_and_clear();
+        }
+        if self.bar.is_finished() {
+            self.bar.reset();
+        }
+        self.bar.set_length(total as u64);
+        self.bar.set_message(phase);
+        self.bar.set_position(done as u64);
+    }
+
     /// One line for a finished epoch.
     pub fn epoch(&self, epoch: u64, total: u64, reward: &str, record: &Map<String, Value>, took: Duration) {
         let number = |key: &str| record.get(key).and_then(Value::as_f64);
@@ -56,22 +73,5 @@ impl Bars {
         let (minutes, seconds) = (done.as_secs() / 60, done.as_secs() % 60);
         let _ = write!(line, "  {:.1}s  ({minutes}:{seconds:02} so far)", took.as_secs_f64());
         self.say(&line);
-    }
-}
-
-impl Observer for Bars {
-    fn progress(&self, phase: &'static str, done: usize, total: usize) {
-        if !std::io::stderr().is_terminal() {
-            return;
-        }
-        if done >= total {
-            return self.bar.finish_and_clear();
-        }
-        if self.bar.is_finished() {
-            self.bar.reset();
-        }
-        self.bar.set_length(total as u64);
-        self.bar.set_message(phase);
-        self.bar.set_position(done as u64);
     }
 }

@@ -1,17 +1,10 @@
 //! `elbow sample`: images for prompts.
 
 use super::progress::Bars;
-use crate::{
-    device::DeviceName,
-    failure::Hint,
-    output,
-    recipe::{self, Recipe},
-    reward::RewardConfig,
-    session::Session,
-};
+use crate::{device::DeviceName, failure, output};
 use anyhow::Result;
-use elbow::{Prompt, eval::Measured, params::Params};
-use elbow_rewards::jpeg::Aim;
+use elbow::{Prompt, params::Params};
+use elbow_run::{Event, LoadedModel, Recipe, Weights, data::Early, pictures, recipe};
 use elbow_runlog::{RunFolder, RunLogError, grid, save_png};
 use std::path::PathBuf;
 
@@ -56,42 +49,28 @@ impl Source {
     }
 
     /// The trained weights of the run if one was given.
-    pub fn params(&self, session: &Session) -> Result<Option<Params>> {
+    pub fn params(&self, model: &LoadedModel) -> Result<Option<Params>> {
         let Some(path) = &self.run else { return Ok(None) };
-        Ok(Some(session.trained(&RunFolder::open(path)?, None, "ema.safetensors")?.1))
+        Ok(Some(model.trained(&RunFolder::open(path)?, None, Weights::Averaged)?.1))
     }
 }
 
 /// Runs the command.
 pub fn run(args: &Args, device: DeviceName) -> Result<()> {
     if args.images == 0 {
-        return Err(Hint::error("--images 0: nothing to draw", "ask for at least one image a prompt"));
+        return Err(failure::error("--images 0: nothing to draw", "ask for at least one image a prompt"));
     }
     let mut recipe = args.source.recipe()?;
-    // The run's own reward is of no use here, and a base may not suit the default reward.
-    recipe.setting.reward = RewardConfig::Jpeg { aim: Aim::default() };
     recipe.setting.eval.measure.images_per_prompt = args.images;
     recipe.setting.eval.measure.seed = args.seed;
-    let (prompts, bars) = (args.prompts.iter().map(|p| Prompt::from(p.as_str())).collect(), Bars::new());
-    let mut session = Session::of_prompts(&recipe, prompts, device, &bars)?;
-    session.measures.clear();
-    let params = args.source.params(&session)?;
-    let measured = session.measure(&recipe, params.as_ref(), &bars)?;
-    let tiles = tiles(&measured, measured.images.len());
+    let prompts: Vec<Prompt> = args.prompts.iter().map(|prompt| Prompt::from(prompt.as_str())).collect();
+    let bars = Bars::new();
+    let watch = |event: Event<'_>| bars.progress(event);
+    let model = LoadedModel::load(&recipe, &Early::given(prompts.clone()), &device.open()?, &watch)?;
+    let params = args.source.params(&model)?;
+    let measured = model.measure(&recipe, &prompts, &[], params.as_ref(), &watch)?;
+    let tiles = pictures::measured(&measured, measured.images.len());
     save_png(&args.out, &grid::grid(&tiles, args.images, 6))?;
     output::line(&format!("{} images in {}", measured.images.len(), args.out.display()));
     Ok(())
-}
-
-/// Images with their prompts and, where there is one, whether the first measure holds; spread evenly over all images.
-pub fn tiles(measured: &Measured, most: usize) -> Vec<grid::Tile> {
-    let total = measured.images.len();
-    let count = total.min(most);
-    let score = |i: usize| measured.scores.get("geneval").and_then(|s| s[i]);
-    let tile = |i: usize| {
-        let mut caption = vec![measured.prompts[i].text.clone()];
-        caption.extend(score(i).map(|s| if s > 0.5 { "right".to_owned() } else { "wrong".to_owned() }));
-        grid::Tile { image: measured.images[i].clone(), caption }
-    };
-    (0..count).map(|k| tile(k * total / count)).collect()
 }

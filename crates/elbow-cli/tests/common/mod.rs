@@ -18,7 +18,7 @@ use tempfile::TempDir;
 pub const SMALL: [&str; 9] = [
     "batch.groups=2",
     "batch.group_size=3",
-    "batch.rows=4",
+    "batch.micro_batch=4",
     "sampler.steps=2",
     "eval.prompts_per_task=1",
     "eval.measure.images_per_prompt=1",

@@ -1,13 +1,27 @@
 //! The sizes of a FLUX transformer.
 
 use crate::{
-    config_json::{self, ConfigError},
-    mmdit::other_channels,
+    config_json::{self, ConfigError, other_channels},
+    joint::Sizes,
+    layout::Tokens,
 };
 use serde::{Deserialize, Serialize};
 
 /// Height and width of the square of latents that makes one token.
 pub(super) const PACK: usize = 2;
+/// What image tokens stand for.
+pub(super) const IMAGE: Tokens = Tokens::Image { side: PACK };
+/// Image and text in one sequence.
+pub(super) const JOINT: Tokens = Tokens::Joint { side: PACK };
+
+/// What decides the tensors of a block with one stream.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SingleSizes {
+    /// Width of the network, all heads together.
+    pub(super) width: usize,
+    /// Heads of its attention.
+    pub(super) heads: usize,
+}
 
 /// The sizes of a FLUX transformer, in the words of `diffusers`' `transformer/config.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,6 +73,17 @@ impl FluxConfig {
     /// Channels of the latent.
     pub fn latent_channels(&self) -> usize {
         self.in_channels / (PACK * PACK)
+    }
+
+    /// The sizes of every block with two streams.
+    pub(super) fn double_block(&self) -> Sizes {
+        let (width, heads) = (self.width(), self.num_attention_heads);
+        Sizes { width, heads, patch: PACK, norms: true, dual: false, last: false }
+    }
+
+    /// The sizes of every block with one stream.
+    pub(super) fn single_block(&self) -> SingleSizes {
+        SingleSizes { width: self.width(), heads: self.num_attention_heads }
     }
 
     /// What makes these sizes unusable, a line each.

@@ -5,22 +5,21 @@
 //! the guidance it was distilled from shall be; FLUX.1-schnell knows none.
 
 mod config;
-mod layout;
-mod rope;
 mod single;
 
 pub use config::FluxConfig;
 
-pub(crate) use rope::Rope;
-
 use crate::{
-    linear::{Linear, Weights},
-    mmdit::{Block, Head, TimeText, patches, silu},
+    joint::{Block, Head, Rope, TimeText, TimeTextSizes, patches, silu},
+    layout::{Layout, Tokens},
+    linear::Linear,
+    network::{Architecture, Backbone, Component},
     recompute::{Checkpointing, Part},
+    weight_source::WeightSource,
 };
 use burn::tensor::Tensor;
-use config::PACK;
-use elbow::policy::{Conditioning, VelocityField};
+use config::{IMAGE, PACK};
+use elbow::{noise::Key, params::Params, policy::Conditioning};
 use single::SingleBlock;
 
 /// A FLUX transformer bound to weights.
@@ -43,29 +42,23 @@ enum Blocks {
 }
 
 impl Flux {
-    /// Builds the network from weights laid out as [`FluxConfig::layout`] says. `guidance` is what a model with
-    /// `guidance_embeds` is told (the field trains with 3.5); others have no use for it.
-    pub fn new(config: &FluxConfig, guidance: f64, weights: Weights<'_>, checkpointing: Checkpointing) -> Self {
-        let heads = config.num_attention_heads;
-        let double = (0..config.num_layers).map(|i| format!("transformer_blocks.{i}"));
-        let single = (0..config.num_single_layers).map(|i| format!("single_transformer_blocks.{i}"));
-        let blocks = match checkpointing {
-            Checkpointing::None => Blocks::Kept(
-                double.map(|path| Block::new(weights, &path, heads, false)).collect(),
-                single.map(|path| SingleBlock::new(weights, &path, heads)).collect(),
-            ),
-            Checkpointing::Block => {
-                let part = |path| Part::new(weights, path);
-                Blocks::Recomputed(double.map(part).collect(), single.map(part).collect())
-            }
-        };
+    /// The network of these sizes. `guidance` is what a model with `guidance_embeds` is told (the field trains with 3.5);
+    /// others have no use for it.
+    ///
+    /// Fresh weights are Xavier for dense layers, zero for every modulation and for the output, 0.02 for time, guidance and
+    /// text embeddings.
+    pub fn new(config: &FluxConfig, guidance: f64, w: &WeightSource<'_>, checkpointing: Checkpointing) -> Self {
+        let h = config.width();
+        let time_text =
+            TimeTextSizes { width: h, guidance: config.guidance_embeds, pooled: config.pooled_projection_dim };
+        let context = w.at("context_embedder").on(Tokens::Text);
         Self {
             guidance,
-            time_text: TimeText::new(weights),
-            context: Linear::new(weights, "context_embedder"),
-            image: Linear::new(weights, "x_embedder"),
-            blocks,
-            head: Head::new(weights),
+            time_text: TimeText::new(w, time_text),
+            context: context.linear(config.joint_attention_dim, h),
+            image: w.at("x_embedder").on(IMAGE).linear(config.in_channels, h),
+            blocks: Blocks::new(config, w, checkpointing),
+            head: Head::new(w, h, config.in_channels, IMAGE),
             config: config.clone(),
         }
     }
@@ -82,31 +75,49 @@ impl Flux {
                 single.iter().fold(joint, |joint, block| block.forward(joint, c, rope))
             }
             Blocks::Recomputed(double, single) => {
-                let (patches, heads) = (image.dims()[1], self.config.num_attention_heads);
-                let joint = Tensor::cat(vec![image, text], 1);
-                let joint = double.iter().fold(joint, |joint, part| {
+                let (double_sizes, single_sizes) = (self.config.double_block(), self.config.single_block());
+                let patches = image.dims()[1];
+                let mut joint = Tensor::cat(vec![image, text], 1);
+                for part in double {
                     let rope = rope.clone();
-                    part.run(joint, c.clone(), move |weights, path, joint, c| {
-                        Block::new(weights, path, heads, false).forward_joint(joint, patches, &c, Some(&rope))
-                    })
-                });
-                single.iter().fold(joint, |joint, part| {
+                    joint = part.run(joint, c.clone(), move |w, joint, c| {
+                        Block::new(w, double_sizes).forward_joint(joint, patches, &c, Some(&rope))
+                    });
+                }
+                for part in single {
                     let rope = rope.clone();
-                    part.run(joint, c.clone(), move |weights, path, joint, c| {
-                        SingleBlock::new(weights, path, heads).forward(joint, &c, &rope)
-                    })
-                })
+                    joint = part.run(joint, c.clone(), move |w, joint, c| {
+                        SingleBlock::new(w, single_sizes).forward(joint, &c, &rope)
+                    });
+                }
+                joint
             }
         }
     }
 }
 
-impl VelocityField for Flux {
-    /// The network sees 1000 t.
-    fn velocity(&self, x: Tensor<4>, t: Tensor<1>, cond: &Conditioning) -> Tensor<4> {
+impl Blocks {
+    fn new(config: &FluxConfig, w: &WeightSource<'_>, checkpointing: Checkpointing) -> Self {
+        let double = (0..config.num_layers).map(|i| w.at(&format!("transformer_blocks.{i}")));
+        let single = (0..config.num_single_layers).map(|i| w.at(&format!("single_transformer_blocks.{i}")));
+        match checkpointing {
+            Checkpointing::None => Self::Kept(
+                double.map(|w| Block::new(&w, config.double_block())).collect(),
+                single.map(|w| SingleBlock::new(&w, config.single_block())).collect(),
+            ),
+            Checkpointing::Block => {
+                Self::Recomputed(double.map(|w| Part::new(&w)).collect(), single.map(|w| Part::new(&w)).collect())
+            }
+        }
+    }
+}
+
+impl Backbone for Flux {
+    /// A velocity. The network sees 1000 t.
+    fn predict(&self, x: Tensor<4>, t: Tensor<1>, cond: &Conditioning) -> Tensor<4> {
         let [n, channels, height, width] = x.dims();
         let [rows, columns] = [height / PACK, width / PACK];
-        let c = silu(self.time_text.forward(t * 1000.0, self.guidance, cond.pooled.clone()));
+        let c = silu(self.time_text.forward(t * 1000.0, self.guidance, cond));
         let image = self.image.forward(patches(x, PACK));
         let text = self.context.forward(cond.tokens.clone());
         let device = text.device().without_autodiff();
@@ -115,5 +126,60 @@ impl VelocityField for Flux {
         let y = self.head.forward(joint.narrow(1, 0, rows * columns), c);
         let y: Tensor<6> = y.reshape([n, rows, columns, channels, PACK, PACK]);
         y.permute([0, 3, 1, 4, 2, 5]).reshape([n, channels, height, width])
+    }
+}
+
+impl FluxConfig {
+    /// Every tensor.
+    pub fn layout(&self) -> Layout {
+        Layout::of(|w| Flux::new(self, 0.0, w, Checkpointing::None))
+    }
+
+    /// Fresh weights.
+    pub fn initial(&self, key: Key) -> Params {
+        self.layout().initial(key)
+    }
+}
+
+/// FLUX.1, told to guide itself as strongly as `guidance` says if it can.
+#[derive(Clone, Debug)]
+pub struct Guided {
+    /// Its sizes.
+    pub config: FluxConfig,
+    /// Ignored by models without `guidance_embeds`.
+    pub guidance: f64,
+}
+
+impl Architecture for Guided {
+    fn build(&self, w: &WeightSource<'_>, checkpointing: Checkpointing) -> Box<dyn Backbone> {
+        Box::new(Flux::new(&self.config, self.guidance, w, checkpointing))
+    }
+
+    fn identity(&self) -> String {
+        format!("Flux {{ config: {:?}, guidance: {:?} }}", self.config, self.guidance)
+    }
+
+    fn component(&self) -> Component {
+        Component::Transformer
+    }
+
+    fn model_name(&self) -> &'static str {
+        if self.config.guidance_embeds { "flux-1-dev" } else { "flux-1-schnell" }
+    }
+
+    fn latent_channels(&self) -> usize {
+        self.config.latent_channels()
+    }
+
+    fn latent_problem(&self, latent: [usize; 3]) -> Option<String> {
+        self.config.latent_problem(latent)
+    }
+
+    fn text_widths(&self) -> (usize, Option<usize>) {
+        (self.config.joint_attention_dim, Some(self.config.pooled_projection_dim))
+    }
+
+    fn text_tokens(&self, t5: usize) -> usize {
+        t5
     }
 }

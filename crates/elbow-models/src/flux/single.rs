@@ -1,9 +1,11 @@
 //! The block that image and text share: attention and feed-forward side by side.
 
-use super::Rope;
+use super::config::{JOINT, SingleSizes};
 use crate::{
-    linear::{Linear, Weights},
-    mmdit::{EPSILON, Qkv, part},
+    joint::{EPSILON, HeadNorms, Qkv, Rope, part},
+    layout::{Start, Tokens},
+    linear::Linear,
+    weight_source::WeightSource,
 };
 use burn::tensor::Tensor;
 
@@ -11,20 +13,33 @@ use burn::tensor::Tensor;
 #[derive(Clone, Debug)]
 pub(super) struct SingleBlock {
     modulation: Linear,
-    qkv: Qkv,
     up: Linear,
     out: Linear,
+    qkv: Qkv,
+    norms: HeadNorms,
     heads: usize,
 }
 
 impl SingleBlock {
-    pub(super) fn new(weights: Weights<'_>, path: &str, heads: usize) -> Self {
-        let linear = |name: &str| Linear::new(weights, &format!("{path}.{name}"));
+    pub(super) fn new(w: &WeightSource<'_>, SingleSizes { width: h, heads }: SingleSizes) -> Self {
+        let w = w.clone().naming_adapters().on(JOINT);
+        let attention = w.at("attn").usually_adapted();
+        let modulation = w.at("norm.linear").on(Tokens::One).starting(Start::SIGNED_ZEROS);
+        w.begin_block(h);
+        w.widens_to(4 * h);
+        w.attention(h, JOINT, JOINT);
+        // The inputs of the norm, of the adapters (1 each) and of GELU (4), queries, keys, values and what comes of them. Norms
+        // of queries and keys keep what they divide. Rotation by positions keeps its inputs no longer than it runs.
+        w.keeps((1 + 1 + 4 + 4 + 2) * h);
+        // The input of the last layer, which is 5 wide, but for the part that is kept anyway; what the gate multiplies; what
+        // the weights of the norms multiply.
+        w.keeps_to_train((5 + 2) * h);
         Self {
-            modulation: linear("norm.linear"),
-            qkv: Qkv::new(weights, &format!("{path}.attn"), ["to_q", "to_k", "to_v"], ["norm_q", "norm_k"]),
-            up: linear("proj_mlp"),
-            out: linear("proj_out"),
+            modulation: modulation.linear(h, 3 * h),
+            up: w.at("proj_mlp").linear(h, 4 * h),
+            out: w.at("proj_out").linear(5 * h, h),
+            qkv: Qkv::new(&attention, ["to_q", "to_k", "to_v"], h),
+            norms: HeadNorms::new(&attention, ["norm_q", "norm_k"], h / heads),
             heads,
         }
     }
@@ -35,7 +50,7 @@ impl SingleBlock {
         let modulation = self.modulation.forward(c.clone());
         let (shift, scale) = (part(&modulation, 0, h), part(&modulation, 1, h));
         let y = elbow_kernels::layer_norm_modulate(x.clone(), shift, scale, EPSILON);
-        let [q, k, v] = self.qkv.forward(y.clone(), self.heads);
+        let [q, k, v] = self.qkv.forward(y.clone(), Some(&self.norms));
         let (q, k) = (rope.rotate(q, self.heads), rope.rotate(k, self.heads));
         let attended = elbow_kernels::attention(q, k, v, self.heads);
         let wide = elbow_kernels::gelu_tanh(self.up.forward(y));

@@ -1,6 +1,6 @@
 //! Weights on disk: one safetensors file or shards with an index, mapped into memory.
 
-use super::{FolderError, read_json};
+use super::{error::FolderError, json::read_json};
 use burn::tensor::{DType, Device, TensorData};
 use elbow::params::{Params, Tensors, to_f32};
 use half::{bf16, f16};

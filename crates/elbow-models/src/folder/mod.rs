@@ -15,17 +15,16 @@
 
 mod checkpoint;
 mod error;
+mod json;
 
 pub(crate) use checkpoint::unreadable;
 pub use checkpoint::{Checkpoint, FrozenWeights, Shapes};
 pub use error::FolderError;
+pub use json::read_json;
 
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 /// The pipelines whose parts are known here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,15 +113,4 @@ impl Folder {
     pub fn checkpoint(&self, component: &str, stem: &str) -> Result<Checkpoint, FolderError> {
         Checkpoint::open(&self.path.join(component), stem, self.variant.as_deref())
     }
-}
-
-/// Reads a JSON file; the error names the field.
-pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, FolderError> {
-    let text = fs::read(path).map_err(FolderError::read(path))?;
-    let mut json = serde_json::Deserializer::from_slice(&text);
-    serde_path_to_error::deserialize(&mut json).map_err(|error| {
-        let field = error.path().to_string();
-        let reason = if field == "." { error.inner().to_string() } else { format!("`{field}`: {}", error.inner()) };
-        FolderError::Json { path: path.into(), reason }
-    })
 }

@@ -15,12 +15,13 @@ mod merge;
 mod read;
 mod write;
 
+pub use crate::network::Component as Network;
 pub use error::LoraFileError;
 pub use merge::{Merge, Trained, write_merged, write_merged_file};
 pub use read::read;
 pub use write::{write_diffusers, write_kohya, write_peft};
 
-use crate::{lora::LoraConfig, mmdit::MmditConfig, policy, unet::UnetConfig};
+use crate::{lora::LoraConfig, network};
 use elbow::params::Params;
 use std::collections::HashMap;
 
@@ -86,48 +87,7 @@ impl Provenance {
     }
 }
 
-/// Which part of the pipeline is adapted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Network {
-    /// `transformer`: SD3, FLUX.
-    Transformer,
-    /// `unet`: SD1.x, SD2.x.
-    Unet,
-}
-
-impl Network {
-    /// The component that a network is.
-    pub fn of(network: &policy::Network) -> Self {
-        match network {
-            policy::Network::Mmdit(_) | policy::Network::Flux { .. } => Self::Transformer,
-            policy::Network::Unet(_) => Self::Unet,
-        }
-    }
-
-    /// The component's name in a model folder.
-    pub fn component(self) -> &'static str {
-        match self {
-            Self::Transformer => "transformer",
-            Self::Unet => "unet",
-        }
-    }
-}
-
-/// A network in the words of `modelspec.architecture`, which tools sort files by: `stable-diffusion-3-5-medium`. A size that
-/// was never published gets the name of its family.
-pub fn architecture(network: &policy::Network) -> &'static str {
-    match network {
-        policy::Network::Mmdit(config) if *config == MmditConfig::default() => "elbow-nano",
-        policy::Network::Mmdit(config) => match (config.num_layers, config.width(), config.qk_norm.is_some()) {
-            (24, 1536, false) => "stable-diffusion-3-m",
-            (24, 1536, true) => "stable-diffusion-3-5-medium",
-            (38, 2432, true) => "stable-diffusion-3-5-large",
-            _ => "stable-diffusion-3",
-        },
-        policy::Network::Flux { config, .. } if config.guidance_embeds => "flux-1-dev",
-        policy::Network::Flux { .. } => "flux-1-schnell",
-        policy::Network::Unet(UnetConfig { cross_attention_dim: 768, .. }) => "stable-diffusion-v1",
-        policy::Network::Unet(UnetConfig { sample_size: Some(96), .. }) => "stable-diffusion-v2-768-v",
-        policy::Network::Unet(_) => "stable-diffusion-v2-512",
-    }
+/// A network in the words of `modelspec.architecture`.
+pub fn architecture(network: &network::Network) -> &'static str {
+    network.model_name()
 }

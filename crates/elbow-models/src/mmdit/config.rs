@@ -1,6 +1,10 @@
 //! The sizes of an MMDiT.
 
-use crate::config_json::{self, ConfigError};
+use crate::{
+    config_json::{self, ConfigError, other_channels},
+    joint::Sizes,
+    layout::Tokens,
+};
 use serde::{Deserialize, Serialize};
 
 /// The sizes of an MMDiT, in the words of `diffusers`' `transformer/config.json`. The default is the embedded nano model.
@@ -84,6 +88,23 @@ impl MmditConfig {
         [self.in_channels, self.sample_size, self.sample_size]
     }
 
+    /// What image tokens stand for.
+    pub(super) fn image_tokens(&self) -> Tokens {
+        Tokens::Image { side: self.patch_size }
+    }
+
+    /// The sizes of block `i`.
+    pub(super) fn block(&self, i: usize) -> Sizes {
+        Sizes {
+            width: self.width(),
+            heads: self.num_attention_heads,
+            patch: self.patch_size,
+            norms: self.qk_norm.is_some(),
+            dual: self.dual_attention_layers.contains(&i),
+            last: i + 1 == self.num_layers,
+        }
+    }
+
     /// What makes these sizes unusable, a line each.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
@@ -128,16 +149,6 @@ impl MmditConfig {
             )
         })
     }
-}
-
-/// Why a network with that many output channels is no velocity field.
-pub(crate) fn other_channels(out: usize, channels: usize) -> Option<String> {
-    (out != channels).then(|| {
-        format!(
-            "out_channels = {out} with in_channels = {channels}: a velocity has the shape of its latent; models that are \
-             conditioned on images are not supported"
-        )
-    })
 }
 
 #[cfg(test)]

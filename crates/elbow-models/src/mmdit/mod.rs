@@ -5,24 +5,22 @@
 //! vector c that modulates every layer norm (AdaLN-Zero): x ← x + gate(c) · f(norm(x) · (1 + scale(c)) + shift(c)).
 //! In some blocks of SD3.5 medium the image also attends to itself alone, with a norm and a gate of its own.
 
-mod block;
 mod config;
 mod embed;
-mod layout;
 
 pub use config::{MmditConfig, QkNorm};
 
-pub(crate) use block::{Block, EPSILON, Head, Qkv, part, silu};
-pub(crate) use config::other_channels;
-pub(crate) use embed::{TimeText, patches, sinusoids_2d};
-pub(crate) use layout::JointBlock;
-
 use crate::{
-    linear::{Linear, Weights},
+    joint::{Block, Head, TimeText, TimeTextSizes, silu},
+    layout::{Layout, Tokens},
+    linear::Linear,
+    network::{Architecture, Backbone, Component},
     recompute::{Checkpointing, Part},
+    text::CLIP_LENGTH,
+    weight_source::WeightSource,
 };
 use burn::tensor::Tensor;
-use elbow::policy::{Conditioning, VelocityField};
+use elbow::{noise::Key, params::Params, policy::Conditioning};
 use embed::PatchEmbed;
 
 /// An MMDiT bound to weights.
@@ -44,22 +42,19 @@ enum Blocks {
 }
 
 impl Mmdit {
-    /// Builds the network from weights laid out as [`MmditConfig::layout`] says.
-    pub fn new(config: &MmditConfig, weights: Weights<'_>, checkpointing: Checkpointing) -> Self {
-        let (heads, layers) = (config.num_attention_heads, config.num_layers);
-        let path = |i: usize| format!("transformer_blocks.{i}");
-        let blocks = match checkpointing {
-            Checkpointing::None => {
-                Blocks::Kept((0..layers).map(|i| Block::new(weights, &path(i), heads, i + 1 == layers)).collect())
-            }
-            Checkpointing::Block => Blocks::Recomputed((0..layers).map(|i| Part::new(weights, path(i))).collect()),
-        };
+    /// The network of these sizes. Fresh weights are Xavier for dense layers, zero for every modulation and for the output
+    /// (AdaLN-Zero: each block starts as the identity and the network as v = 0), 0.02 for time and text embeddings.
+    pub fn new(config: &MmditConfig, w: &WeightSource<'_>, checkpointing: Checkpointing) -> Self {
+        let (h, image) = (config.width(), config.image_tokens());
+        let time_text = TimeTextSizes { width: h, guidance: false, pooled: config.pooled_projection_dim };
+        let context = w.at("context_embedder").on(Tokens::Text);
+        let outputs = config.patch_size.pow(2) * config.in_channels;
         Self {
-            patches: PatchEmbed::new(config, weights),
-            time_text: TimeText::new(weights),
-            context: Linear::new(weights, "context_embedder"),
-            blocks,
-            head: Head::new(weights),
+            patches: PatchEmbed::new(config, &w.at("pos_embed")),
+            time_text: TimeText::new(w, time_text),
+            context: context.linear(config.joint_attention_dim, h),
+            blocks: Blocks::new(config, &w.at("transformer_blocks"), checkpointing),
+            head: Head::new(w, h, outputs, image),
             config: config.clone(),
         }
     }
@@ -76,13 +71,15 @@ impl Mmdit {
                 image
             }
             Blocks::Recomputed(parts) => {
-                let (patches, heads, layers) = (image.dims()[1], self.config.num_attention_heads, parts.len());
-                let joint = Tensor::cat(vec![image, text], 1);
-                parts.iter().enumerate().fold(joint, |joint, (i, part)| {
-                    part.run(joint, c.clone(), move |weights, path, joint, c| {
-                        Block::new(weights, path, heads, i + 1 == layers).forward_joint(joint, patches, &c, None)
-                    })
-                })
+                let patches = image.dims()[1];
+                let mut joint = Tensor::cat(vec![image, text], 1);
+                for (i, part) in parts.iter().enumerate() {
+                    let sizes = self.config.block(i);
+                    joint = part.run(joint, c.clone(), move |w, joint, c| {
+                        Block::new(w, sizes).forward_joint(joint, patches, &c, None)
+                    });
+                }
+                joint
             }
         }
     }
@@ -95,12 +92,78 @@ impl Mmdit {
     }
 }
 
-impl VelocityField for Mmdit {
-    /// The network sees 1000 t.
-    fn velocity(&self, x: Tensor<4>, t: Tensor<1>, cond: &Conditioning) -> Tensor<4> {
+impl Blocks {
+    fn new(config: &MmditConfig, w: &WeightSource<'_>, checkpointing: Checkpointing) -> Self {
+        let places = (0..config.num_layers).map(|i| w.at(&i.to_string()));
+        match checkpointing {
+            Checkpointing::None => {
+                Self::Kept(places.enumerate().map(|(i, w)| Block::new(&w, config.block(i))).collect())
+            }
+            Checkpointing::Block => Self::Recomputed(places.map(|w| Part::new(&w)).collect()),
+        }
+    }
+}
+
+impl Backbone for Mmdit {
+    /// A velocity. The network sees 1000 t.
+    fn predict(&self, x: Tensor<4>, t: Tensor<1>, cond: &Conditioning) -> Tensor<4> {
         let [_, _, height, width] = x.dims();
-        let c = silu(self.time_text.forward(t * 1000.0, 0.0, cond.pooled.clone()));
+        let c = silu(self.time_text.forward(t * 1000.0, 0.0, cond));
         let image = self.through_blocks(self.patches.forward(x), self.context.forward(cond.tokens.clone()), &c);
         self.unpatchify(self.head.forward(image, c), height, width)
+    }
+}
+
+impl MmditConfig {
+    /// Every tensor.
+    pub fn layout(&self) -> Layout {
+        Layout::of(|w| Mmdit::new(self, w, Checkpointing::None))
+    }
+
+    /// Fresh weights.
+    pub fn initial(&self, key: Key) -> Params {
+        self.layout().initial(key)
+    }
+}
+
+impl Architecture for MmditConfig {
+    fn build(&self, w: &WeightSource<'_>, checkpointing: Checkpointing) -> Box<dyn Backbone> {
+        Box::new(Mmdit::new(self, w, checkpointing))
+    }
+
+    fn identity(&self) -> String {
+        format!("Mmdit({self:?})")
+    }
+
+    fn component(&self) -> Component {
+        Component::Transformer
+    }
+
+    fn model_name(&self) -> &'static str {
+        if *self == Self::default() {
+            return "elbow-nano";
+        }
+        match (self.num_layers, self.width(), self.qk_norm.is_some()) {
+            (24, 1536, false) => "stable-diffusion-3-m",
+            (24, 1536, true) => "stable-diffusion-3-5-medium",
+            (38, 2432, true) => "stable-diffusion-3-5-large",
+            _ => "stable-diffusion-3",
+        }
+    }
+
+    fn latent_channels(&self) -> usize {
+        self.in_channels
+    }
+
+    fn latent_problem(&self, latent: [usize; 3]) -> Option<String> {
+        MmditConfig::latent_problem(self, latent)
+    }
+
+    fn text_widths(&self) -> (usize, Option<usize>) {
+        (self.joint_attention_dim, Some(self.pooled_projection_dim))
+    }
+
+    fn text_tokens(&self, t5: usize) -> usize {
+        CLIP_LENGTH + t5
     }
 }

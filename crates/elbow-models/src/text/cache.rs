@@ -63,7 +63,8 @@ impl Cached {
         for (k, chunk) in prompts.chunks(BATCH).enumerate() {
             let rows = model.encode(chunk)?;
             for (i, prompt) in chunk.iter().enumerate() {
-                let (tokens, pooled) = (rows.tokens.clone().narrow(0, i, 1), rows.pooled.clone().narrow(0, i, 1));
+                let Conditioning { tokens, pooled, .. } = rows.select(&[i]);
+                let pooled = pooled.expect("invariant: every text model has a pooled embedding");
                 let shapes = (tokens.dims()[1..].to_vec(), pooled.dims()[1..].to_vec());
                 let values = |data: TensorData| data.try_to_vec::<f32>().expect("invariant: embeddings are f32");
                 let file = Params::new([
@@ -90,7 +91,8 @@ impl Cached {
         let (&[length, width], &[pooled_width]) = (&tokens_shape[..], &pooled_shape[..]) else { return None };
         Some(Conditioning {
             tokens: Tensor::from_data(TensorData::new(tokens, [1, length, width]), &self.device),
-            pooled: Tensor::from_data(TensorData::new(pooled, [1, pooled_width]), &self.device),
+            mask: None,
+            pooled: Some(Tensor::from_data(TensorData::new(pooled, [1, pooled_width]), &self.device)),
         })
     }
 }

@@ -4,13 +4,14 @@
 //! A transformer with a causal mask: h ← h + attention(norm(h)), h ← h + mlp(norm(h)). The pooled output is the last
 //! hidden state at the end-of-text token.
 
-use super::layers::{Ids, attention, embed, layer_norm, pick};
+use super::layers::{Ids, LayerNorm, Table, attention, pick};
 use crate::{
     folder::{Checkpoint, FolderError, FrozenWeights, Shapes, read_json},
+    layout::Layout,
     linear::{Linear, Weights},
+    weight_source::WeightSource,
 };
-use burn::tensor::{DType, Device, Tensor, TensorData, activation};
-use elbow::params::Tensors;
+use burn::tensor::{Device, Tensor, TensorData, activation};
 use serde::Deserialize;
 use std::path::Path;
 
@@ -102,31 +103,7 @@ impl ClipConfig {
 
     /// Every tensor, below `prefix` (`text_model.` in most files); the projection has none.
     pub fn shapes(&self, prefix: &str) -> Shapes {
-        let (h, inner) = (self.hidden_size, self.intermediate_size);
-        let mut shapes = vec![
-            (format!("{prefix}embeddings.token_embedding.weight"), vec![self.vocab_size, h]),
-            (format!("{prefix}embeddings.position_embedding.weight"), vec![self.max_position_embeddings, h]),
-        ];
-        let mut pair = |path: String, weight: Vec<usize>| {
-            let bias = vec![weight[0]];
-            shapes.push((format!("{path}.weight"), weight));
-            shapes.push((format!("{path}.bias"), bias));
-        };
-        for i in 0..self.num_hidden_layers {
-            let layer = format!("{prefix}encoder.layers.{i}");
-            for name in ["k_proj", "v_proj", "q_proj", "out_proj"] {
-                pair(format!("{layer}.self_attn.{name}"), vec![h, h]);
-            }
-            pair(format!("{layer}.layer_norm1"), vec![h]);
-            pair(format!("{layer}.mlp.fc1"), vec![inner, h]);
-            pair(format!("{layer}.mlp.fc2"), vec![h, inner]);
-            pair(format!("{layer}.layer_norm2"), vec![h]);
-        }
-        pair(format!("{prefix}final_layer_norm"), vec![h]);
-        if self.projects() {
-            shapes.push(("text_projection.weight".into(), vec![self.projection_dim, h]));
-        }
-        shapes
+        Layout::of(|w| Clip::new(self.clone(), w, prefix)).to_shapes()
     }
 }
 
@@ -144,12 +121,43 @@ pub struct ClipOutput {
 /// A text encoder with its weights, frozen.
 #[derive(Clone, Debug)]
 pub struct Clip {
+    tokens: Table,
+    positions: Table,
+    layers: Vec<Layer>,
+    norm: LayerNorm,
+    projection: Option<Linear>,
     config: ClipConfig,
-    weights: Tensors,
-    prefix: &'static str,
+}
+
+/// h ← h + attention(norm(h)), h ← h + mlp(norm(h))
+#[derive(Clone, Debug)]
+struct Layer {
+    k: Linear,
+    v: Linear,
+    q: Linear,
+    out: Linear,
+    norms: [LayerNorm; 2],
+    fc1: Linear,
+    fc2: Linear,
 }
 
 impl Clip {
+    fn new(config: ClipConfig, w: &WeightSource<'_>, prefix: &str) -> Self {
+        let (h, model) = (config.hidden_size, below(w, prefix));
+        let embeddings = model.at("embeddings");
+        let layers = (0..config.num_hidden_layers).map(|i| model.at(&format!("encoder.layers.{i}")));
+        Self {
+            tokens: Table::new(&embeddings.at("token_embedding"), config.vocab_size, h),
+            positions: Table::new(&embeddings.at("position_embedding"), config.max_position_embeddings, h),
+            layers: layers.map(|w| Layer::new(&config, &w)).collect(),
+            norm: LayerNorm::new(&model.at("final_layer_norm"), h, config.layer_norm_eps),
+            projection: config
+                .projects()
+                .then(|| w.at("text_projection").linear_without_bias(h, config.projection_dim)),
+            config,
+        }
+    }
+
     /// What [`Clip::load`] would find wrong, without reading values.
     pub fn check(config: &ClipConfig, checkpoint: &Checkpoint) -> Result<(), FolderError> {
         let prefix = prefix(checkpoint);
@@ -165,52 +173,29 @@ impl Clip {
     ) -> Result<Self, FolderError> {
         let prefix = prefix(checkpoint);
         let weights = checkpoint.tensors(&config.shapes(prefix), &[&positions(prefix)], weights, device)?;
-        Ok(Self { config, weights, prefix })
+        Ok(Self::new(config, &Weights::plain(&weights).into(), prefix))
     }
 
     /// Rows of equal length, at most `max_position_embeddings`; padding is not masked, as in the pipelines.
     pub fn forward(&self, ids: &Ids) -> ClipOutput {
-        let path = |rest: &str| format!("{}{rest}", self.prefix);
-        let tokens = embed(&self.weights, &path("embeddings.token_embedding.weight"), ids);
+        let tokens = self.tokens.embed(ids);
         let length = tokens.dims()[1];
-        let positions = self.weights.tensor::<2>(&path("embeddings.position_embedding.weight"));
-        let positions = positions.narrow(0, 0, length).cast(DType::F32);
+        let positions = self.positions.first(length);
         let mask = causal(length, &tokens.device());
         let mut states = vec![tokens + positions.unsqueeze::<3>()];
-        for i in 0..self.config.num_hidden_layers {
-            let layer = path(&format!("encoder.layers.{i}"));
-            let state = self.layer(&layer, states[i].clone(), mask.clone());
+        for (i, layer) in self.layers.iter().enumerate() {
+            let state = layer.forward(&self.config, states[i].clone(), mask.clone());
             states.push(state);
         }
         let last = states.pop().expect("invariant: at least the embeddings");
-        let last = layer_norm(&self.weights, &path("final_layer_norm"), last, self.config.layer_norm_eps);
+        let last = self.norm.forward(last);
         let ends: Vec<usize> = ids.iter().map(|row| self.end(row)).collect();
         let mut pooled = pick(last.clone(), &ends);
-        if self.config.projects() {
-            pooled = self.linear("text_projection").forward(pooled);
+        if let Some(projection) = &self.projection {
+            pooled = projection.forward(pooled);
         }
         let penultimate = states.pop().expect("invariant: there is a layer");
         ClipOutput { last, penultimate, pooled }
-    }
-
-    fn layer(&self, path: &str, h: Tensor<3>, mask: Tensor<4>) -> Tensor<3> {
-        let (heads, width) = (self.config.num_attention_heads, self.config.hidden_size);
-        let norm = |name: &str, x| layer_norm(&self.weights, &format!("{path}.{name}"), x, self.config.layer_norm_eps);
-        let linear = |name: &str, x: Tensor<3>| self.linear(&format!("{path}.{name}")).forward(x);
-        let x = norm("layer_norm1", h.clone());
-        let qkv = ["q_proj", "k_proj", "v_proj"].map(|name| linear(&format!("self_attn.{name}"), x.clone()));
-        let scale = ((width / heads) as f64).sqrt().recip();
-        let h = h + linear("self_attn.out_proj", attention(qkv, heads, scale, mask));
-        let x = linear("mlp.fc1", norm("layer_norm2", h.clone()));
-        let x = match self.config.hidden_act {
-            Activation::QuickGelu => x.clone() * activation::sigmoid(x * 1.702),
-            Activation::Gelu => activation::gelu(x),
-        };
-        h + linear("mlp.fc2", x)
-    }
-
-    fn linear(&self, path: &str) -> Linear {
-        Linear::new(Weights::plain(&self.weights), path)
     }
 
     /// Where a text ends: at the first end-of-text token, or by the old rule at the first of the highest id.
@@ -223,9 +208,43 @@ impl Clip {
     }
 }
 
+impl Layer {
+    fn new(config: &ClipConfig, w: &WeightSource<'_>) -> Self {
+        let (h, inner, epsilon) = (config.hidden_size, config.intermediate_size, config.layer_norm_eps);
+        let attention = |name: &str| w.at("self_attn").at(name).linear(h, h);
+        let (k, v) = (attention("k_proj"), attention("v_proj"));
+        let (q, out) = (attention("q_proj"), attention("out_proj"));
+        let norm1 = LayerNorm::new(&w.at("layer_norm1"), h, epsilon);
+        let fc1 = w.at("mlp.fc1").linear(h, inner);
+        let fc2 = w.at("mlp.fc2").linear(inner, h);
+        let norm2 = LayerNorm::new(&w.at("layer_norm2"), h, epsilon);
+        Self { k, v, q, out, norms: [norm1, norm2], fc1, fc2 }
+    }
+
+    /// `h [N, L, H]`, `mask [1, 1, L, L]` → `[N, L, H]`
+    fn forward(&self, config: &ClipConfig, h: Tensor<3>, mask: Tensor<4>) -> Tensor<3> {
+        let (heads, width) = (config.num_attention_heads, config.hidden_size);
+        let x = self.norms[0].forward(h.clone());
+        let qkv = [&self.q, &self.k, &self.v].map(|layer| layer.forward(x.clone()));
+        let scale = ((width / heads) as f64).sqrt().recip();
+        let h = h + self.out.forward(attention(qkv, heads, scale, mask));
+        let x = self.fc1.forward(self.norms[1].forward(h.clone()));
+        let x = match config.hidden_act {
+            Activation::QuickGelu => x.clone() * activation::sigmoid(x * 1.702),
+            Activation::Gelu => activation::gelu(x),
+        };
+        h + self.fc2.forward(x)
+    }
+}
+
 /// `transformers` 5 saves a bare `CLIPTextModel` without the prefix.
 fn prefix(checkpoint: &Checkpoint) -> &'static str {
     if checkpoint.contains("embeddings.token_embedding.weight") { "" } else { "text_model." }
+}
+
+/// The place of a prefix that ends in a dot, or is empty.
+fn below<'a>(w: &WeightSource<'a>, prefix: &str) -> WeightSource<'a> {
+    prefix.strip_suffix('.').map_or_else(|| w.clone(), |name| w.at(name))
 }
 
 /// A table 0, 1, 2, … that old files carry.

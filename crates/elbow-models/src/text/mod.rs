@@ -31,7 +31,7 @@ use std::path::PathBuf;
 use t5::{T5, T5Config};
 
 /// CLIP sees 77 tokens.
-const CLIP_LENGTH: usize = 77;
+pub(crate) const CLIP_LENGTH: usize = 77;
 /// Prompts that go through an encoder together.
 const BATCH: usize = 8;
 /// Text encoders are saved by `transformers`.
@@ -181,15 +181,15 @@ impl TextModel<'_> {
                 let t5 = t5.unwrap_or_else(|| zeros(length, self.parts.width));
                 let right = zeros(length, self.parts.width - width);
                 let tokens = if width < self.parts.width { Tensor::cat(vec![tokens, right], 2) } else { tokens };
-                Conditioning { tokens: Tensor::cat(vec![tokens, t5], 1), pooled }
+                Conditioning { tokens: Tensor::cat(vec![tokens, t5], 1), mask: None, pooled: Some(pooled) }
             }
             Pipeline::Flux => {
                 let pooled = clips.remove(0).pooled;
-                Conditioning { tokens: t5.expect("invariant: FLUX has T5"), pooled }
+                Conditioning { tokens: t5.expect("invariant: FLUX has T5"), mask: None, pooled: Some(pooled) }
             }
             Pipeline::StableDiffusion => {
                 let clip = clips.remove(0);
-                Conditioning { tokens: clip.last, pooled: clip.pooled }
+                Conditioning { tokens: clip.last, mask: None, pooled: Some(clip.pooled) }
             }
         })
     }

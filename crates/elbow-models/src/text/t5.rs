@@ -3,13 +3,14 @@
 //! RMS norms without bias, attention without scale but with a learned bias by distance, and an MLP gated by GELU:
 //! h ← h + attention(norm(h)), h ← h + wo(gelu(wi₀ x) ⊙ wi₁ x), x = norm(h). Layer 0 holds the bias for all layers.
 
-use super::layers::{Ids, attention, embed, rms_norm, rows};
+use super::layers::{Ids, RmsNorm, Table, attention};
 use crate::{
     folder::{Checkpoint, FolderError, FrozenWeights, Shapes, read_json},
+    layout::Layout,
     linear::{Linear, Weights},
+    weight_source::WeightSource,
 };
 use burn::tensor::{Device, Tensor};
-use elbow::params::Tensors;
 use serde::Deserialize;
 use std::path::Path;
 
@@ -77,26 +78,7 @@ impl T5Config {
 
     /// Every tensor.
     pub fn shapes(&self) -> Shapes {
-        let (width, inner) = (self.d_model, self.num_heads * self.d_kv);
-        let mut shapes = vec![("shared.weight".to_owned(), vec![self.vocab_size, width])];
-        for i in 0..self.num_layers {
-            let (attention, mlp) = (format!("encoder.block.{i}.layer.0"), format!("encoder.block.{i}.layer.1"));
-            for name in ["q", "k", "v"] {
-                shapes.push((format!("{attention}.SelfAttention.{name}.weight"), vec![inner, width]));
-            }
-            shapes.push((format!("{attention}.SelfAttention.o.weight"), vec![width, inner]));
-            if i == 0 {
-                shapes.push((BIAS.into(), vec![self.relative_attention_num_buckets, self.num_heads]));
-            }
-            shapes.push((format!("{attention}.layer_norm.weight"), vec![width]));
-            for name in ["wi_0", "wi_1"] {
-                shapes.push((format!("{mlp}.DenseReluDense.{name}.weight"), vec![self.d_ff, width]));
-            }
-            shapes.push((format!("{mlp}.DenseReluDense.wo.weight"), vec![width, self.d_ff]));
-            shapes.push((format!("{mlp}.layer_norm.weight"), vec![width]));
-        }
-        shapes.push(("encoder.final_layer_norm.weight".into(), vec![width]));
-        shapes
+        Layout::of(|w| T5::new(self.clone(), w)).to_shapes()
     }
 
     /// The bucket of a key `offset` tokens after the query. Half of the buckets are for keys that come later. Of each
@@ -116,19 +98,39 @@ impl T5Config {
     }
 }
 
-/// The bias table of all layers.
-const BIAS: &str = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight";
 /// The token table once more, in some files.
 const COPY: &str = "encoder.embed_tokens.weight";
 
 /// A text encoder with its weights, frozen.
 #[derive(Clone, Debug)]
 pub struct T5 {
+    tokens: Table,
+    layers: Vec<Layer>,
+    norm: RmsNorm,
     config: T5Config,
-    weights: Tensors,
+}
+
+/// h ← h + attention(norm(h)), h ← h + wo(gelu(wi₀ x) ⊙ wi₁ x), x = norm(h)
+#[derive(Clone, Debug)]
+struct Layer {
+    qkv: [Linear; 3],
+    out: Linear,
+    /// The bias by distance of all layers, which the first has.
+    bias: Option<Table>,
+    norms: [RmsNorm; 2],
+    wi: [Linear; 2],
+    wo: Linear,
 }
 
 impl T5 {
+    fn new(config: T5Config, w: &WeightSource<'_>) -> Self {
+        let tokens = Table::new(&w.at("shared"), config.vocab_size, config.d_model);
+        let layers = (0..config.num_layers).map(|i| Layer::new(&config, &w.at(&format!("encoder.block.{i}")), i == 0));
+        let layers: Vec<Layer> = layers.collect();
+        let norm = RmsNorm::new(&w.at("encoder.final_layer_norm"), config.d_model, config.layer_norm_epsilon);
+        Self { tokens, layers, norm, config }
+    }
+
     /// What [`T5::load`] would find wrong, without reading values.
     pub fn check(config: &T5Config, checkpoint: &Checkpoint) -> Result<(), FolderError> {
         checkpoint.check(&config.shapes(), &[COPY])
@@ -142,43 +144,52 @@ impl T5 {
         device: &Device,
     ) -> Result<Self, FolderError> {
         let weights = checkpoint.tensors(&config.shapes(), &[COPY], weights, device)?;
-        Ok(Self { config, weights })
+        Ok(Self::new(config, &Weights::plain(&weights).into()))
     }
 
     /// `[N, L] → [N, L, d_model]`. Padding is not masked, since neither SD3's nor FLUX's pipeline passes a mask.
     pub fn forward(&self, ids: &Ids) -> Tensor<3> {
-        let mut h = embed(&self.weights, "shared.weight", ids);
+        let mut h = self.tokens.embed(ids);
         let bias = self.bias(h.dims()[1]);
-        for i in 0..self.config.num_layers {
-            h = self.block(&format!("encoder.block.{i}"), h, bias.clone());
+        for layer in &self.layers {
+            h = layer.forward(self.config.num_heads, h, bias.clone());
         }
-        self.norm("encoder.final_layer_norm", h)
-    }
-
-    fn block(&self, path: &str, h: Tensor<3>, bias: Tensor<4>) -> Tensor<3> {
-        let x = self.norm(&format!("{path}.layer.0.layer_norm"), h.clone());
-        let attend = |name: &str, x| self.linear(&format!("{path}.layer.0.SelfAttention.{name}"), x);
-        let qkv = ["q", "k", "v"].map(|name| attend(name, x.clone()));
-        let h = h + attend("o", attention(qkv, self.config.num_heads, 1.0, bias));
-        let x = self.norm(&format!("{path}.layer.1.layer_norm"), h.clone());
-        let dense = |name: &str, x| self.linear(&format!("{path}.layer.1.DenseReluDense.{name}"), x);
-        let gate = elbow_kernels::gelu_tanh(dense("wi_0", x.clone()));
-        h + dense("wo", gate * dense("wi_1", x))
+        self.norm.forward(h)
     }
 
     /// `[1, heads, L, L]`
     fn bias(&self, length: usize) -> Tensor<4> {
         let bucket = |i: usize| self.config.bucket((i % length) as i64 - (i / length) as i64) as i32;
-        let bias = rows(&self.weights, BIAS, (0..length * length).map(bucket).collect());
+        let table =
+            self.layers.iter().find_map(|layer| layer.bias.as_ref()).expect("invariant: the first layer has it");
+        let bias = table.rows((0..length * length).map(bucket).collect());
         bias.reshape([1, length, length, self.config.num_heads]).permute([0, 3, 1, 2])
     }
+}
 
-    fn norm(&self, path: &str, x: Tensor<3>) -> Tensor<3> {
-        rms_norm(&self.weights, path, x, self.config.layer_norm_epsilon)
+impl Layer {
+    fn new(config: &T5Config, w: &WeightSource<'_>, first: bool) -> Self {
+        let (width, inner) = (config.d_model, config.num_heads * config.d_kv);
+        let (attend, dense) = (w.at("layer.0.SelfAttention"), w.at("layer.1.DenseReluDense"));
+        let norm = |part: &str| RmsNorm::new(&w.at(part), width, config.layer_norm_epsilon);
+        let qkv = ["q", "k", "v"].map(|name| attend.at(name).linear_without_bias(width, inner));
+        let out = attend.at("o").linear_without_bias(inner, width);
+        let buckets = config.relative_attention_num_buckets;
+        let bias = first.then(|| Table::new(&attend.at("relative_attention_bias"), buckets, config.num_heads));
+        let norm0 = norm("layer.0.layer_norm");
+        let wi = ["wi_0", "wi_1"].map(|name| dense.at(name).linear_without_bias(width, config.d_ff));
+        let wo = dense.at("wo").linear_without_bias(config.d_ff, width);
+        Self { qkv, out, bias, norms: [norm0, norm("layer.1.layer_norm")], wi, wo }
     }
 
-    fn linear(&self, path: &str, x: Tensor<3>) -> Tensor<3> {
-        Linear::new(Weights::plain(&self.weights), path).forward(x)
+    /// `h [N, L, H]`, `bias [1, heads, L, L]` → `[N, L, H]`
+    fn forward(&self, heads: usize, h: Tensor<3>, bias: Tensor<4>) -> Tensor<3> {
+        let x = self.norms[0].forward(h.clone());
+        let qkv = [0, 1, 2].map(|i: usize| self.qkv[i].forward(x.clone()));
+        let h = h + self.out.forward(attention(qkv, heads, 1.0, bias));
+        let x = self.norms[1].forward(h.clone());
+        let gate = elbow_kernels::gelu_tanh(self.wi[0].forward(x.clone()));
+        h + self.wo.forward(gate * self.wi[1].forward(x))
     }
 }
 

@@ -1,8 +1,9 @@
 //! The sizes of a UNet.
 
 use crate::{
-    config_json::{self, ConfigError},
-    resnet::Level,
+    config_json::{self, ConfigError, other_channels},
+    layout::Tokens,
+    resnet::{Level, Resample},
 };
 use serde::{Deserialize, Serialize};
 
@@ -144,13 +145,7 @@ impl UnetConfig {
             ("cross_attention_dim", self.cross_attention_dim),
         ];
         problems.extend(sizes.iter().filter(|(_, v)| *v == 0).map(|(name, _)| format!("{name} = 0: must be positive")));
-        if self.out_channels != self.in_channels {
-            problems.push(format!(
-                "out_channels = {} with in_channels = {}: a velocity has the shape of its latent; models that are \
-                 conditioned on images are not supported",
-                self.out_channels, self.in_channels
-            ));
-        }
+        problems.extend(other_channels(self.out_channels, self.in_channels));
         if problems.is_empty() {
             problems.extend(channels.iter().enumerate().flat_map(|(i, &c)| self.level_problems(i, c)));
         }
@@ -213,8 +208,10 @@ impl UnetConfig {
                 heads: self.heads(i),
                 level: Level {
                     path: format!("down_blocks.{i}"),
+                    pixels: pixels(i),
                     resnets,
-                    resample: (i + 1 < channels.len()).then_some("downsamplers"),
+                    resample: (i + 1 < channels.len())
+                        .then(|| Resample { kind: "downsamplers", pixels: pixels(i + 1) }),
                 },
             }
         };
@@ -225,7 +222,8 @@ impl UnetConfig {
     pub(super) fn middle(&self) -> Stage {
         let last = self.block_out_channels.len() - 1;
         let out = self.block_out_channels[last];
-        let level = Level { path: "mid_block".into(), resnets: vec![[out, out]; 2], resample: None };
+        let (path, resnets) = ("mid_block".into(), vec![[out, out]; 2]);
+        let level = Level { path, pixels: pixels(last), resnets, resample: None };
         Stage { level, transformers: 1, heads: self.heads(last) }
     }
 
@@ -244,11 +242,21 @@ impl UnetConfig {
             Stage {
                 transformers: if *kind == UpBlock::CrossAttention { resnets.len() } else { 0 },
                 heads: self.heads(from),
-                level: Level { path: format!("up_blocks.{i}"), resnets, resample: (i < last).then_some("upsamplers") },
+                level: Level {
+                    path: format!("up_blocks.{i}"),
+                    pixels: pixels(from),
+                    resnets,
+                    resample: (i < last).then(|| Resample { kind: "upsamplers", pixels: pixels(from - 1) }),
+                },
             }
         };
         self.up_block_types.iter().enumerate().map(stage).collect()
     }
+}
+
+/// The pixels of a level, halved so often.
+pub(super) fn pixels(halved: usize) -> Tokens {
+    Tokens::Image { side: 1 << halved }
 }
 
 #[cfg(test)]

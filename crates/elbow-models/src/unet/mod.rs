@@ -5,21 +5,22 @@
 //! the text. The time reaches every residual block as a vector.
 
 mod config;
-mod layout;
 mod transformer;
 
 pub use config::{DownBlock, Heads, UnetConfig, UpBlock};
 
 use crate::{
-    linear::{Linear, Weights},
-    resnet::{Conv, GroupNorm, Resnet},
+    layout::{Layout, Start, Tokens},
+    linear::Linear,
+    network::{Architecture, Backbone, Component},
+    recompute::Checkpointing,
+    resnet::{Conv, GroupNorm, Groups, Resnet},
+    text::CLIP_LENGTH,
+    weight_source::WeightSource,
 };
 use burn::tensor::{Tensor, TensorData, activation};
-use config::Stage;
-use elbow::{
-    policy::{Conditioning, VelocityField},
-    schedule::SCALED_LINEAR_STEPS,
-};
+use config::{Stage, pixels};
+use elbow::{noise::Key, params::Params, policy::Conditioning, schedule::SCALED_LINEAR_STEPS};
 use transformer::Transformer;
 
 /// A UNet bound to weights.
@@ -45,23 +46,29 @@ struct Blocks {
 }
 
 impl Unet {
-    /// Builds the network from weights laid out as [`UnetConfig::layout`] says.
-    pub fn new(config: &UnetConfig, weights: Weights<'_>) -> Self {
-        let (groups, epsilon) = (config.norm_num_groups, config.norm_eps);
-        let blocks = |stage: Stage| Blocks {
-            resnets: stage.level.resnets(weights, groups, epsilon),
-            transformers: Transformer::all(config, weights, &stage),
-            resample: stage.level.resample(weights),
+    /// The network of these sizes.
+    ///
+    /// Its blocks are joined across the whole depth: it is one block, none of which is recomputed.
+    pub fn new(config: &UnetConfig, w: &WeightSource<'_>) -> Self {
+        let (channels, time) = (config.block_out_channels[0], config.time_width());
+        let norms = Groups { number: config.norm_num_groups, epsilon: config.norm_eps };
+        let w = w.clone().starting(Start::FanIn).on(pixels(0));
+        w.begin_block(0);
+        w.keeps(channels);
+        let embedding = w.at("time_embedding").on(Tokens::One);
+        let blocks = |stage: Stage| {
+            let (resnets, resample) = stage.level.build(&w, Some(time), norms);
+            Blocks { resnets, transformers: Transformer::all(config, &w, &stage), resample }
         };
         Self {
-            width: config.block_out_channels[0],
-            conv_in: Conv::new(weights, "conv_in"),
-            time: [1, 2].map(|i| Linear::new(weights, &format!("time_embedding.linear_{i}"))),
+            width: channels,
+            conv_in: w.at("conv_in").conv(config.in_channels, channels, 3),
+            time: [embedding.at("linear_1").linear(channels, time), embedding.at("linear_2").linear(time, time)],
             down: config.down().into_iter().map(blocks).collect(),
             middle: blocks(config.middle()),
             up: config.up().into_iter().map(blocks).collect(),
-            norm_out: GroupNorm::new(weights, "conv_norm_out", groups, epsilon),
-            conv_out: Conv::new(weights, "conv_out"),
+            norm_out: w.at("conv_norm_out").group_norm(channels, norms),
+            conv_out: w.at("conv_out").conv(channels, config.out_channels, 3),
         }
     }
 
@@ -118,11 +125,65 @@ fn time_features(timestep: Tensor<1>, width: usize) -> Tensor<2> {
     Tensor::cat(vec![angles.clone().cos(), angles.sin()], 1)
 }
 
-impl VelocityField for Unet {
-    /// What the network predicts, which `elbow::prediction::Predicting` turns into velocity. It sees timestep 1000 t − 1,
+impl Backbone for Unet {
+    /// Noise or an angle, which `elbow::prediction` turns into velocity. It sees timestep 1000 t − 1,
     /// between those it was trained on where t falls between them: t = 1 is timestep 999, t = 1/1000 is timestep 0, and
     /// t = 0, where nothing is evaluated, is clean data.
-    fn velocity(&self, x: Tensor<4>, t: Tensor<1>, cond: &Conditioning) -> Tensor<4> {
+    fn predict(&self, x: Tensor<4>, t: Tensor<1>, cond: &Conditioning) -> Tensor<4> {
         self.forward(x, (t * SCALED_LINEAR_STEPS as f64 - 1.0).clamp_min(0.0), &cond.tokens)
+    }
+}
+
+impl UnetConfig {
+    /// Every tensor.
+    pub fn layout(&self) -> Layout {
+        Layout::of(|w| Unet::new(self, w))
+    }
+
+    /// Fresh weights.
+    pub fn initial(&self, key: Key) -> Params {
+        self.layout().initial(key)
+    }
+}
+
+impl Architecture for UnetConfig {
+    fn build(&self, w: &WeightSource<'_>, _: Checkpointing) -> Box<dyn Backbone> {
+        Box::new(Unet::new(self, w))
+    }
+
+    fn identity(&self) -> String {
+        format!("Unet({self:?})")
+    }
+
+    fn component(&self) -> Component {
+        Component::Unet
+    }
+
+    fn model_name(&self) -> &'static str {
+        match (self.cross_attention_dim, self.sample_size) {
+            (768, _) => "stable-diffusion-v1",
+            (_, Some(96)) => "stable-diffusion-v2-768-v",
+            _ => "stable-diffusion-v2-512",
+        }
+    }
+
+    fn latent_channels(&self) -> usize {
+        self.in_channels
+    }
+
+    fn latent_problem(&self, latent: [usize; 3]) -> Option<String> {
+        UnetConfig::latent_problem(self, latent)
+    }
+
+    fn text_widths(&self) -> (usize, Option<usize>) {
+        (self.cross_attention_dim, None)
+    }
+
+    fn text_tokens(&self, _: usize) -> usize {
+        CLIP_LENGTH
+    }
+
+    fn checkpointing_problem(&self) -> Option<&'static str> {
+        Some("the blocks of a UNet are joined across its depth, none can be recomputed")
     }
 }

@@ -1,9 +1,11 @@
 //! A transformer over the pixels of one level, which also attend to the text.
 
-use super::{UnetConfig, config::Stage};
+use super::config::{Stage, UnetConfig};
 use crate::{
-    linear::{Linear, Weights},
-    resnet::GroupNorm,
+    layout::{Start, Tokens},
+    linear::Linear,
+    resnet::{GroupNorm, Groups},
+    weight_source::WeightSource,
 };
 use burn::tensor::{Tensor, activation};
 
@@ -26,24 +28,41 @@ pub(super) struct Transformer {
 
 impl Transformer {
     /// The transformers of a level.
-    pub(super) fn all(config: &UnetConfig, weights: Weights<'_>, stage: &Stage) -> Vec<Self> {
-        let path = |i: usize| format!("{}.attentions.{i}", stage.level.path);
-        (0..stage.transformers).map(|i| Self::new(config, weights, &path(i), stage.heads)).collect()
+    pub(super) fn all(config: &UnetConfig, w: &WeightSource<'_>, stage: &Stage) -> Vec<Self> {
+        let level = w.at(&stage.level.path).on(stage.level.pixels);
+        let transformer = |i: usize| Self::new(config, &level.at(&format!("attentions.{i}")), stage);
+        (0..stage.transformers).map(transformer).collect()
     }
 
-    fn new(config: &UnetConfig, weights: Weights<'_>, path: &str, heads: usize) -> Self {
-        let block = format!("{path}.transformer_blocks.0");
+    fn new(config: &UnetConfig, w: &WeightSource<'_>, stage: &Stage) -> Self {
+        let (width, pixels, heads) = (stage.level.width(), stage.level.pixels, stage.heads);
+        let (itself, text) = (Source { width, tokens: pixels }, Source::text(config));
+        let block = w.at("transformer_blocks.0");
         let project = |name: &str| {
-            let path = format!("{path}.{name}");
-            if config.use_linear_projection { Linear::new(weights, &path) } else { Linear::pointwise(weights, &path) }
+            w.keeps(width);
+            let w = w.at(name);
+            if config.use_linear_projection { w.linear(width, width) } else { w.squares(width, width, 1) }
         };
+        // The input of the gated activation and what comes of it.
+        w.keeps(2 * 8 * width);
+        w.widens_to(8 * width);
+        let norm = w.at("norm").group_norm(width, Groups { number: config.norm_num_groups, epsilon: GROUP_EPSILON });
+        let project_in = project("proj_in");
+        let norm1 = block.at("norm1").layer_norm(width);
+        let attention1 = Attention::new(&block.at("attn1"), itself, itself, heads);
+        let norm2 = block.at("norm2").layer_norm(width);
+        let attention2 = Attention::new(&block.at("attn2"), itself, text, heads);
+        let norm3 = block.at("norm3").layer_norm(width);
+        let up = block.at("ff.net.0.proj").linear(width, 8 * width);
+        let down = block.at("ff.net.2").linear(4 * width, width);
+        let project_out = project("proj_out");
         Self {
-            norm: GroupNorm::new(weights, &format!("{path}.norm"), config.norm_num_groups, GROUP_EPSILON),
-            project: ["proj_in", "proj_out"].map(project),
-            norms: [1, 2, 3].map(|i| LayerNorm::new(weights, &format!("{block}.norm{i}"))),
-            attention: [1, 2].map(|i| Attention::new(weights, &format!("{block}.attn{i}"), heads)),
-            up: Linear::new(weights, &format!("{block}.ff.net.0.proj")),
-            down: Linear::new(weights, &format!("{block}.ff.net.2")),
+            norm,
+            project: [project_in, project_out],
+            norms: [norm1, norm2, norm3],
+            attention: [attention1, attention2],
+            up,
+            down,
         }
     }
 
@@ -79,10 +98,33 @@ struct Attention {
     heads: usize,
 }
 
+/// Tokens that attend or are attended to.
+#[derive(Clone, Copy, Debug)]
+struct Source {
+    width: usize,
+    tokens: Tokens,
+}
+
+impl Source {
+    fn text(config: &UnetConfig) -> Self {
+        Self { width: config.cross_attention_dim, tokens: Tokens::Text }
+    }
+}
+
 impl Attention {
-    fn new(weights: Weights<'_>, path: &str, heads: usize) -> Self {
-        let linear = |name: &str| Linear::new(weights, &format!("{path}.{name}"));
-        Self { q: linear("to_q"), k: linear("to_k"), v: linear("to_v"), out: linear("to_out.0"), heads }
+    fn new(w: &WeightSource<'_>, queries: Source, source: Source, heads: usize) -> Self {
+        let w = w.clone().naming_adapters().usually_adapted();
+        let (width, keys) = (queries.width, w.clone().on(source.tokens));
+        w.attention(width, queries.tokens, source.tokens);
+        // The inputs of the norm, of the layers and of the output, queries, keys and values.
+        w.keeps(6 * width);
+        Self {
+            q: w.at("to_q").linear_without_bias(width, width),
+            k: keys.at("to_k").linear_without_bias(source.width, width),
+            v: keys.at("to_v").linear_without_bias(source.width, width),
+            out: w.at("to_out.0").linear(width, width),
+            heads,
+        }
     }
 
     /// `x [N, P, C]`, `source [N, M, S]` → `[N, P, C]`
@@ -99,12 +141,14 @@ struct LayerNorm {
     bias: Tensor<1>,
 }
 
-impl LayerNorm {
-    fn new(weights: Weights<'_>, path: &str) -> Self {
-        let tensor = |part: &str| weights.base.tensor(&format!("{path}.{part}"));
-        Self { weight: tensor("weight"), bias: tensor("bias") }
+impl WeightSource<'_> {
+    /// A layer norm of so many features: `weight` and `bias`.
+    fn layer_norm(&self, width: usize) -> LayerNorm {
+        LayerNorm { weight: self.tensor("weight", [width], Start::Ones), bias: self.bias(width) }
     }
+}
 
+impl LayerNorm {
     /// `[N, P, C]`; the fused operation multiplies by 1 + scale.
     fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         let [n, _, c] = x.dims();

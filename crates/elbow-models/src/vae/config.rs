@@ -2,7 +2,8 @@
 
 use crate::{
     config_json::{self, ConfigError},
-    resnet::Level,
+    layout::Tokens,
+    resnet::{Level, Resample},
 };
 use serde::{Deserialize, Serialize};
 
@@ -130,6 +131,11 @@ impl VaeConfig {
         1 << (self.block_out_channels.len() - 1)
     }
 
+    /// The pixels of a picture.
+    pub(super) fn picture(&self) -> Tokens {
+        Tokens::Pixels { side: self.reduction() }
+    }
+
     /// Channels of the lowest resolution.
     pub(super) fn deepest(&self) -> usize {
         *self.block_out_channels.last().expect("invariant: `problems` asks for a level")
@@ -138,12 +144,14 @@ impl VaeConfig {
     /// Levels of the encoder, from full resolution down.
     pub(super) fn down(&self) -> Vec<Level> {
         let channels = &self.block_out_channels;
+        let last = channels.len() - 1;
         let level = |(i, &out): (usize, &usize)| {
             let resnet = |j| [if j == 0 { channels[i.max(1) - 1] } else { out }, out];
             Level {
-                path: format!("encoder.down_blocks.{i}"),
+                path: format!("down_blocks.{i}"),
+                pixels: pixels(last - i),
                 resnets: (0..self.layers_per_block).map(resnet).collect(),
-                resample: (i + 1 < channels.len()).then_some("downsamplers"),
+                resample: (i < last).then(|| Resample { kind: "downsamplers", pixels: pixels(last - i - 1) }),
             }
         };
         channels.iter().enumerate().map(level).collect()
@@ -156,18 +164,25 @@ impl VaeConfig {
         let level = |(i, &out): (usize, &usize)| {
             let resnet = |j| [if j == 0 { channels[i.max(1) - 1] } else { out }, out];
             Level {
-                path: format!("decoder.up_blocks.{i}"),
+                path: format!("up_blocks.{i}"),
+                pixels: pixels(i),
                 resnets: (0..=self.layers_per_block).map(resnet).collect(),
-                resample: (i < last).then_some("upsamplers"),
+                resample: (i < last).then(|| Resample { kind: "upsamplers", pixels: pixels(i + 1) }),
             }
         };
         channels.iter().enumerate().map(level).collect()
     }
 
-    /// The two residual blocks around the attention of `half`, which is `encoder` or `decoder`.
-    pub(super) fn middle(&self, half: &str) -> Level {
-        Level { path: format!("{half}.mid_block"), resnets: vec![[self.deepest(); 2]; 2], resample: None }
+    /// The two residual blocks around the attention, which are the same in encoder and decoder.
+    pub(super) fn middle(&self) -> Level {
+        let (path, resnets) = ("mid_block".into(), vec![[self.deepest(); 2]; 2]);
+        Level { path, pixels: pixels(0), resnets, resample: None }
     }
+}
+
+/// The pixels of a resolution, that of latents doubled so often.
+pub(super) fn pixels(doubled: usize) -> Tokens {
+    Tokens::Pixels { side: 1 << doubled }
 }
 
 #[cfg(test)]

@@ -4,18 +4,21 @@
 //! latents, (z − shift) · scale; so does everything outside this module.
 
 mod config;
-mod layout;
+mod names;
 
+pub use crate::pixels::pixels;
 pub use config::{DownBlock, UpBlock, VaeConfig};
-pub use layout::current_name;
+pub use names::current_name;
 
 use crate::{
-    linear::{Linear, Weights},
-    policy::decode_pixels,
-    resnet::{Conv, GroupNorm, Level, Resnet},
+    layout::{Layout, Start, Tokens},
+    linear::Linear,
+    pixels::pictures,
+    resnet::{Conv, GroupNorm, Groups, Level, Resnet},
+    weight_source::WeightSource,
 };
-use burn::tensor::{Device, Tensor, TensorData};
-use elbow::RgbImage;
+use burn::tensor::Tensor;
+use elbow::{RgbImage, noise::Key, params::Params};
 
 /// ε of every group norm.
 const EPSILON: f64 = 1e-6;
@@ -36,7 +39,7 @@ pub struct Vae {
 struct Half {
     conv_in: Conv,
     levels: Vec<(Vec<Resnet>, Option<Conv>)>,
-    middle: [Resnet; 2],
+    middle: Vec<Resnet>,
     attention: Attention,
     norm_out: GroupNorm,
     conv_out: Conv,
@@ -59,14 +62,16 @@ impl Encoded {
 }
 
 impl Vae {
-    /// Builds the network from weights laid out as [`VaeConfig::layout`] says.
-    pub fn new(config: &VaeConfig, weights: Weights<'_>) -> Self {
-        let conv = |present: bool, path: &str| present.then(|| Conv::new(weights, path));
+    /// The network of these sizes.
+    pub fn new(config: &VaeConfig, w: &WeightSource<'_>) -> Self {
+        let w = w.clone().starting(Start::FanIn).on(config::pixels(0));
+        let latent = config.latent_channels;
+        let conv = |name: &str, channels: usize| w.at(name).conv(channels, channels, 1);
         Self {
-            encoder: Half::new(config, weights, "encoder", &config.down()),
-            quantize: conv(config.use_quant_conv, "quant_conv"),
-            unquantize: conv(config.use_post_quant_conv, "post_quant_conv"),
-            decoder: Half::new(config, weights, "decoder", &config.up()),
+            encoder: Half::encoder(config, &w),
+            quantize: config.use_quant_conv.then(|| conv("quant_conv", 2 * latent)),
+            unquantize: config.use_post_quant_conv.then(|| conv("post_quant_conv", latent)),
+            decoder: Half::decoder(config, &w),
             scale: config.scaling_factor,
             shift: config.shift_factor.unwrap_or(0.0),
         }
@@ -96,36 +101,74 @@ impl Vae {
     /// The same as 8-bit pictures, at most `slice` at a time: memory grows with the slice, not with N.
     pub fn pictures(&self, latents: Tensor<4>, slice: usize) -> Vec<RgbImage> {
         let (n, slice) = (latents.dims()[0], slice.max(1));
-        let part = |from: usize| decode_pixels(self.decode(latents.clone().narrow(0, from, slice.min(n - from))));
+        let part = |from: usize| pictures(self.decode(latents.clone().narrow(0, from, slice.min(n - from))));
         (0..n).step_by(slice).flat_map(part).collect()
     }
 }
 
-/// 8-bit pictures of one size to `[N, 3, H, W]` in [−1, 1]: what [`Vae::encode`] takes.
-///
-/// # Panics
-/// If their sizes differ, or there are none.
-pub fn pixels(pictures: &[RgbImage], device: &Device) -> Tensor<4> {
-    let (width, height) = pictures[0].dimensions();
-    assert!(pictures.iter().all(|p| p.dimensions() == (width, height)), "invariant: pictures of one size");
-    let values: Vec<f32> = pictures.iter().flat_map(|p| p.iter().map(|&v| f32::from(v) / 127.5 - 1.0)).collect();
-    let data = TensorData::new(values, [pictures.len(), height as usize, width as usize, 3]);
-    Tensor::<4>::from_data(data, device).permute([0, 3, 1, 2])
+impl VaeConfig {
+    /// Every tensor.
+    pub fn layout(&self) -> Layout {
+        Layout::of(|w| Vae::new(self, w))
+    }
+
+    /// Those of the decoder alone, without the convolution before it.
+    pub fn decoder_layout(&self) -> Layout {
+        Layout::of(|w| Half::decoder(self, w))
+    }
+
+    /// Fresh weights.
+    pub fn initial(&self, key: Key) -> Params {
+        self.layout().initial(key)
+    }
+}
+
+/// One of the halves: what decides its tensors.
+struct Sizes {
+    /// Channels into it and out of it.
+    channels: [usize; 2],
+    /// Channels at the first convolution and at the last.
+    ends: [usize; 2],
+    /// Resolutions of both.
+    resolutions: [Tokens; 2],
+    levels: Vec<Level>,
 }
 
 impl Half {
-    fn new(config: &VaeConfig, weights: Weights<'_>, half: &str, levels: &[Level]) -> Self {
-        let groups = config.norm_num_groups;
-        let path = |part: &str| format!("{half}.{part}");
-        let bound = |level: &Level| (level.resnets(weights, groups, EPSILON), level.resample(weights));
-        let middle = |i: usize| Resnet::new(weights, &path(&format!("mid_block.resnets.{i}")), groups, EPSILON);
+    fn encoder(config: &VaeConfig, w: &WeightSource<'_>) -> Self {
+        let (first, deepest) = (config.block_out_channels[0], config.deepest());
+        let sizes = Sizes {
+            channels: [config.in_channels, 2 * config.latent_channels],
+            ends: [first, deepest],
+            resolutions: [config.picture(), config::pixels(0)],
+            levels: config.down(),
+        };
+        Self::new(config, &w.at("encoder"), &sizes)
+    }
+
+    fn decoder(config: &VaeConfig, w: &WeightSource<'_>) -> Self {
+        let (first, deepest) = (config.block_out_channels[0], config.deepest());
+        let sizes = Sizes {
+            channels: [config.latent_channels, config.out_channels],
+            ends: [deepest, first],
+            resolutions: [config::pixels(0), config.picture()],
+            levels: config.up(),
+        };
+        Self::new(config, &w.at("decoder"), &sizes)
+    }
+
+    fn new(config: &VaeConfig, w: &WeightSource<'_>, sizes: &Sizes) -> Self {
+        let norms = Groups { number: config.norm_num_groups, epsilon: EPSILON };
+        let ([input, output], [first, last]) = (sizes.channels, sizes.ends);
+        let [before, after] = sizes.resolutions;
+        w.begin_block(0);
         Self {
-            conv_in: Conv::new(weights, &path("conv_in")),
-            levels: levels.iter().map(bound).collect(),
-            middle: [0, 1].map(middle),
-            attention: Attention::new(weights, &path("mid_block.attentions.0"), groups),
-            norm_out: GroupNorm::new(weights, &path("conv_norm_out"), groups, EPSILON),
-            conv_out: Conv::new(weights, &path("conv_out")),
+            conv_in: w.at("conv_in").on(before).conv(input, first, 3),
+            levels: sizes.levels.iter().map(|level| level.build(w, None, norms)).collect(),
+            middle: config.middle().build(w, None, norms).0,
+            attention: Attention::new(&w.at("mid_block.attentions.0"), config.deepest(), norms),
+            norm_out: w.at("conv_norm_out").group_norm(last, norms),
+            conv_out: w.at("conv_out").on(after).conv(last, output, 3),
         }
     }
 
@@ -166,14 +209,16 @@ struct Attention {
 }
 
 impl Attention {
-    fn new(weights: Weights<'_>, path: &str, groups: usize) -> Self {
-        let linear = |name: &str| Linear::new(weights, &format!("{path}.{name}"));
+    fn new(w: &WeightSource<'_>, width: usize, norms: Groups) -> Self {
+        let pixels = config::pixels(0);
+        let w = w.clone().on(pixels);
+        w.attention(width, pixels, pixels);
         Self {
-            norm: GroupNorm::new(weights, &format!("{path}.group_norm"), groups, EPSILON),
-            q: linear("to_q"),
-            k: linear("to_k"),
-            v: linear("to_v"),
-            out: linear("to_out.0"),
+            norm: w.at("group_norm").group_norm(width, norms),
+            q: w.at("to_q").linear(width, width),
+            k: w.at("to_k").linear(width, width),
+            v: w.at("to_v").linear(width, width),
+            out: w.at("to_out.0").linear(width, width),
         }
     }
 

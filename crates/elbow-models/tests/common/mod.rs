@@ -139,10 +139,12 @@ impl Golden {
         let input = |name: &str| format!("{case}.{name}");
         let cond = Conditioning {
             tokens: self.tensor(&input("tokens"), device),
-            pooled: self.tensor(&input("pooled"), device),
+            mask: None,
+            pooled: Some(self.tensor(&input("pooled"), device)),
         };
         let (x, t) = (self.tensor::<4>(&input("latent"), device), self.tensor::<1>(&input("time"), device));
-        let y = network.velocity(x, t, &cond);
+        let dims = x.dims();
+        let y = network.velocity(x.reshape([dims[0] as i32, -1]), t, &cond).reshape(dims);
         let loss = (y.clone() * self.tensor::<4>(&input("direction"), device)).sum();
         (y.into_data().try_to_vec().expect("f32"), loss)
     }
@@ -155,7 +157,9 @@ impl Golden {
         trained: (&Params, Option<f64>),
         checkpointing: Checkpointing,
     ) -> (Vec<f32>, Params) {
-        let run = |weights: Weights<'_>| self.forward(case, &*self.network.bind(weights, checkpointing), device);
+        let [_, c, h, w] = self.tensor::<4>(&format!("{case}.latent"), device).dims();
+        let field = |weights: Weights<'_>| self.network.bind(weights, checkpointing, [c, h, w]);
+        let run = |weights: Weights<'_>| self.forward(case, &*field(weights), device);
         differentiate(device, &self.weights, trained, run)
     }
 

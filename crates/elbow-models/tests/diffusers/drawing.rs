@@ -7,8 +7,8 @@ use elbow::{
     guidance::Guided,
     params::Params,
     policy::{Policy, VelocityField},
-    prediction::Predicting,
-    sampler::{Ddim, Euler, Sampler, Step},
+    sampler::{self, Ddim, Euler, Sampler, Visit},
+    schedule::Grid,
 };
 use elbow_models::{
     folder::{Checkpoint, FrozenWeights},
@@ -33,7 +33,7 @@ pub(crate) fn setup(cache: &Path, tuning: Tuning, decode_slice: usize) -> Setup<
     Setup { tuning, precision, checkpointing, frozen_weights, decode_slice, cache, seed: 0 }
 }
 
-pub(crate) fn load(folder: &Path, tuning: Tuning, decode_slice: usize) -> Predicting<NetworkPolicy> {
+pub(crate) fn load(folder: &Path, tuning: Tuning, decode_slice: usize) -> NetworkPolicy {
     let cache = folder.join("cache");
     open(folder).expect("a model").load(setup(&cache, tuning, decode_slice), &Device::flex()).expect("weights")
 }
@@ -41,7 +41,7 @@ pub(crate) fn load(folder: &Path, tuning: Tuning, decode_slice: usize) -> Predic
 /// The latents `[2, C, 8, 8]` that the solver and the guidance of the pipeline end with, from `start` at the first of `times`.
 pub(crate) fn draw(
     pipeline: &str,
-    policy: &Predicting<NetworkPolicy>,
+    policy: &NetworkPolicy,
     trained: Option<&Params>,
     start: Tensor<4>,
     times: &[f64],
@@ -55,12 +55,13 @@ pub(crate) fn draw(
     let unconditional = policy.encode(&["".into()]).expect("an embedding");
     let cond = policy.encode(&PROMPTS.map(Prompt::from)).expect("embeddings");
     let field = Guided { field: policy.bind(trained.as_ref()), scale, unconditional };
-    let mut x = start;
-    for k in 0..times.len() - 1 {
-        let velocity = field.velocity(x.clone(), Tensor::full([2], times[k], &Device::flex()), &cond);
-        x = rule.transition(policy.schedule, times, k, &[Step { x, velocity }]).mean;
+    let (shape, grid) = (start.dims(), Grid::new(policy.schedule, times.to_vec()));
+    let mut x: Tensor<2> = start.reshape([2, -1]);
+    for (k, &time) in times[..grid.steps()].iter().enumerate() {
+        let velocity = field.velocity(x.clone(), Tensor::full([2], time, &Device::flex()), &cond);
+        x = sampler::mean(&[rule.step(&grid, k); 2], &[Visit { x, velocity }]);
     }
-    x
+    x.reshape(shape)
 }
 
 /// Tensors that diffusers made, by name.

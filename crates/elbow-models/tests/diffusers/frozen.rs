@@ -7,7 +7,6 @@ use elbow::{
     noise::{self, Key, Purpose},
     params::Params,
     policy::{Conditioning, Policy},
-    prediction::Predicting,
 };
 use elbow_models::{
     folder::FrozenWeights,
@@ -20,12 +19,7 @@ use elbow_models::{
 use safetensors::tensor::Dtype;
 use std::path::Path;
 
-fn load(
-    folder: &Path,
-    tuning: &Tuning,
-    frozen_weights: FrozenWeights,
-    checkpointing: Checkpointing,
-) -> Predicting<NetworkPolicy> {
+fn load(folder: &Path, tuning: &Tuning, frozen_weights: FrozenWeights, checkpointing: Checkpointing) -> NetworkPolicy {
     let options = Options { variant: None, resolution: 32, text_length: 24, guidance: 3.5 };
     let setup = Setup {
         precision: Precision::F32,
@@ -45,7 +39,7 @@ fn bits<const D: usize>(tensor: Tensor<D>) -> Vec<u32> {
 }
 
 /// The initial values, none of them zero, so that every factor has a gradient.
-fn stirred(policy: &Predicting<NetworkPolicy>) -> Params {
+fn stirred(policy: &NetworkPolicy) -> Params {
     let mut trained = policy.initial();
     let mut normals = Vec::new();
     Key::new(3, Purpose::Initialization, 0).sample(0).extend_normals(trained.values().len(), &mut normals);
@@ -56,10 +50,11 @@ fn stirred(policy: &Predicting<NetworkPolicy>) -> Params {
 }
 
 /// Embeddings, velocity, gradients and pictures.
-fn everything(policy: &Predicting<NetworkPolicy>) -> Vec<Vec<u32>> {
+fn everything(policy: &NetworkPolicy) -> Vec<Vec<u32>> {
     let device = Device::flex();
     let cond: Conditioning = policy.encode(&["a red cat".into(), "3 dogs".into()]).expect("embeddings");
-    let x = noise::normal((0..2).map(|i| Key::new(1, Purpose::Start, 0).sample(i)), policy.latent_shape(), &device);
+    let x = noise::normal((0..2).map(|i| Key::new(1, Purpose::Start, 0).sample(i)), policy.dims(), &device);
+    let [c, h, w] = policy.latent;
     let t = Tensor::<1>::from_data([0.3, 0.8], &device);
     let trained = stirred(policy);
     let leaves = trained.tensors(&device.autodiff());
@@ -68,8 +63,8 @@ fn everything(policy: &Predicting<NetworkPolicy>) -> Vec<Vec<u32>> {
     gradients.add_gradients(&leaves, &mut velocity.clone().square().mean().backward());
     assert!(gradients.norm() > 0.0);
     let gradients = gradients.values().iter().map(|v| v.to_bits()).collect();
-    let pictures = bits(policy.network.decoder.values(x));
-    vec![bits(cond.tokens), bits(cond.pooled), bits(velocity.inner()), gradients, pictures]
+    let pictures = bits(policy.decoder.values(x.reshape([2, c as i32, h as i32, w as i32])));
+    vec![bits(cond.tokens), bits(cond.pooled.expect("a pooled embedding")), bits(velocity.inner()), gradients, pictures]
 }
 
 #[test]
@@ -90,11 +85,11 @@ fn results_have_the_bits_of_widened_weights() {
             for (tuning, checkpointing) in ways {
                 let [half, wide] = [FrozenWeights::Stored, FrozenWeights::F32]
                     .map(|weights| load(folder.path(), tuning, weights, checkpointing));
-                let dtype = |policy: &Predicting<NetworkPolicy>| policy.network.base.tensor::<2>(layer).dtype();
+                let dtype = |policy: &NetworkPolicy| policy.base.tensor::<2>(layer).dtype();
                 assert_eq!((dtype(&half), dtype(&wide)), (held, DType::F32));
                 let at = format!("{pipeline} {stored:?} {tuning:?} {checkpointing:?}");
                 assert!(everything(&half) == everything(&wide), "{at}");
-                assert_eq!(half.network.base(), wide.network.base(), "{at}");
+                assert_eq!(half.base(), wide.base(), "{at}");
             }
         }
     }
@@ -107,7 +102,7 @@ fn results_have_the_bits_of_the_same_values_in_an_f32_file() {
     store_as(Dtype::F32, wide.path());
     let load = |folder: &Path| load(folder, &Tuning::default(), FrozenWeights::Stored, Checkpointing::None);
     let (half, wide) = (load(half.path()), load(wide.path()));
-    let dtype = |policy: &Predicting<NetworkPolicy>| policy.network.base.tensor::<2>("proj_out.weight").dtype();
+    let dtype = |policy: &NetworkPolicy| policy.base.tensor::<2>("proj_out.weight").dtype();
     assert_eq!((dtype(&half), dtype(&wide)), (DType::F16, DType::F32));
     assert!(everything(&half) == everything(&wide));
 }

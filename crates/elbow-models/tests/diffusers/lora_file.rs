@@ -6,11 +6,12 @@ use elbow::noise::{Key, Purpose};
 use elbow::params::Params;
 use elbow_models::{
     folder::{Checkpoint, Shapes},
-    lora::{JOINT_ATTENTION, LoraConfig},
+    lora::LoraConfig,
     lora_file::{
         Adapter, LoraFileError, Merge, Network, Provenance, Trained, read, write_diffusers, write_kohya, write_merged,
         write_merged_file, write_peft,
     },
+    mmdit::MmditConfig,
 };
 use safetensors::tensor::Dtype;
 use std::{fs, path::Path};
@@ -27,7 +28,8 @@ fn shapes(checkpoint: &Checkpoint) -> Shapes {
 /// The adapter of the fixtures, from the file that also holds what it computes.
 fn golden() -> Adapter {
     let reference = Checkpoint::open_file(&fixtures().join("mmdit/plain.reference.safetensors")).expect("a fixture");
-    let config = LoraConfig { rank: 2, alpha: 4.0, ..LoraConfig::default() }.with_usual(&JOINT_ATTENTION);
+    let usual = MmditConfig::default().layout().usual_targets();
+    let config = LoraConfig { rank: 2, alpha: 4.0, ..LoraConfig::default() }.with_usual(&usual);
     let weights = base();
     let tensors = shapes(&weights);
     let tensors = tensors.iter().map(|(name, shape)| (&**name, &**shape));

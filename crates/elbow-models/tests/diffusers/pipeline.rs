@@ -10,7 +10,7 @@ use burn::tensor::{Device, Tensor};
 use elbow::{
     Prompt, RgbImage,
     policy::{Policy, TextEncoder},
-    prediction::{Predicting, Prediction},
+    prediction::Prediction,
 };
 use elbow_models::{
     lora_file::read,
@@ -32,7 +32,8 @@ fn check(pipeline: &str) {
     let policy = load(folder.path(), Tuning::default(), 1);
     let x = draw(pipeline, &policy, None, reference.tensor("start"), &reference.times());
     close("latent", x.clone());
-    close("image", policy.network.decoder.values(x.clone()));
+    close("image", policy.decoder.values(x.clone()));
+    let x: Tensor<2> = x.reshape([2, -1]);
     let images = policy.decode(x.clone());
     assert_eq!(images.iter().map(RgbImage::dimensions).collect::<Vec<_>>(), [(32, 32); 2]);
     assert_eq!(load(folder.path(), Tuning::default(), 2).decode(x), images, "slices");
@@ -69,11 +70,9 @@ fn prompts_that_are_encoded_before_the_network_is_read_need_no_encoder_after() {
         prepare().expect("known");
         assert_eq!(told.take(), [(0, 9), (8, 9), (9, 9)], "the second time there is nothing to do");
         let policy = source.load(setup(&cache, Tuning::default(), 1), &device).expect("weights");
-        let velocity = |policy: &Predicting<NetworkPolicy>, prompts: &[Prompt]| -> Vec<f32> {
+        let velocity = |policy: &NetworkPolicy, prompts: &[Prompt]| -> Vec<f32> {
             let cond = policy.encode(prompts).expect("embeddings");
-            let x = Tensor::<3>::full(policy.latent_shape(), 0.3, &device)
-                .unsqueeze_dim::<4>(0)
-                .repeat_dim(0, prompts.len());
+            let x = Tensor::<2>::full([prompts.len(), policy.dims()], 0.3, &device);
             let t = Tensor::full([prompts.len()], 0.7, &device);
             policy.bind(None).velocity(x, t, &cond).into_data().try_to_vec().expect("f32")
         };
@@ -98,7 +97,7 @@ fn adapters_go_where_the_network_has_attention() {
         let folder = whole(pipeline);
         let policy = load(folder.path(), Tuning::default(), 1);
         assert_eq!((policy.initial().entries().len(), policy.prediction), (2 * layers, prediction), "{pipeline}");
-        assert_eq!(policy.network.problems(), Vec::<String>::new(), "{pipeline}");
+        assert_eq!(policy.problems(), Vec::<String>::new(), "{pipeline}");
     }
 }
 
@@ -115,7 +114,7 @@ fn adapters_made_elsewhere_draw_the_same_picture() {
             let adapter = read(&fixtures.join(format!("{pipeline}.{file}")), &shapes).expect("an adapter");
             let policy = load(folder.path(), Tuning::Lora(adapter.config), 1);
             let x = draw(pipeline, &policy, Some(&adapter.factors), plain.tensor("start"), &plain.times());
-            let image = policy.network.decoder.values(x);
+            let image = policy.decoder.values(x);
             let (off, changed) = (adapted.off("image", image.clone()).0, plain.off("image", image).0);
             assert!(off <= 1e-4 && changed > 0.1, "{pipeline}.{file}: off by {off:e}, changed by {changed:e}");
         }

@@ -52,7 +52,7 @@ fn embeddings_are_those_of_the_pipelines() {
             .encode(&prompts())
             .expect("embeddings");
         close(&format!("{pipeline}.tokens"), got.tokens);
-        close(&format!("{pipeline}.pooled"), got.pooled);
+        close(&format!("{pipeline}.pooled"), got.pooled.expect("a pooled embedding"));
     }
 }
 
@@ -95,7 +95,8 @@ fn the_cache_gives_the_same_and_survives_damage() {
         TextParts::open(&folder, LENGTH).expect("text encoders")
     };
     let values = |cond: elbow::policy::Conditioning| {
-        [cond.tokens.into_data().try_to_vec::<f32>(), cond.pooled.into_data().try_to_vec()].map(|v| v.expect("f32"))
+        let pooled = cond.pooled.expect("a pooled embedding");
+        [cond.tokens.into_data().try_to_vec::<f32>(), pooled.into_data().try_to_vec()].map(|v| v.expect("f32"))
     };
     let fresh =
         values(open().load(FrozenWeights::Stored, &device).expect("weights").encode(&prompts()).expect("embeddings"));

@@ -29,7 +29,7 @@ fn published_files_are_read() {
     let noise = Scheduler { schedule, prediction: Prediction::Noise, shift: Shift::Fixed(1.0) };
     assert_eq!(scheduler(SD1), noise);
     let sd2 = SD1.replace("PNDM", "DDIM").replace("\"trained", "\"prediction_type\": \"v_prediction\", \"trained");
-    assert_eq!(scheduler(&sd2), Scheduler { prediction: Prediction::Angular, ..noise });
+    assert_eq!(scheduler(&sd2), Scheduler { prediction: Prediction::VPrediction, ..noise });
     let sd3 = r#"{"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}"#;
     let flow =
         Scheduler { schedule: Schedule::RectifiedFlow, prediction: Prediction::Velocity, shift: Shift::Fixed(3.0) };

@@ -15,6 +15,8 @@ use elbow::{
 };
 use elbow_models::{
     linear::Weights,
+    policy::Network,
+    recompute::Checkpointing,
     unet::{Unet, UnetConfig},
 };
 
@@ -48,7 +50,7 @@ impl Golden {
                 let input = |name| common::tensor::<4>(&inputs, name, &device);
                 let text = common::tensor::<3>(&inputs, "tokens", &device);
                 let timestep = common::tensor(&inputs, "timestep", &device);
-                let y = Unet::new(&self.config, weights).forward(input("latent"), timestep, &text);
+                let y = Unet::new(&self.config, &weights.into()).forward(input("latent"), timestep, &text);
                 let loss = (y.clone() * input("direction")).sum();
                 (values(y), loss)
             };
@@ -82,8 +84,10 @@ fn predicted_noise_becomes_velocity() {
     let golden = Golden::new("sd1");
     let (inputs, base) = (under(&golden.reference, "square."), golden.weights.tensors(&Device::flex()));
     let schedule = Schedule::ScaledLinear { beta_start: 0.00085, beta_end: 0.012 };
-    let network = Unet::new(&golden.config, Weights::plain(&base));
-    let field = Prediction::Noise.of(schedule, Box::new(network));
+    let shape = &inputs["latent"].0;
+    let latent = [shape[1], shape[2], shape[3]];
+    let network = Network::from(golden.config.clone()).bind(Weights::plain(&base), Checkpointing::None, latent);
+    let field = Prediction::Noise.field(schedule, network);
     let timesteps = &inputs["timestep"].1;
     let t: Vec<f32> = timesteps.iter().map(|k| (k + 1.0) / 1000.0).collect();
     let mut expected = Vec::new();
@@ -93,9 +97,9 @@ fn predicted_noise_becomes_velocity() {
         let clean = (f64::from(*x) - level.sigma * f64::from(*noise)) / level.alpha;
         expected.push((level.d_alpha * clean + level.d_sigma * f64::from(*noise)) as f32);
     }
-    let pooled = Tensor::zeros([t.len(), 1], &Device::flex());
-    let cond = Conditioning { tokens: tensor(&inputs, "tokens"), pooled };
+    let cond = Conditioning { tokens: tensor(&inputs, "tokens"), mask: None, pooled: None };
+    let x = tensor::<4>(&inputs, "latent").reshape([t.len() as i32, -1]);
     let t = Tensor::from_data(TensorData::new(t.clone(), [t.len()]), &Device::flex());
     // Times in float32 are off by a ten-thousandth of a timestep.
-    close("velocity", &values(field.velocity(tensor(&inputs, "latent"), t, &cond)), &expected, 1e-3);
+    close("velocity", &values(field.velocity(x, t, &cond)), &expected, 1e-3);
 }

@@ -16,7 +16,7 @@ fn load(variant: &str) -> (Vae, Named) {
     let fresh = config.initial(Key::new(0, Purpose::Initialization, 0));
     let weights = fresh.with_values_of(&read(&format!("vae/{variant}.weights.safetensors"))).expect("diffusers' names");
     let tensors = weights.tensors(&Device::flex());
-    let vae = Vae::new(&config, Weights::plain(&tensors));
+    let vae = Vae::new(&config, &Weights::plain(&tensors).into());
     (vae, named(&format!("vae/{variant}.reference.safetensors")))
 }
 

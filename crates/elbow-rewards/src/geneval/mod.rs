@@ -9,10 +9,11 @@ pub mod score;
 pub use record::{Clause, Exclusion, Position, Record, RecordError, Relation, Task};
 pub use score::Rules;
 
-use elbow::{Prompt, Reward, RewardError, RgbImage};
+use elbow::{Prompt, Request, Reward, RewardError, RgbImage, Score};
 use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 /// One object a detector found.
 #[derive(Clone, Debug, PartialEq)]
@@ -77,13 +78,22 @@ impl<D: Detector> Reward for GenEval<D> {
         &self.name
     }
 
-    fn score(&self, images: &[RgbImage], prompts: &[Prompt]) -> Vec<Result<f32, RewardError>> {
-        let one = |(image, prompt): (&RgbImage, &Prompt)| match Record::try_from(prompt) {
-            Ok(record) => Ok(self.score_one(image, &record)),
-            Err(e) => Err(RewardError::Prompt { prompt: prompt.text.clone(), reason: e.to_string() }),
-        };
-        images.par_iter().zip(prompts).map(one).collect()
+    fn check(&self, prompts: &[Prompt]) -> Result<(), RewardError> {
+        prompts.iter().try_for_each(|prompt| record(prompt).map(drop))
     }
+
+    fn score(&self, request: &Request<'_>) -> Vec<Result<Score, RewardError>> {
+        let score = |(image, prompt): (&RgbImage, &Arc<Prompt>)| {
+            record(prompt).map(|record| self.score_one(image, &record).into())
+        };
+        request.images.par_iter().zip(request.prompts).map(score).collect()
+    }
+}
+
+/// What the image of a prompt should show.
+fn record(prompt: &Prompt) -> Result<Record, RewardError> {
+    let wrong = |error: RecordError| RewardError::Prompt { prompt: prompt.text.clone(), reason: error.to_string() };
+    Record::try_from(prompt).map_err(wrong)
 }
 
 #[cfg(test)]
@@ -108,11 +118,16 @@ mod tests {
             prompt: format!("a photo of a {class}"),
         };
         let prompts = [Prompt::from(&record("cat")), Prompt::from("a cat"), Prompt::from(&record("dog"))];
-        let scores = reward.score(&vec![RgbImage::new(1, 1); 3], &prompts);
-        assert_eq!(scores[0].clone().ok(), Some(1.0));
-        assert_eq!(scores[2].clone().ok(), Some(0.0));
+        let (images, shared) = (vec![RgbImage::new(1, 1); 3], prompts.clone().map(Arc::new));
+        let request = Request { images: &images, prompts: &shared, latents: None, groups: &[0, 1, 2] };
+        let scores = reward.score(&request);
+        assert_eq!(scores[0], Ok(1.0.into()));
+        assert_eq!(scores[2], Ok(0.0.into()));
         let error = scores[1].clone().expect_err("no record").to_string();
         assert!(error.contains("\"a cat\"") && error.contains("missing field `tag`"), "{error}");
         assert_eq!(reward.name(), "geneval");
+        // The same before any work.
+        assert_eq!(reward.check(&prompts).expect_err("no record").to_string(), error);
+        assert!(reward.check(&[prompts[0].clone(), prompts[2].clone()]).is_ok());
     }
 }

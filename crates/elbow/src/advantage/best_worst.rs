@@ -1,7 +1,8 @@
-//! A pair a group, as preferences are learned from (online Diffusion-DPO, after arXiv 2311.12908): A = 1 for its best image, −1 for
+//! A pair a group, as preferences are learned from (online Diffusion-DPO, after arXiv 2311.12908): A = 1 for its best sample, −1 for
 //! its worst, and the rest is not trained on. The earlier one wins a tie.
 
-use super::{Advantage, Grouped};
+use super::{Advantage, History, Rewards};
+use crate::{batch::Sample, setting::Meaning};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -11,9 +12,13 @@ use serde::{Deserialize, Serialize};
 pub struct BestWorst {}
 
 impl Advantage for BestWorst {
-    fn advantages(&self, batch: &Grouped) -> Vec<Option<f64>> {
-        let mut advantages = vec![None; batch.rewards.len()];
-        for members in batch.members() {
+    fn meaning(&self) -> Meaning {
+        Meaning::Pair
+    }
+
+    fn advantages(&self, samples: &[Sample], _: &History) -> Vec<Option<f64>> {
+        let mut advantages = vec![None; samples.len()];
+        for members in Rewards::of(samples).members() {
             // `max_by` takes the last of equals, and this is in reverse.
             let best = members.iter().rev().max_by(|a, b| a.1.total_cmp(&b.1));
             let worst = members.iter().min_by(|a, b| a.1.total_cmp(&b.1));

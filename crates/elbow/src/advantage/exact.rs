@@ -3,9 +3,10 @@
 //! A = (η/β)(R − mean of the group)
 //!
 //! β is the temperature of the optimum π* ∝ π_ref e^{R/β}, η the size of a proximal step. No division by a deviation: that
-//! would weight prompts by how much their images differ.
+//! would weight prompts by how much their samples differ.
 
-use super::{Advantage, Grouped};
+use super::{Advantage, History, Rewards};
+use crate::batch::Sample;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -26,7 +27,13 @@ impl Default for Exact {
 }
 
 impl Advantage for Exact {
-    fn advantages(&self, batch: &Grouped) -> Vec<Option<f64>> {
-        batch.map(|reward, group| self.eta / self.beta * (reward - group.mean))
+    fn advantages(&self, samples: &[Sample], _: &History) -> Vec<Option<f64>> {
+        Rewards::of(samples).map(|reward, group| self.eta / self.beta * (reward - group.mean))
+    }
+
+    fn validate(&self) -> Vec<String> {
+        let wrong = !(self.beta > 0.0 && self.beta.is_finite());
+        let told = format!("advantage.beta = {}: must be a positive number", self.beta);
+        wrong.then_some(told).into_iter().collect()
     }
 }

@@ -1,8 +1,9 @@
-//! RLOO's advantage: each image against the mean of the others of its group (arXiv 2402.14740, eq. 8).
+//! RLOO's advantage: each sample against the mean of the others of its group (arXiv 2402.14740, eq. 8).
 //!
 //! A_i = scale · (R_i − mean of R_j, j ≠ i) = scale · G/(G − 1) · (R_i − mean)
 
-use super::{Advantage, Grouped};
+use super::{Advantage, History, Rewards};
+use crate::batch::Sample;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -21,8 +22,8 @@ impl Default for LeaveOneOut {
 }
 
 impl Advantage for LeaveOneOut {
-    fn advantages(&self, batch: &Grouped) -> Vec<Option<f64>> {
-        batch.map(|reward, group| {
+    fn advantages(&self, samples: &[Sample], _: &History) -> Vec<Option<f64>> {
+        Rewards::of(samples).map(|reward, group| {
             let count = group.count as f64;
             let others = if group.count > 1 { count / (count - 1.0) } else { 0.0 };
             self.scale * others * (reward - group.mean)

@@ -1,8 +1,9 @@
-//! DiffusionNFT's map of rewards to the probability of being a good image (arXiv 2509.16117, §3.2).
+//! DiffusionNFT's map of rewards to the probability of being a good sample (arXiv 2509.16117, §3.2).
 //!
 //! r = ½ + ½ clip( (R − mean of the group) / (M · deviation of the batch), −1, 1 ),  M = 5
 
-use super::{Advantage, Grouped};
+use super::{Advantage, History, Rewards};
+use crate::{batch::Sample, setting::Meaning};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -21,9 +22,14 @@ impl Default for Nft {
 }
 
 impl Advantage for Nft {
-    fn advantages(&self, batch: &Grouped) -> Vec<Option<f64>> {
-        let total = batch.total().std;
-        batch.map(|reward, group| {
+    fn meaning(&self) -> Meaning {
+        Meaning::Probability
+    }
+
+    fn advantages(&self, samples: &[Sample], _: &History) -> Vec<Option<f64>> {
+        let rewards = Rewards::of(samples);
+        let total = rewards.total().std;
+        rewards.map(|reward, group| {
             let deviations = (reward - group.mean) / (total + 1e-4);
             0.5 + 0.5 * (deviations / self.max_advantage).clamp(-1.0, 1.0)
         })

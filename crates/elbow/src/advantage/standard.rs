@@ -10,7 +10,8 @@
 //!
 //! and then c tanh(A/c), if there is a soft clip c (V-GRPO, arXiv 2604.23380).
 
-use super::{Advantage, Grouped};
+use super::{Advantage, History, Rewards};
+use crate::batch::Sample;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -61,20 +62,20 @@ impl Default for Standard {
 
 impl Standard {
     /// One reward, standardized.
-    fn one(&self, batch: &Grouped) -> Vec<Option<f64>> {
-        let total = batch.total().std;
-        batch.map(|reward, group| {
+    fn standardize(&self, rewards: &Rewards) -> Vec<Option<f64>> {
+        let total = rewards.total().std;
+        rewards.map(|reward, group| {
             let deviation = if self.deviation == Deviation::Batch { total } else { group.std };
             (reward - group.mean) / (deviation + EPSILON)
         })
     }
 
     /// Σ w_k A_k; missing where the sum of the rewards is.
-    fn each(&self, batch: &Grouped) -> Vec<Option<f64>> {
-        let mut sums: Vec<Option<f64>> = batch.rewards.iter().map(|r| r.map(|_| 0.0)).collect();
-        for part in &batch.parts {
-            for (sum, a) in sums.iter_mut().zip(self.one(&batch.with(part.rewards.clone()))) {
-                *sum = sum.zip(a).map(|(sum, a)| sum + part.weight * a);
+    fn sum_of_standardized(&self, rewards: &Rewards, parts: &[(f64, Rewards)]) -> Vec<Option<f64>> {
+        let mut sums: Vec<Option<f64>> = rewards.values.iter().map(|r| r.map(|_| 0.0)).collect();
+        for (weight, part) in parts {
+            for (sum, a) in sums.iter_mut().zip(self.standardize(part)) {
+                *sum = sum.zip(a).map(|(sum, a)| sum + weight * a);
             }
         }
         sums
@@ -85,31 +86,34 @@ impl Standard {
 const EPSILON: f64 = 1e-4;
 
 impl Advantage for Standard {
-    fn advantages(&self, batch: &Grouped) -> Vec<Option<f64>> {
+    fn advantages(&self, samples: &[Sample], _: &History) -> Vec<Option<f64>> {
+        let (rewards, parts) = (Rewards::of(samples), Rewards::of_parts(samples));
         let standardized = match self.several {
-            Several::Normalize if !batch.parts.is_empty() => self.each(batch),
-            Several::Decouple if !batch.parts.is_empty() => {
-                let sums = batch.with(self.each(batch));
+            Several::Normalize if !parts.is_empty() => self.sum_of_standardized(&rewards, &parts),
+            Several::Decouple if !parts.is_empty() => {
+                let sums = rewards.with(self.sum_of_standardized(&rewards, &parts));
                 let all = sums.total();
                 sums.map(|z, _| (z - all.mean) / (all.std + EPSILON))
             }
-            _ => self.one(batch),
+            _ => self.standardize(&rewards),
         };
         let soft = |a: f64| self.soft_clip.map_or(a, |c| c * (a / c).tanh());
         standardized.into_iter().map(|a| a.map(|a| soft(self.scale * a))).collect()
     }
 
     /// Rewards whose sums agree may differ among themselves, and say something where each is standardized.
-    fn silent(&self, batch: &Grouped) -> Vec<bool> {
-        let agree = |batch: &Grouped| batch.moments().into_iter().map(|group| group.agree).collect::<Vec<bool>>();
-        if self.several == Several::Sum || batch.parts.is_empty() {
-            return agree(batch);
+    fn zero_variance(&self, samples: &[Sample]) -> Vec<bool> {
+        let agree =
+            |rewards: &Rewards| -> Vec<bool> { rewards.moments().into_iter().map(|group| group.agree).collect() };
+        let parts = Rewards::of_parts(samples);
+        if self.several == Several::Sum || parts.is_empty() {
+            return agree(&Rewards::of(samples));
         }
-        let parts: Vec<Vec<bool>> = batch.parts.iter().map(|p| agree(&batch.with(p.rewards.clone()))).collect();
+        let parts: Vec<Vec<bool>> = parts.iter().map(|(_, part)| agree(part)).collect();
         (0..parts[0].len()).map(|group| parts.iter().all(|part| part[group])).collect()
     }
 
-    fn problems(&self) -> Vec<String> {
+    fn validate(&self) -> Vec<String> {
         let wrong = self.soft_clip.filter(|c| c.is_nan() || *c <= 0.0);
         wrong.map(|c| format!("advantage.soft_clip = {c}: must be above 0")).into_iter().collect()
     }

@@ -1,8 +1,38 @@
 use super::*;
+use crate::{
+    noise::{Key, Purpose},
+    prompts::Prompt,
+    reward::{Part, RewardError, Score},
+};
 use proptest::prelude::*;
+use std::sync::Arc;
 
-fn batch(rewards: &[f64], groups: &[usize]) -> Grouped {
-    Grouped { rewards: rewards.iter().map(|&r| Some(r)).collect(), groups: groups.to_vec(), ..Grouped::default() }
+/// A sample of a group, whose prompt is the group's own.
+fn sample(group: usize, reward: Result<Score, RewardError>) -> Sample {
+    let prompt = Prompt::from(format!("prompt {group}").as_str());
+    Sample { group, reward, ..Sample::new(Arc::new(prompt), Key::new(0, Purpose::Step, 0)) }
+}
+
+fn missing() -> Result<Score, RewardError> {
+    Err(RewardError::Failed("lost".into()))
+}
+
+fn batch(rewards: &[f64], groups: &[usize]) -> Vec<Sample> {
+    groups.iter().zip(rewards).map(|(&group, &reward)| sample(group, Ok(reward.into()))).collect()
+}
+
+/// Sums of rewards with these weights, and the rewards: one row a reward.
+fn batch_of_sums<const N: usize>(weights: [f64; 2], rewards: [[f64; N]; 2], groups: [usize; N]) -> Vec<Sample> {
+    let score = |i: usize| {
+        let parts: Vec<Part> = (0..2).map(|k| Part { weight: weights[k], value: rewards[k][i] }).collect();
+        Score { value: parts.iter().map(|part| part.weight * part.value).sum(), parts }
+    };
+    (0..N).map(|i| sample(groups[i], Ok(score(i)))).collect()
+}
+
+/// Advantages without a past.
+fn advantages(advantage: &dyn Advantage, samples: &[Sample]) -> Vec<Option<f64>> {
+    advantage.advantages(samples, &History::default())
 }
 
 const KINDS: [AdvantageKind; 4] = [
@@ -30,7 +60,7 @@ fn closed_forms_of_two_groups() {
     let expected = [0.1, 1.0 / batch_std, 1.0 / 1.0001, 0.1 / batch_std];
     for (kind, size) in KINDS.iter().zip(expected) {
         let neutral = if matches!(kind, AdvantageKind::Nft(_)) { 0.5 } else { 0.0 };
-        for (a, sign) in kind.get().advantages(&two).into_iter().zip([-1.0, 1.0, -1.0, 1.0]) {
+        for (a, sign) in advantages(kind.get(), &two).into_iter().zip([-1.0, 1.0, -1.0, 1.0]) {
             assert!((a.expect("present") - neutral - sign * size).abs() < 1e-12, "{kind:?}: {a:?}");
         }
     }
@@ -41,20 +71,20 @@ fn a_group_that_agrees_is_exactly_neutral() {
     let rewards = [0.1f32, 0.1, 0.1, 0.7, 0.2, 0.3].map(f64::from);
     for kind in KINDS {
         let neutral = if matches!(kind, AdvantageKind::Nft(_)) { 0.5 } else { 0.0 };
-        let a = kind.get().advantages(&batch(&rewards, &[0, 0, 0, 1, 1, 1]));
+        let a = advantages(kind.get(), &batch(&rewards, &[0, 0, 0, 1, 1, 1]));
         assert_eq!(a[..3], [Some(neutral); 3], "{kind:?}");
     }
 }
 
 #[test]
 fn a_missing_reward_stays_missing_and_out_of_the_mean() {
-    let some = Grouped { rewards: vec![Some(1.0), None, Some(3.0)], groups: vec![0, 0, 0], ..Grouped::default() };
-    assert_eq!(KINDS[0].get().advantages(&some), [Some(-0.1), None, Some(0.1)]);
+    let some = [sample(0, Ok(1.0f64.into())), sample(0, missing()), sample(0, Ok(3.0f64.into()))];
+    assert_eq!(advantages(KINDS[0].get(), &some), [Some(-0.1), None, Some(0.1)]);
 }
 
 /// Advantages that must be there.
-fn all(advantage: &dyn Advantage, batch: &Grouped) -> Vec<f64> {
-    advantage.advantages(batch).into_iter().map(|a| a.expect("present")).collect()
+fn all(advantage: &dyn Advantage, samples: &[Sample]) -> Vec<f64> {
+    advantages(advantage, samples).into_iter().map(|a| a.expect("present")).collect()
 }
 
 #[test]
@@ -77,7 +107,7 @@ fn softmax_weights_follow_rewards_and_average_to_one() {
         assert!((got - 2.0 * e / (low + high)).abs() < 1e-5, "{weights:?}");
     }
     assert!((weights.iter().sum::<f64>() - 4.0).abs() < 1e-12);
-    assert!(!Softmax { inverse_temperature: -1.0 }.problems().is_empty());
+    assert!(!Softmax { inverse_temperature: -1.0 }.validate().is_empty());
 }
 
 #[test]
@@ -87,17 +117,15 @@ fn the_top_is_counted_over_the_batch() {
     let kept = |percentile| all(&Top { percentile }, &one_group).iter().filter(|w| **w > 0.0).count();
     assert_eq!([0.0, 0.5, 0.9, 0.99].map(kept), [10, 5, 1, 1]);
     assert!(all(&Top { percentile: 0.9 }, &one_group)[9] > 0.0);
-    assert!(
-        Top::default().advantages(&Grouped { rewards: vec![None], groups: vec![0], ..Grouped::default() })[0].is_none()
-    );
+    assert!(advantages(&Top::default(), &[sample(0, missing())])[0].is_none());
 }
 
 #[test]
 fn best_and_worst_of_each_group_make_a_pair() {
     let mut three = batch(&[1.0, 3.0, 3.0, 5.0, 5.0, 5.0, 2.0, 0.0, 0.0], &[0, 0, 0, 1, 1, 1, 2, 2, 2]);
-    three.rewards[0] = None;
+    three[0].reward = missing();
     // The first group's two rewards agree, and so does the second's all; the first of equals counts.
-    let got = BestWorst {}.advantages(&three);
+    let got = advantages(&BestWorst {}, &three);
     assert_eq!(got, [None, None, None, None, None, None, Some(1.0), Some(-1.0), None]);
 }
 
@@ -111,11 +139,13 @@ fn a_prompts_history_decides_once_it_is_long_enough() {
     assert_eq!(history.of("a cat"), [1.0, 2.0, 3.0, 4.0]);
     assert!(history.of("a dog").is_empty());
     // One image of each prompt: the cat's reward is among 2, 3, 4, 5; the dog has none but its own, so the batch stands in.
-    let earlier = vec![history.of("a cat"), history.of("a dog")];
-    let got = all(
-        &per_prompt,
-        &Grouped { rewards: vec![Some(5.0), Some(1.0)], groups: vec![0, 1], earlier, parts: Vec::new() },
-    );
+    let prompts = ["a cat", "a dog"].map(|text| Arc::new(Prompt::from(text)));
+    let samples: Vec<Sample> = batch(&[5.0, 1.0], &[0, 1])
+        .into_iter()
+        .zip(prompts)
+        .map(|(sample, prompt)| Sample { prompt, ..sample })
+        .collect();
+    let got: Vec<f64> = per_prompt.advantages(&samples, &history).into_iter().map(|a| a.expect("present")).collect();
     assert!((got[0] - 1.5 / 1.25f64.sqrt()).abs() < 1e-5, "{got:?}");
     assert!((got[1] + 1.0).abs() < 1e-5, "{got:?}");
     let text = serde_json::to_string(&history).expect("text");
@@ -130,11 +160,9 @@ fn outliers_of_a_history_are_clamped() {
 }
 
 /// Two rewards of weights 2 and ½, the second ten times as wide, and their sums.
-fn two_rewards() -> Grouped {
-    let (first, second) = ([0.0, 1.0, 1.0, 0.0, 0.0, 0.0], [10.0, 0.0, 20.0, 5.0, 15.0, 10.0]);
-    let sums: Vec<f64> = first.iter().zip(second).map(|(a, b)| 2.0 * a + 0.5 * b).collect();
-    let part = |weight, rewards: [f64; 6]| Part { weight, rewards: rewards.map(Some).to_vec() };
-    Grouped { parts: vec![part(2.0, first), part(0.5, second)], ..batch(&sums, &[0, 0, 0, 1, 1, 1]) }
+fn two_rewards() -> Vec<Sample> {
+    let rewards = [[0.0, 1.0, 1.0, 0.0, 0.0, 0.0], [10.0, 0.0, 20.0, 5.0, 15.0, 10.0]];
+    batch_of_sums([2.0, 0.5], rewards, [0, 0, 0, 1, 1, 1])
 }
 
 fn standard(several: Several) -> Standard {
@@ -148,20 +176,21 @@ fn several_rewards_are_summed_before_or_after_they_are_standardized() {
         let m = Moments::of(&rewards[i / 3 * 3..i / 3 * 3 + 3]);
         (rewards[i] - m.mean) / (m.std + 1e-4)
     };
-    let column = |k: usize| two.parts[k].rewards.iter().flatten().copied().collect::<Vec<f64>>();
-    let sums: Vec<f64> = two.rewards.iter().flatten().copied().collect();
+    let scores: Vec<&Score> = two.iter().map(|sample| sample.reward.as_ref().expect("present")).collect();
+    let column = |k: usize| scores.iter().map(|score| score.parts[k].value).collect::<Vec<f64>>();
+    let sums: Vec<f64> = scores.iter().map(|score| score.value).collect();
     let normalized: Vec<f64> = (0..6).map(|i| 2.0 * z(&column(0), i) + 0.5 * z(&column(1), i)).collect();
     let all = Moments::of(&normalized);
-    for (i, &one) in normalized.iter().enumerate() {
+    for (i, &sum) in normalized.iter().enumerate() {
         for (several, expected) in [
             (Several::Sum, z(&sums, i)),
-            (Several::Normalize, one),
-            (Several::Decouple, (one - all.mean) / (all.std + 1e-4)),
+            (Several::Normalize, sum),
+            (Several::Decouple, (sum - all.mean) / (all.std + 1e-4)),
         ] {
-            let got = standard(several).advantages(&two)[i].expect("present");
+            let got = advantages(&standard(several), &two)[i].expect("present");
             assert!((got - expected).abs() < 1e-12, "{several:?} {i}: {got} {expected}");
             // A single reward has nothing to be summed with.
-            let single = standard(several).advantages(&batch(&sums, &two.groups))[i].expect("present");
+            let single = advantages(&standard(several), &batch(&sums, &[0, 0, 0, 1, 1, 1]))[i].expect("present");
             assert!((single - z(&sums, i)).abs() < 1e-12, "{several:?} {i}: {single}");
         }
     }
@@ -169,27 +198,25 @@ fn several_rewards_are_summed_before_or_after_they_are_standardized() {
 
 #[test]
 fn sums_that_agree_say_something_where_their_parts_do_not() {
-    let part = |rewards: [f64; 4]| Part { weight: 1.0, rewards: rewards.map(Some).to_vec() };
     // Equal sums of opposite parts in the first group; equal parts in the second.
-    let parts = vec![part([0.0, 1.0, 3.0, 3.0]), part([1.0, 0.0, 2.0, 2.0])];
-    let opposite = Grouped { parts, ..batch(&[1.0, 1.0, 5.0, 5.0], &[0, 0, 1, 1]) };
-    assert_eq!(standard(Several::Sum).silent(&opposite), [true, true]);
-    assert_eq!(standard(Several::Normalize).silent(&opposite), [false, true]);
-    assert_eq!(Softmax::default().silent(&opposite), [false, false]);
-    assert_eq!(LeaveOneOut::default().silent(&opposite), [true, true]);
+    let opposite = batch_of_sums([1.0, 1.0], [[0.0, 1.0, 3.0, 3.0], [1.0, 0.0, 2.0, 2.0]], [0, 0, 1, 1]);
+    assert_eq!(opposite.iter().map(Sample::value).collect::<Vec<_>>(), [1.0, 1.0, 5.0, 5.0].map(Some));
+    assert_eq!(standard(Several::Sum).zero_variance(&opposite), [true, true]);
+    assert_eq!(standard(Several::Normalize).zero_variance(&opposite), [false, true]);
+    assert_eq!(Softmax::default().zero_variance(&opposite), [false, false]);
+    assert_eq!(LeaveOneOut::default().zero_variance(&opposite), [true, true]);
 }
 
 #[test]
 fn a_missing_sum_is_missing_from_every_part() {
     let mut two = two_rewards();
-    two.rewards[1] = None;
-    two.parts.iter_mut().for_each(|part| part.rewards[1] = None);
+    two[1].reward = missing();
     for several in [Several::Sum, Several::Normalize, Several::Decouple] {
-        let got = standard(several).advantages(&two);
+        let got = advantages(&standard(several), &two);
         assert_eq!(got.iter().map(Option::is_none).collect::<Vec<_>>(), [false, true, false, false, false, false]);
     }
     // (0 + 1)/2 and (10 + 20)/2 are the means of what is left.
-    let a = standard(Several::Normalize).advantages(&two)[2].expect("present");
+    let a = advantages(&standard(Several::Normalize), &two)[2].expect("present");
     assert!((a - (2.0 * 0.5 / 0.5001 + 0.5 * 5.0 / 5.0001)).abs() < 1e-12, "{a}");
 }
 
@@ -202,8 +229,8 @@ fn a_soft_clip_bounds_smoothly() {
         assert!((b - 3.0 * (a / 3.0).tanh()).abs() < 1e-12 && b.abs() < 3.0, "{a} {b}");
     }
     assert!(all(&plain, &group)[0] > 6.9);
-    assert!(clipped.problems().is_empty());
-    assert_eq!(Standard { soft_clip: Some(0.0), ..plain }.problems(), ["advantage.soft_clip = 0: must be above 0"]);
+    assert!(clipped.validate().is_empty());
+    assert_eq!(Standard { soft_clip: Some(0.0), ..plain }.validate(), ["advantage.soft_clip = 0: must be above 0"]);
 }
 
 proptest! {
@@ -214,13 +241,13 @@ proptest! {
         let groups: Vec<usize> = (0..12).map(|i| i / 4).collect();
         let swapped: Vec<usize> = groups.iter().map(|g| 2 - g).collect();
         for kind in &KINDS[..3] {
-            let a = kind.get().advantages(&batch(&rewards, &groups));
+            let a = advantages(kind.get(), &batch(&rewards, &groups));
             for g in 0..3 {
                 prop_assert!(a[4 * g..4 * g + 4].iter().flatten().sum::<f64>().abs() < 1e-9);
             }
-            prop_assert_eq!(&a, &kind.get().advantages(&batch(&rewards, &swapped)));
+            prop_assert_eq!(&a, &advantages(kind.get(), &batch(&rewards, &swapped)));
             let shifted: Vec<f64> = rewards.iter().map(|r| r + shift).collect();
-            for (x, y) in a.iter().zip(kind.get().advantages(&batch(&shifted, &groups))) {
+            for (x, y) in a.iter().zip(advantages(kind.get(), &batch(&shifted, &groups))) {
                 prop_assert!((x.unwrap_or(0.0) - y.unwrap_or(0.0)).abs() < 1e-6);
             }
         }

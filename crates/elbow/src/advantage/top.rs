@@ -1,10 +1,11 @@
-//! The weights of sparse reward-weighted regression (arXiv 2305.13301, §4.1): the best images of a batch, and no others.
+//! The weights of sparse reward-weighted regression (arXiv 2305.13301, §4.1): the best samples of a batch, and no others.
 //!
 //! w_i = 1 where z_i is among the best (1 − percentile) B of the batch, else 0;  z the reward in deviations of its group
 //!
 //! Images that tie with the last of them count too.
 
-use super::{Advantage, Grouped};
+use super::{Advantage, History, Rewards};
+use crate::{batch::Sample, setting::Meaning};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -23,8 +24,12 @@ impl Default for Top {
 }
 
 impl Advantage for Top {
-    fn advantages(&self, batch: &Grouped) -> Vec<Option<f64>> {
-        let deviations = batch.standardized();
+    fn meaning(&self) -> Meaning {
+        Meaning::Weight
+    }
+
+    fn advantages(&self, samples: &[Sample], _: &History) -> Vec<Option<f64>> {
+        let deviations = Rewards::of(samples).standardized();
         let mut sorted: Vec<f64> = deviations.iter().flatten().copied().collect();
         sorted.sort_by(f64::total_cmp);
         let Some(last) = sorted.len().checked_sub(1) else { return deviations };
@@ -32,11 +37,11 @@ impl Advantage for Top {
         deviations.into_iter().map(|z| z.map(|z| if z >= threshold { 1.0 } else { 0.0 })).collect()
     }
 
-    fn within_groups(&self) -> bool {
+    fn compares_groups(&self) -> bool {
         false
     }
 
-    fn problems(&self) -> Vec<String> {
+    fn validate(&self) -> Vec<String> {
         let told = format!("advantage.percentile = {}: must lie between 0 and 1", self.percentile);
         (!(0.0..1.0).contains(&self.percentile)).then_some(told).into_iter().collect()
     }

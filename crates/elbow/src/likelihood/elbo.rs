@@ -22,13 +22,15 @@
 //! twice huber at p = ½ and awm-t at p = 1. Departures from the reference code: sums in f64; adaptive's normalizer floor
 //! 10⁻⁵ is the same.
 
-use super::{Likelihood, Merge, Queries, Query, Ratio, Rollout, Score, Timesteps, gather, times};
+use super::{Likelihood, Merge, Queries, Query, Ratio, Score, Timesteps, gather};
 use crate::{
+    batch::{Batch, Sample},
     functions,
-    gaussian::{Reduction, reduce, rows, wide},
+    gaussian::{Reduction, reduce, rows, to_f64},
     noise::{self, Key, Purpose},
-    sampler::Sampling,
-    schedule::Schedule,
+    sampler::Step,
+    schedule::{Level, Schedule},
+    setting::{Scored, Setting},
 };
 use burn::tensor::{FloatDType, Tensor};
 use schemars::JsonSchema;
@@ -138,19 +140,29 @@ impl Default for Elbo {
 }
 
 impl Likelihood for Elbo {
-    fn needs_trajectory(&self) -> bool {
+    fn needs_path(&self) -> bool {
         self.points == Points::Sampler
     }
 
-    fn queries<'a>(&self, rollout: &'a Rollout) -> Queries<'a> {
-        let (elbo, grid) = (*self, rollout.sampling.times());
-        let chosen: Vec<Vec<f64>> = elbo.keys(rollout).iter().map(|&k| elbo.timesteps.of(k, &grid)).collect();
-        let queries = (0..elbo.count(rollout.sampling.steps)).map(move |i| {
+    fn scored(&self) -> Scored {
+        Scored::Velocities
+    }
+
+    fn count(&self, walk: &[Step]) -> usize {
+        self.timesteps.count(walk.len()) * if self.antithetic { 2 } else { 1 }
+    }
+
+    fn queries<'a>(&self, part: &'a Batch, _: &'a Batch) -> Queries<'a> {
+        let elbo = *self;
+        let times = |key| elbo.timesteps.draw(key, &part.grid.times);
+        let chosen: Vec<Vec<f64>> = elbo.keys(part).into_iter().map(times).collect();
+        let count = part.samples.first().map_or(0, |sample| elbo.count(&sample.walk));
+        let queries = (0..count).map(move |i| {
             let (draw, negative) = if elbo.antithetic { (i / 2, i % 2 == 1) } else { (i, false) };
             let t: Vec<f64> = chosen.iter().map(|times| times[draw]).collect();
             match elbo.points {
-                Points::Renoised => elbo.renoised(rollout, draw as u32, negative, &t),
-                Points::Sampler => elbo.visited(rollout, &t),
+                Points::Renoised => elbo.renoised(part, draw as u32, negative, &t),
+                Points::Sampler => elbo.visited(part, &t),
             }
         });
         match self.ratio {
@@ -159,7 +171,7 @@ impl Likelihood for Elbo {
         }
     }
 
-    fn refuses(&self, sampling: &Sampling, schedule: Schedule) -> Option<String> {
+    fn validate(&self, setting: &Setting) -> Vec<String> {
         use Weighting::{Adaptive, AwmT, Ghuber, Huber, Noise, PathKl, Simple, T};
         let weighting = match self.weighting {
             PathKl => Some("path-kl"),
@@ -168,82 +180,68 @@ impl Likelihood for Elbo {
             Ghuber => Some("ghuber"),
             Adaptive | Simple | T | Noise => None,
         };
-        if let Some(name) = weighting.filter(|_| schedule != Schedule::RectifiedFlow) {
+        let mut problems = Vec::new();
+        if let Some(name) = weighting.filter(|_| setting.grid.schedule != Schedule::RectifiedFlow) {
             let instead = "is derived for rectified flow; use `simple` or `adaptive` here";
-            return Some(format!("likelihood weighting `{name}` {instead}"));
+            problems.push(format!("likelihood weighting `{name}` {instead}"));
         }
         if !(self.power > 0.0 && self.power.is_finite()) {
-            return Some(format!("likelihood.power = {}: must be a positive number", self.power));
+            problems.push(format!("likelihood.power = {}: must be a positive number", self.power));
         }
         if self.points == Points::Sampler && (self.antithetic || !self.timesteps.on_grid()) {
-            return Some(
+            problems.push(
                 "likelihood points = \"sampler\" are those of the sampler's grid and noise: use timesteps of the grid and \
                  antithetic = false, or points = \"renoised\""
                     .into(),
             );
         }
-        self.timesteps.refuses(sampling.steps)
+        problems.extend(self.timesteps.validate(setting.grid.steps()));
+        problems
     }
 }
 
 impl Elbo {
-    /// Queries per sample on a grid of `steps`.
-    pub fn count(&self, steps: usize) -> usize {
-        self.timesteps.count(steps) * if self.antithetic { 2 } else { 1 }
-    }
-
-    /// What decides the draws of each image.
-    fn keys(self, rollout: &Rollout) -> &[Key] {
-        match self.draws {
-            Draws::PerSample => &rollout.keys,
-            Draws::PerGroup => &rollout.group_keys,
-        }
+    /// What decides the draws of each sample.
+    fn keys(self, batch: &Batch) -> Vec<Key> {
+        let key = |sample: &Sample| match self.draws {
+            Draws::PerSample => sample.key,
+            Draws::PerGroup => sample.shared_key,
+        };
+        batch.samples.iter().map(key).collect()
     }
 
     /// Fresh noise for every sample or group, or its negative, at one time each.
-    fn renoised(&self, rollout: &Rollout, draw: u32, negative: bool, t: &[f64]) -> Query {
-        let (clean, schedule) = (rollout.images(), rollout.schedule);
-        let ([_, c, h, w], device) = (clean.dims(), clean.device());
-        let keys = self.keys(rollout).iter().map(|&k| Key { purpose: Purpose::Draw, ..k }.draw(draw));
-        let noise = noise::normal(keys, [c, h, w], &device);
+    fn renoised(&self, batch: &Batch, draw: u32, negative: bool, t: &[f64]) -> Query {
+        let (clean, schedule) = (batch.clean(), batch.grid.schedule);
+        let keys = self.keys(batch).into_iter().map(|key| Key { purpose: Purpose::Draw, ..key }.draw(draw));
+        let noise = noise::normal(keys, clean.dims()[1], &clean.device());
         let noise = if negative { -noise } else { noise };
-        self.query(rollout, schedule.mix(clean.clone(), noise.clone(), t), noise, t)
+        self.query(batch, schedule.mix(clean.clone(), noise.clone(), t), noise, t)
     }
 
-    /// The points of the trajectory at these times, and ε = (x_t − α x₀)/σ.
-    fn visited(&self, rollout: &Rollout, t: &[f64]) -> Query {
-        let (clean, schedule, grid) = (rollout.images(), rollout.schedule, rollout.sampling.times());
-        let places: Vec<usize> = t.iter().map(|t| grid.partition_point(|g| g > t)).collect();
-        let x = gather(&rollout.points, &places);
-        let of = |f: &dyn Fn(f64) -> f64| -> Tensor<4> {
-            rows(&t.iter().map(|&t| f(t)).collect::<Vec<_>>(), &clean.device()).reshape([t.len(), 1, 1, 1])
-        };
+    /// The points of the path at these times, and ε = (x_t − α x₀)/σ.
+    fn visited(&self, batch: &Batch, t: &[f64]) -> Query {
+        let (clean, grid) = (batch.clean(), &batch.grid);
+        let places: Vec<usize> = t.iter().map(|t| grid.times.partition_point(|g| g > t)).collect();
+        let x = gather(&batch.points, &places);
+        let column = |values: Vec<f64>| -> Tensor<2> { rows(&values, &clean.device()).reshape([t.len(), 1]) };
+        let levels: Vec<Level> = t.iter().map(|&t| grid.schedule.level(t)).collect();
         // In `f64`, since the difference is divided by a σ that is small near data.
-        let signal = wide(clean.clone()) * of(&|t| schedule.level(t).alpha);
-        let noise = (wide(x.clone()) - signal) / of(&|t| schedule.level(t).sigma);
-        self.query(rollout, x, noise.cast(FloatDType::F32), t)
+        let signal = to_f64(clean.clone()) * column(levels.iter().map(|level| level.alpha).collect());
+        let noise = (to_f64(x.clone()) - signal) / column(levels.iter().map(|level| level.sigma).collect());
+        self.query(batch, x, noise.cast(FloatDType::F32), t)
     }
 
-    fn query(&self, rollout: &Rollout, x: Tensor<4>, noise: Tensor<4>, t: &[f64]) -> Query {
-        let (schedule, device) = (rollout.schedule, x.device());
-        let gains: Vec<f64> = t.iter().map(|&t| schedule.level(t).clean_gain()).collect();
-        let (gain, target) = (rows(&gains, &device), schedule.target(rollout.images().clone(), noise, t));
-        Query {
-            x,
-            t: times(t, &device),
-            cond: rollout.cond.clone(),
-            score: self.score(target.clone(), gain.clone(), rollout, t),
-            gain,
-            target: Some(target),
-            transitions: None,
-            weight: None,
-            shared: self.weighting == Weighting::Adaptive && self.normalizer == Normalizer::Shared,
-            merge: Merge::Single,
-        }
+    fn query(&self, batch: &Batch, x: Tensor<2>, noise: Tensor<2>, t: &[f64]) -> Query {
+        let gains: Vec<f64> = t.iter().map(|&t| batch.grid.schedule.level(t).clean_gain()).collect();
+        let target = batch.grid.schedule.target(batch.clean().clone(), noise, t);
+        let score = self.score(target.clone(), rows(&gains, &x.device()), batch, t);
+        let shared = self.weighting == Weighting::Adaptive && self.normalizer == Normalizer::Shared;
+        Query { shared, ..Query::new(x, t, batch, score).with_target(target) }
     }
 
-    fn score(self, target: Tensor<4>, gain: Tensor<1>, rollout: &Rollout, t: &[f64]) -> Score {
-        let (device, schedule, guidance) = (target.device(), rollout.schedule, rollout.sampling.guidance);
+    fn score(self, target: Tensor<2>, gain: Tensor<1>, batch: &Batch, t: &[f64]) -> Score {
+        let (device, schedule, guidance) = (target.device(), batch.grid.schedule, batch.guidance);
         let per_row = |f: &dyn Fn(f64) -> f64| rows(&t.iter().map(|&t| f(t)).collect::<Vec<_>>(), &device);
         let factor = per_row(&|t| match self.weighting {
             Weighting::PathKl => (1.0 - t) / (t + 1e-3),
@@ -251,13 +249,13 @@ impl Elbo {
             _ => t,
         });
         // Widened before subtracting: an `f32` difference of O(1) numbers would lose what log-ratios of 1e-5 are made of.
-        let target = wide(target);
+        let target = to_f64(target);
         Box::new(move |velocity, normalizer| {
-            let error = wide(velocity) - target.clone();
+            let error = to_f64(velocity) - target.clone();
             let square = reduce(error.clone().square(), self.reduction);
             match self.weighting {
                 Weighting::Adaptive => {
-                    let measured = normalizer.map_or(error, |n| wide(n.clone()) - target.clone()).detach();
+                    let measured = normalizer.map_or(error, |n| to_f64(n.clone()) - target.clone()).detach();
                     let size = (reduce(measured.abs(), Reduction::Mean) * gain.clone()).clamp_min(1e-5);
                     square * gain.clone().square() / size / -guidance
                 }

@@ -4,113 +4,41 @@
 //! log-probability. Current, behavior and reference weights are asked at the same points, so their ratio compares weights
 //! and nothing else, and is exactly 1 for equal weights.
 
-mod elbo;
 mod timesteps;
-mod trajectory;
 
-pub use elbo::{Draws, Elbo, Normalizer, Points, Weighting};
+pub use elbo::{Draws, Normalizer, Points, Weighting};
 pub use timesteps::Timesteps;
-pub use trajectory::{Density, StepWeights, Trajectory};
+pub use trajectory::{Density, StepWeights};
 
 use crate::{
-    noise::{Key, Purpose},
+    axis::axis,
+    batch::Batch,
+    gaussian::rows,
     policy::{Conditioning, VelocityField},
-    sampler::Sampling,
-    schedule::Schedule,
+    sampler::Step,
+    setting::{Scored, Setting},
 };
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::iter;
 
-/// Images drawn from the behavior policy, B of them.
-#[derive(Clone, Debug)]
-pub struct Rollout {
-    /// Points `[B, C, H, W]` at every time of the grid, the images last; only the images if no likelihood asked for more.
-    pub points: Vec<Tensor<4>>,
-    /// One row an image.
-    pub cond: Conditioning,
-    /// Keys of the images: seed, epoch and number of the sample.
-    pub keys: Vec<Key>,
-    /// The same key for all images of a group: that of its first.
-    pub group_keys: Vec<Key>,
-    /// How much the objective's loss counts for each: 1, but for images of earlier weights.
-    pub importance: Vec<f64>,
-    /// How they were drawn.
-    pub sampling: Sampling,
-    /// The path they were drawn on.
-    pub schedule: Schedule,
-}
-
-impl Rollout {
-    /// The finished images `[B, C, H, W]`.
-    pub fn images(&self) -> &Tensor<4> {
-        self.points.last().expect("invariant: a rollout holds its images")
-    }
-
-    /// The rows of all parts, one after the other; they were drawn the same way.
-    ///
-    /// # Panics
-    /// If there are none.
-    #[must_use]
-    pub fn cat(parts: &[Self]) -> Self {
-        let first = parts.first().expect("invariant: at least one part");
-        let point = |k: usize| Tensor::cat(parts.iter().map(|p| p.points[k].clone()).collect(), 0);
-        Self {
-            points: (0..first.points.len()).map(point).collect(),
-            cond: Conditioning::cat(&parts.iter().map(|p| &p.cond).collect::<Vec<_>>()),
-            keys: parts.iter().flat_map(|p| p.keys.iter().copied()).collect(),
-            group_keys: parts.iter().flat_map(|p| p.group_keys.iter().copied()).collect(),
-            importance: parts.iter().flat_map(|p| p.importance.iter().copied()).collect(),
-            ..*first
-        }
-    }
-
-    /// The given rows.
-    #[must_use]
-    pub fn select(&self, rows: &[usize]) -> Self {
-        let indices: Vec<i32> = rows.iter().map(|&r| r as i32).collect();
-        let indices = Tensor::<1, Int>::from_data(TensorData::new(indices, [rows.len()]), &self.images().device());
-        Self {
-            points: self.points.iter().map(|p| p.clone().select(0, indices.clone())).collect(),
-            cond: self.cond.select(rows),
-            keys: rows.iter().map(|&r| self.keys[r]).collect(),
-            group_keys: rows.iter().map(|&r| self.group_keys[r]).collect(),
-            importance: rows.iter().map(|&r| self.importance[r]).collect(),
-            ..*self
-        }
-    }
-
-    /// Rows `start .. start + len`.
-    #[must_use]
-    pub fn narrow(&self, start: usize, len: usize) -> Self {
-        Self {
-            points: self.points.iter().map(|p| p.clone().narrow(0, start, len)).collect(),
-            cond: self.cond.narrow(start, len),
-            keys: self.keys[start..start + len].to_vec(),
-            group_keys: self.group_keys[start..start + len].to_vec(),
-            importance: self.importance[start..start + len].to_vec(),
-            ..*self
-        }
-    }
-}
-
-/// A velocity `[N, C, H, W]` at a query's points to log-probabilities `[N]`; the second one is that whose error normalizes, if
+/// A velocity `[N, D]` at a query's points to log-probabilities `[N]`; the second one is that whose error normalizes, if
 /// not the first's own.
-type Score = Box<dyn Fn(Tensor<4>, Option<&Tensor<4>>) -> Tensor<1> + Send + Sync>;
+pub type Score = Box<dyn Fn(Tensor<2>, Option<&Tensor<2>>) -> Tensor<1> + Send + Sync>;
 
 /// Where to look, and how to score what is seen there. N = draws · B rows, draw after draw.
 pub struct Query {
-    /// `[N, C, H, W]`
-    pub x: Tensor<4>,
+    /// `[N, D]`
+    pub x: Tensor<2>,
     /// `[N]`
     pub t: Tensor<1>,
     /// N rows.
     pub cond: Conditioning,
     /// σ/Δ `[N]`: how far an error of the velocity moves the clean sample.
     pub gain: Tensor<1>,
-    /// The velocity that the score compares with `[N, C, H, W]`, if it does.
-    pub target: Option<Tensor<4>>,
+    /// The velocity that the score compares with `[N, D]`, if it does.
+    pub target: Option<Tensor<2>>,
     /// The steps that are scored, if steps are.
     pub transitions: Option<Transitions>,
     /// How much the objective's loss counts `[B]`; `None` is evenly.
@@ -144,19 +72,44 @@ enum Merge {
 }
 
 impl Query {
-    /// The velocity of `field` at the query's points, `[N, C, H, W]`.
-    pub fn velocity(&self, field: &dyn VelocityField) -> Tensor<4> {
+    /// One draw of each sample of `part`: at the points `x` `[N, D]` and times `t`, one a sample, where `score` reads log-probabilities
+    /// `[N]` off a velocity `[N, D]`.
+    pub fn new(x: Tensor<2>, t: &[f64], part: &Batch, score: Score) -> Self {
+        let device = x.device();
+        let gains: Vec<f64> = t.iter().map(|&t| part.grid.schedule.level(t).clean_gain()).collect();
+        Self {
+            x,
+            t: times(t, &device),
+            cond: part.conditioning(),
+            gain: rows(&gains, &device),
+            target: None,
+            transitions: None,
+            weight: None,
+            shared: false,
+            score,
+            merge: Merge::Single,
+        }
+    }
+
+    /// The same, comparing the velocity with this one `[N, D]`.
+    #[must_use]
+    pub fn with_target(self, target: Tensor<2>) -> Self {
+        Self { target: Some(target), ..self }
+    }
+
+    /// The velocity of `field` at the query's points, `[N, D]`.
+    pub fn velocity(&self, field: &dyn VelocityField) -> Tensor<2> {
         field.velocity(self.x.clone(), self.t.clone(), &self.cond)
     }
 
     /// Log-probability of each of the B samples under that velocity, `[B]`, its own error being the normalizer.
-    pub fn log_prob(&self, velocity: Tensor<4>) -> Tensor<1> {
+    pub fn log_prob(&self, velocity: Tensor<2>) -> Tensor<1> {
         self.merge(self.row_log_prob(velocity, None))
     }
 
     /// Log-probability of each draw under that velocity, `[N]`; `normalizer` is the velocity whose error normalizes, where that is
     /// not its own.
-    pub fn row_log_prob(&self, velocity: Tensor<4>, normalizer: Option<&Tensor<4>>) -> Tensor<1> {
+    pub fn row_log_prob(&self, velocity: Tensor<2>, normalizer: Option<&Tensor<2>>) -> Tensor<1> {
         (self.score)(velocity, normalizer)
     }
 
@@ -196,11 +149,11 @@ impl Query {
 
     /// The rows of all queries, one after the other.
     fn cat(queries: Vec<Self>, merge: Merge) -> Self {
-        let cat = |f: &dyn Fn(&Self) -> Tensor<4>| Tensor::cat(queries.iter().map(f).collect(), 0);
+        let cat = |f: &dyn Fn(&Self) -> Tensor<2>| Tensor::cat(queries.iter().map(f).collect(), 0);
         let x = cat(&|q| q.x.clone());
         let numbers = |f: &dyn Fn(&Self) -> Tensor<1>| Tensor::cat(queries.iter().map(f).collect(), 0);
         let (t, gain) = (numbers(&|q| q.t.clone()), numbers(&|q| q.gain.clone()));
-        let all = |f: &dyn Fn(&Self) -> Option<Tensor<4>>| queries.iter().map(f).collect::<Option<Vec<_>>>();
+        let all = |f: &dyn Fn(&Self) -> Option<Tensor<2>>| queries.iter().map(f).collect::<Option<Vec<_>>>();
         let target = all(&|q| q.target.clone()).map(|targets| Tensor::cat(targets, 0));
         let weights: Option<Vec<Tensor<1>>> = queries.iter().map(|q| q.weight.clone()).collect();
         let steps: Option<Vec<&Transitions>> = queries.iter().map(|q| q.transitions.as_ref()).collect();
@@ -215,11 +168,11 @@ impl Query {
         let cond = Conditioning::cat(&queries.iter().map(|q| &q.cond).collect::<Vec<_>>());
         let shared = queries.iter().any(|q| q.shared);
         let scores: Vec<(usize, Score)> = queries.into_iter().map(|q| (q.t.dims()[0], q.score)).collect();
-        let score = move |velocity: Tensor<4>, normalizer: Option<&Tensor<4>>| {
+        let score = move |velocity: Tensor<2>, normalizer: Option<&Tensor<2>>| {
             let mut start = 0;
             let part = |(rows, score): &(usize, Score)| {
                 start += rows;
-                let of = |all: &Tensor<4>| all.clone().narrow(0, start - rows, *rows);
+                let of = |all: &Tensor<2>| all.clone().narrow(0, start - rows, *rows);
                 score(of(&velocity), normalizer.map(of).as_ref())
             };
             Tensor::cat(scores.iter().map(part).collect(), 0)
@@ -250,74 +203,46 @@ pub enum Ratio {
 
 /// Where to evaluate a policy, given what it drew.
 pub trait Likelihood: Send + Sync {
-    /// Whether rollouts must keep every point of the trajectory.
-    fn needs_trajectory(&self) -> bool;
+    /// Whether rollouts must keep every point of the path.
+    fn needs_path(&self) -> bool;
 
-    /// The queries for all rows of `rollout`, the same number whatever the rows, made one by one. Where a ratio compares whole
-    /// samples ([`Ratio::PerSample`], [`Ratio::PerSampleMean`]) there is one, of all points.
-    fn queries<'a>(&self, rollout: &'a Rollout) -> Queries<'a>;
+    /// What log-probabilities are read off.
+    fn scored(&self) -> Scored;
 
-    /// Why this likelihood cannot score what `sampling` draws, if so.
-    fn refuses(&self, sampling: &Sampling, schedule: Schedule) -> Option<String>;
+    /// Points that a sample of this walk is evaluated at.
+    fn count(&self, walk: &[Step]) -> usize;
+
+    /// The queries for all samples of `part`, the same number whatever the samples, made one by one. `whole` is the batch that they
+    /// are of, for likelihoods that compare a sample with its group. Where a ratio compares whole samples ([`Ratio::PerSample`],
+    /// [`Ratio::PerSampleMean`]) there is one query, of all points.
+    fn queries<'a>(&self, part: &'a Batch, whole: &'a Batch) -> Queries<'a>;
+
+    /// What keeps it from scoring in `setting`, one sentence each.
+    fn validate(&self, setting: &Setting) -> Vec<String>;
 }
 
-/// The likelihood of a recipe.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
-pub enum LikelihoodKind {
-    /// ELBO from the final image alone (arXiv 2602.04663).
-    Elbo(Elbo),
+axis! {
+    /// The likelihood of a recipe.
+    LikelihoodKind: Likelihood, default Elbo;
+    /// ELBO from the final sample alone (arXiv 2602.04663).
+    elbo::Elbo,
     /// The sampler's own transition densities (DDPO, arXiv 2305.13301; Flow-GRPO, arXiv 2505.05470).
-    Trajectory(Trajectory),
+    trajectory::Trajectory,
 }
 
-impl Default for LikelihoodKind {
-    fn default() -> Self {
-        Self::Elbo(Elbo::default())
-    }
+/// What is wrong with a share of the grid, if anything.
+fn share(name: &str, value: f64) -> Option<String> {
+    (!(0.0..=1.0).contains(&value)).then(|| format!("{name} = {value}: must lie between 0 and 1"))
 }
 
-impl LikelihoodKind {
-    /// The share of the grid that is looked at.
-    pub fn fraction(&self) -> f64 {
-        match self {
-            Self::Elbo(Elbo {
-                timesteps: Timesteps::Permutation { fraction } | Timesteps::Stratified { fraction, .. },
-                ..
-            }) => *fraction,
-            Self::Elbo(_) => 1.0,
-            Self::Trajectory(l) => l.fraction,
-        }
-    }
-
-    /// Points each sample is evaluated at.
-    pub fn count(&self, sampling: &Sampling, schedule: Schedule) -> usize {
-        match self {
-            Self::Elbo(l) => l.count(sampling.steps),
-            Self::Trajectory(l) => {
-                let key = Key::new(0, Purpose::Step, 0);
-                l.scored(&sampling.rule.get().walk(&sampling.grid(schedule), key)).len()
-            }
-        }
-    }
-
-    /// The implementation.
-    pub fn get(&self) -> &dyn Likelihood {
-        match self {
-            Self::Elbo(l) => l,
-            Self::Trajectory(l) => l,
-        }
-    }
-}
-
-/// Row r of point `places[r]`, for each row `[N, C, H, W]`.
-fn gather(points: &[Tensor<4>], places: &[usize]) -> Tensor<4> {
+/// Row r of point `places[r]`, for each row `[N, D]`.
+fn gather(points: &[Tensor<2>], places: &[usize]) -> Tensor<2> {
     let mut start = 0;
     let run = |run: &[usize]| {
         start += run.len();
         points[run[0]].clone().narrow(0, start - run.len(), run.len())
     };
-    let mut runs: Vec<Tensor<4>> = places.chunk_by(|a, b| a == b).map(run).collect();
+    let mut runs: Vec<Tensor<2>> = places.chunk_by(|a, b| a == b).map(run).collect();
     if runs.len() == 1 { runs.remove(0) } else { Tensor::cat(runs, 0) }
 }
 

@@ -1,6 +1,7 @@
 //! Which times an ELBO looks at (arXiv 2602.04663, appendix C.1; stratified: arXiv 2509.25050; logit-normal: arXiv 2403.03206,
 //! eq. 19).
 
+use super::share;
 use crate::noise::{Key, Purpose};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -69,7 +70,7 @@ impl Timesteps {
     }
 
     /// The times of the sample of `key`.
-    pub(super) fn of(self, key: Key, grid: &[f64]) -> Vec<f64> {
+    pub(super) fn draw(self, key: Key, grid: &[f64]) -> Vec<f64> {
         let (key, steps) = (Key { purpose: Purpose::Timestep, ..key }, grid.len() - 1);
         match self {
             Self::All => grid[..steps].to_vec(),
@@ -96,29 +97,33 @@ impl Timesteps {
         !matches!(self, Self::LogitNormal { .. })
     }
 
-    /// Why a grid of `steps` has no such times, if so.
-    pub(super) fn refuses(self, steps: usize) -> Option<String> {
+    /// Why a grid of `steps` has no such times, one sentence each.
+    pub(super) fn validate(self, steps: usize) -> Vec<String> {
+        let mut problems = Vec::new();
         match self {
             Self::Stratified { count, first, fraction } => {
-                let (levels, strata) =
-                    (((steps as f64 * fraction) as usize).saturating_sub(1), count.saturating_sub(first.into()));
-                (count == 0 || strata > levels).then(|| {
-                    format!(
+                problems.extend(share("likelihood.timesteps.fraction", fraction));
+                let levels = ((steps as f64 * fraction) as usize).saturating_sub(1);
+                let strata = count.saturating_sub(first.into());
+                if count == 0 || strata > levels {
+                    problems.push(format!(
                         "likelihood.timesteps.count = {count}: there are {levels} levels to divide after the first, of \
                          sampler.steps = {steps} and fraction = {fraction}"
-                    )
-                })
+                    ));
+                }
             }
             Self::LogitNormal { count, mean, std } => {
                 let fine = count > 0 && mean.is_finite() && std >= 0.0 && std.is_finite();
-                (!fine).then(|| {
-                    format!(
+                if !fine {
+                    problems.push(format!(
                         "likelihood.timesteps: count = {count}, mean = {mean}, std = {std}: count must be at least 1, mean a \
                          number, and std 0 or a positive number"
-                    )
-                })
+                    ));
+                }
             }
-            Self::Permutation { .. } | Self::One | Self::All => None,
+            Self::Permutation { fraction } => problems.extend(share("likelihood.timesteps.fraction", fraction)),
+            Self::One | Self::All => {}
         }
+        problems
     }
 }

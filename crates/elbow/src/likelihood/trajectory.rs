@@ -12,12 +12,12 @@
 //!
 //! With `weights = "noise"` the objective's loss of step k counts s_k over the mean of s.
 
-use super::{Likelihood, Merge, Queries, Query, Ratio, Rollout, Score, Transitions, gather, times};
+use super::{Likelihood, Merge, Queries, Query, Ratio, Score, Transitions, gather, share};
 use crate::{
-    gaussian::{Reduction, log_density, reduce, rows, wide},
-    noise::{Key, Purpose},
-    sampler::{self, Sampling, Step, Visit},
-    schedule::{Grid, Schedule},
+    batch::Batch,
+    gaussian::{Reduction, log_density, reduce, rows, to_f64},
+    sampler::{self, Step, Visit},
+    setting::{Scored, Setting},
 };
 use burn::tensor::Tensor;
 use schemars::JsonSchema;
@@ -76,21 +76,26 @@ impl Default for Trajectory {
 }
 
 impl Likelihood for Trajectory {
-    fn needs_trajectory(&self) -> bool {
+    fn needs_path(&self) -> bool {
         true
     }
 
-    fn queries<'a>(&self, rollout: &'a Rollout) -> Queries<'a> {
+    fn scored(&self) -> Scored {
+        let gaussian_means = self.density == Density::Gaussian && self.reduction == Reduction::Mean;
+        Scored::Steps { gaussian_means }
+    }
+
+    fn count(&self, walk: &[Step]) -> usize {
+        self.places(walk).len()
+    }
+
+    fn queries<'a>(&self, part: &'a Batch, _: &'a Batch) -> Queries<'a> {
         let trajectory = *self;
-        let grid = rollout.sampling.grid(rollout.schedule);
-        let walks: Vec<Vec<Step>> =
-            rollout.keys.iter().map(|&key| rollout.sampling.rule.get().walk(&grid, key)).collect();
-        let scored: Vec<Vec<usize>> = walks.iter().map(|walk| trajectory.scored(walk)).collect();
-        let count = scored.iter().map(Vec::len).min().unwrap_or(0);
+        let places: Vec<Vec<usize>> = part.samples.iter().map(|sample| trajectory.places(&sample.walk)).collect();
+        let count = places.iter().map(Vec::len).min().unwrap_or(0);
         let queries = (0..count).map(move |i| {
-            let places: Vec<usize> = scored.iter().map(|steps| steps[i]).collect();
-            let steps = walks.iter().zip(&places).map(|(walk, &k)| walk[k]).collect();
-            trajectory.query(rollout, &grid, &places, steps)
+            let places: Vec<usize> = places.iter().map(|places| places[i]).collect();
+            trajectory.query(part, &places)
         });
         match self.ratio {
             Ratio::PerDraw => Box::new(queries),
@@ -99,77 +104,72 @@ impl Likelihood for Trajectory {
         }
     }
 
-    fn refuses(&self, sampling: &Sampling, schedule: Schedule) -> Option<String> {
-        let key = Key::new(0, Purpose::Step, 0);
-        if sampling.stochastic_steps(schedule, key).is_empty() {
-            return Some(
+    fn validate(&self, setting: &Setting) -> Vec<String> {
+        let mut problems: Vec<String> = share("likelihood.fraction", self.fraction).into_iter().collect();
+        if setting.stochastic_steps == 0 {
+            problems.push(
                 "likelihood `trajectory` needs a stochastic sampler: an ODE step has no density. Use sampler `flow-sde` with \
                  noise_level > 0, or `dance`, `ddim` or `cps` with eta > 0 and at least 2 steps, or likelihood `elbo`"
                     .into(),
             );
         }
-        if sampling.remembers(schedule, key) {
-            return Some(
+        if setting.remembers {
+            problems.push(
                 "likelihood `trajectory` looks at one velocity a step, and the steps of this sampler depend on earlier ones too: \
                  use order = 1, or likelihood `elbo`"
                     .into(),
             );
         }
-        let merged = self.weights == StepWeights::Noise && self.ratio == Ratio::PerSample;
-        merged.then(|| {
-            "likelihood.weights = \"noise\" weighs single steps, and ratio = \"per-sample\" adds them up: use \"per-draw\"".into()
-        })
+        if self.weights == StepWeights::Noise && self.ratio == Ratio::PerSample {
+            problems.push(
+                "likelihood.weights = \"noise\" weighs single steps, and ratio = \"per-sample\" adds them up: use \"per-draw\""
+                    .into(),
+            );
+        }
+        problems
     }
 }
 
 impl Trajectory {
     /// The steps of a walk that are scored: of those that have a density, the ones within the fraction.
-    pub(super) fn scored(self, walk: &[Step]) -> Vec<usize> {
-        let mut stochastic: Vec<usize> = (0..walk.len()).filter(|&k| walk[k].std > 0.0).collect();
+    pub(super) fn places(self, walk: &[Step]) -> Vec<usize> {
+        let mut stochastic = sampler::stochastic(walk);
         let end = (walk.len() as f64 * self.fraction) as usize;
         stochastic.truncate(stochastic.partition_point(|&k| k < end).max(1));
         stochastic
     }
 
-    /// One step of each row: step `places[row]`, which is `steps[row]`.
-    fn query(self, rollout: &Rollout, grid: &Grid, places: &[usize], steps: Vec<Step>) -> Query {
+    /// One step of each sample, by its place in the sample's walk.
+    fn query(self, batch: &Batch, places: &[usize]) -> Query {
+        let grid = &batch.grid;
+        let steps: Vec<Step> = batch.samples.iter().zip(places).map(|(sample, &k)| sample.walk[k]).collect();
         let after: Vec<usize> = places.iter().map(|k| k + 1).collect();
-        let (x, next) = (gather(&rollout.points, places), gather(&rollout.points, &after));
+        let (x, next) = (gather(&batch.points, places), gather(&batch.points, &after));
         let device = x.device();
         let numbers = |values: Vec<f64>| rows(&values, &device);
-        let stds: Vec<f64> = steps.iter().map(|step| step.std).collect();
         let weight = (self.weights == StepWeights::Noise).then(|| {
-            let all = rollout.sampling.noise(rollout.schedule);
+            // The last step is left out: most rules have no noise there.
+            let all = &batch.stds[..batch.stds.len().saturating_sub(1).max(1)];
             let mean = all.iter().sum::<f64>() / all.len() as f64;
-            numbers(stds.iter().map(|std| std / mean).collect())
+            numbers(steps.iter().map(|step| step.std / mean).collect())
         });
         let transitions = Transitions {
             slope: numbers(steps.iter().map(|step| step.mean.v[0]).collect()),
-            std: numbers(stds),
+            std: numbers(steps.iter().map(|step| step.std).collect()),
             dt: numbers(places.iter().map(|&k| grid.times[k] - grid.times[k + 1]).collect()),
         };
         let t: Vec<f64> = places.iter().map(|&k| grid.times[k]).collect();
-        Query {
-            t: times(&t, &device),
-            cond: rollout.cond.clone(),
-            gain: numbers(places.iter().map(|&k| grid.level(k).clean_gain()).collect()),
-            target: None,
-            weight,
-            shared: false,
-            score: self.score(x.clone(), next, steps),
-            x,
-            transitions: Some(transitions),
-            merge: Merge::Single,
-        }
+        let score = self.score(x.clone(), next, steps);
+        Query { weight, transitions: Some(transitions), ..Query::new(x, &t, batch, score) }
     }
 
-    /// Log-probability `[N]` of the points `next` after `x` (both `[N, C, H, W]`), by one step a row.
-    fn score(self, x: Tensor<4>, next: Tensor<4>, steps: Vec<Step>) -> Score {
+    /// Log-probability `[N]` of the points `next` after `x` (both `[N, D]`), by one step a row.
+    fn score(self, x: Tensor<2>, next: Tensor<2>, steps: Vec<Step>) -> Score {
         // Means of two weights differ by far less than an `f32` mean is rounded.
-        let (x, next) = (wide(x), wide(next));
+        let (x, next) = (to_f64(x), to_f64(next));
         let stds: Vec<f64> = steps.iter().map(|step| step.std).collect();
-        Box::new(move |velocity, _: Option<&Tensor<4>>| {
-            let visit = Visit { x: x.clone(), velocity: wide(velocity) };
+        Box::new(move |velocity, _: Option<&Tensor<2>>| {
+            let visit = Visit { x: x.clone(), velocity: to_f64(velocity) };
             let off = next.clone() - sampler::mean(&steps, &[visit]);
             match self.density {
                 Density::SquaredError => -reduce(off.square(), self.reduction),

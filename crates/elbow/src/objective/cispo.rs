@@ -3,11 +3,11 @@
 //! loss = −sg(clip(ρ, 1 − low, 1 + high)) A L
 //!
 //! Clipping bounds the weight of a sample and never silences it, as it does in [`super::Grpo`]. The paper sets no lower bound,
-//! which is `low = 1` here; its upper bound is not published, and ours is as wide as GRPO's range, since L is a mean over
+//! which is `low = 1` here; its upper bound is not published, and ours is as to_f64 as GRPO's range, since L is a mean over
 //! dimensions.
 
 use super::{Objective, Setting, positive};
-use crate::evaluation::Evaluation;
+use crate::evaluation::{Evaluation, Groups, Weights};
 use burn::tensor::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -29,18 +29,19 @@ impl Default for Cispo {
 }
 
 impl Objective for Cispo {
-    fn loss(&self, e: &Evaluation<'_>, advantages: Tensor<1>) -> Tensor<1> {
+    fn loss(&self, e: &Evaluation<'_>, groups: &Groups<'_>) -> Tensor<1> {
+        let advantages = groups.advantages.clone();
         let weight = e.ratio().detach().clamp(1.0 - self.low, 1.0 + self.high);
-        -weight * advantages * e.log_prob()
+        -weight * advantages * e.log_prob(Weights::Current)
     }
 
-    fn clipped(&self, e: &Evaluation<'_>, _: Tensor<1>) -> Option<Tensor<1>> {
+    fn clipped(&self, e: &Evaluation<'_>, _: &Groups<'_>) -> Option<Tensor<1>> {
         let ratio = e.ratio().detach();
         let below = ratio.clone().lower_scalar(1.0 - self.low).float();
         Some(below + ratio.greater_scalar(1.0 + self.high).float())
     }
 
-    fn problems(&self, _: &Setting) -> Vec<String> {
+    fn validate(&self, _: &Setting) -> Vec<String> {
         positive([("objective.low", self.low), ("objective.high", self.high)]).collect()
     }
 }

@@ -7,7 +7,7 @@
 //! are centered by group.
 
 use super::{Objective, Setting, positive};
-use crate::evaluation::Evaluation;
+use crate::evaluation::{Evaluation, Groups};
 use burn::tensor::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -27,15 +27,16 @@ impl Default for Dpok {
 }
 
 impl Objective for Dpok {
-    fn loss(&self, e: &Evaluation<'_>, advantages: Tensor<1>) -> Tensor<1> {
+    fn loss(&self, e: &Evaluation<'_>, groups: &Groups<'_>) -> Tensor<1> {
+        let advantages = groups.advantages.clone();
         -advantages * e.ratio().clamp(1.0 - self.clip, 1.0 + self.clip)
     }
 
-    fn clipped(&self, e: &Evaluation<'_>, _: Tensor<1>) -> Option<Tensor<1>> {
+    fn clipped(&self, e: &Evaluation<'_>, _: &Groups<'_>) -> Option<Tensor<1>> {
         Some((e.ratio().detach() - 1.0).abs().greater_scalar(self.clip).float())
     }
 
-    fn problems(&self, _: &Setting) -> Vec<String> {
+    fn validate(&self, _: &Setting) -> Vec<String> {
         positive([("objective.clip", self.clip)]).collect()
     }
 }

@@ -3,7 +3,7 @@
 //! loss = −sg(ρ) A L
 
 use super::{Objective, with_ratio};
-use crate::evaluation::Evaluation;
+use crate::evaluation::{Evaluation, Groups, Weights};
 use burn::tensor::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -24,8 +24,9 @@ impl Default for Epg {
 }
 
 impl Objective for Epg {
-    fn loss(&self, e: &Evaluation<'_>, advantages: Tensor<1>) -> Tensor<1> {
-        let loss = -advantages * e.log_prob();
+    fn loss(&self, e: &Evaluation<'_>, groups: &Groups<'_>) -> Tensor<1> {
+        let advantages = groups.advantages.clone();
+        let loss = -advantages * e.log_prob(Weights::Current);
         if self.ratio { loss * e.ratio().detach() } else { loss }
     }
 }

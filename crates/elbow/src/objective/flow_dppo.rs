@@ -4,8 +4,11 @@
 //!
 //! The divergence of the two Gaussian steps decides in place of the ratio of one sample, which noise alone can push out of a range.
 
-use super::{Objective, Setting, of_steps, positive};
-use crate::{evaluation::Evaluation, functions};
+use super::{Objective, Setting, positive, steps_only};
+use crate::{
+    evaluation::{Evaluation, Groups},
+    functions,
+};
 use burn::tensor::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -35,17 +38,19 @@ impl FlowDppo {
 }
 
 impl Objective for FlowDppo {
-    fn loss(&self, e: &Evaluation<'_>, advantages: Tensor<1>) -> Tensor<1> {
+    fn loss(&self, e: &Evaluation<'_>, groups: &Groups<'_>) -> Tensor<1> {
+        let advantages = groups.advantages.clone();
         let (gain, log_ratio) = (e.repeat(advantages), e.log_ratio_rows());
         let stopped = self.stopped(e, gain.clone(), log_ratio.clone());
         e.mean((stopped - 1.0) * gain * functions::exp(log_ratio))
     }
 
-    fn clipped(&self, e: &Evaluation<'_>, advantages: Tensor<1>) -> Option<Tensor<1>> {
+    fn clipped(&self, e: &Evaluation<'_>, groups: &Groups<'_>) -> Option<Tensor<1>> {
+        let advantages = groups.advantages.clone();
         Some(e.mean(self.stopped(e, e.repeat(advantages), e.log_ratio_rows())))
     }
 
-    fn problems(&self, setting: &Setting) -> Vec<String> {
-        positive([("objective.max_divergence", self.max_divergence)]).chain(of_steps("flow-dppo", setting)).collect()
+    fn validate(&self, setting: &Setting) -> Vec<String> {
+        positive([("objective.max_divergence", self.max_divergence)]).chain(steps_only("flow-dppo", setting)).collect()
     }
 }

@@ -2,11 +2,14 @@
 //!
 //! loss = −A exp( mean over draws of s min(s ℓ, c) ),  s = sign A, ℓ = ln ρ of a draw
 //!
-//! With likelihood.ratio = "per-sample" the mean runs over all draws of an image; with "per-draw" it is over one, and this is GRPO
+//! With likelihood.ratio = "per-sample" the mean runs over all draws of an sample; with "per-draw" it is over one, and this is GRPO
 //! with a range in logarithms. L is a mean over dimensions, so that c, 0.4 in language models, is as small as GRPO's here.
 
 use super::{Objective, Setting, positive};
-use crate::{evaluation::Evaluation, functions};
+use crate::{
+    evaluation::{Evaluation, Groups},
+    functions,
+};
 use burn::tensor::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -26,18 +29,20 @@ impl Default for Gmpo {
 }
 
 impl Objective for Gmpo {
-    fn loss(&self, e: &Evaluation<'_>, advantages: Tensor<1>) -> Tensor<1> {
+    fn loss(&self, e: &Evaluation<'_>, groups: &Groups<'_>) -> Tensor<1> {
+        let advantages = groups.advantages.clone();
         let sign = e.repeat(advantages.clone().sign());
         let bounded = (e.log_ratio_rows() * sign.clone()).clamp_max(self.log_clip) * sign;
         -advantages * functions::exp(e.mean(bounded))
     }
 
-    fn clipped(&self, e: &Evaluation<'_>, advantages: Tensor<1>) -> Option<Tensor<1>> {
+    fn clipped(&self, e: &Evaluation<'_>, groups: &Groups<'_>) -> Option<Tensor<1>> {
+        let advantages = groups.advantages.clone();
         let outside = (e.log_ratio_rows().detach() * e.repeat(advantages.sign())).greater_scalar(self.log_clip);
         Some(e.mean(outside.float()))
     }
 
-    fn problems(&self, _: &Setting) -> Vec<String> {
+    fn validate(&self, _: &Setting) -> Vec<String> {
         positive([("objective.log_clip", self.log_clip)]).collect()
     }
 }

@@ -6,7 +6,7 @@
 //! (arXiv 2503.14476), whose range of language models, 0.2 and 0.28, is wider above.
 
 use super::{Objective, Setting, positive};
-use crate::evaluation::Evaluation;
+use crate::evaluation::{Evaluation, Groups};
 use burn::tensor::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -38,7 +38,8 @@ impl Grpo {
 }
 
 impl Objective for Grpo {
-    fn loss(&self, e: &Evaluation<'_>, advantages: Tensor<1>) -> Tensor<1> {
+    fn loss(&self, e: &Evaluation<'_>, groups: &Groups<'_>) -> Tensor<1> {
+        let advantages = groups.advantages.clone();
         let gain = advantages.clamp(-self.max_advantage, self.max_advantage);
         let ratio = e.ratio();
         let [low, high] = self.range();
@@ -46,12 +47,12 @@ impl Objective for Grpo {
         (-gain.clone() * ratio).max_pair(-gain * clipped)
     }
 
-    fn clipped(&self, e: &Evaluation<'_>, _: Tensor<1>) -> Option<Tensor<1>> {
+    fn clipped(&self, e: &Evaluation<'_>, _: &Groups<'_>) -> Option<Tensor<1>> {
         let (ratio, [low, high]) = (e.ratio().detach(), self.range());
         Some(ratio.clone().lower_scalar(low).float() + ratio.greater_scalar(high).float())
     }
 
-    fn problems(&self, _: &Setting) -> Vec<String> {
+    fn validate(&self, _: &Setting) -> Vec<String> {
         let high = self.clip_high.unwrap_or(self.clip);
         positive([
             ("objective.clip", self.clip),

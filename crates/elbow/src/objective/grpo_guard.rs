@@ -3,11 +3,14 @@
 //! ρ = exp( (L − L_b + b) s ),  b = mean (μ_θ − μ_b)²/(2s²),  loss = max(−Aρ, −A clip(ρ, 1 − c, 1 + c)) / |Δ|
 //!
 //! for the step x' ~ N(μ, s² I) over time Δ. Samples come from the behavior policy, where E[L − L_b] = −b: the plain ratio lies
-//! below 1, by an amount that depends on the step, and a fixed range hardly ever stops a good image. Adding b and multiplying by s
+//! below 1, by an amount that depends on the step, and a fixed range hardly ever stops a good sample. Adding b and multiplying by s
 //! leaves mean z·(μ_θ − μ_b), z the noise of the step.
 
-use super::{Objective, Setting, of_steps, positive};
-use crate::{evaluation::Evaluation, functions};
+use super::{Objective, Setting, positive, steps_only};
+use crate::{
+    evaluation::{Evaluation, Groups},
+    functions,
+};
 use burn::tensor::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -37,7 +40,8 @@ impl GrpoGuard {
 }
 
 impl Objective for GrpoGuard {
-    fn loss(&self, e: &Evaluation<'_>, advantages: Tensor<1>) -> Tensor<1> {
+    fn loss(&self, e: &Evaluation<'_>, groups: &Groups<'_>) -> Tensor<1> {
+        let advantages = groups.advantages.clone();
         let gain = e.repeat(advantages.clamp(-self.max_advantage, self.max_advantage));
         let ratio = Self::ratio(e);
         let clipped = ratio.clone().clamp(1.0 - self.clip, 1.0 + self.clip);
@@ -45,13 +49,13 @@ impl Objective for GrpoGuard {
         e.mean((-gain.clone() * ratio).max_pair(-gain * clipped) / steps.dt.clone())
     }
 
-    fn clipped(&self, e: &Evaluation<'_>, _: Tensor<1>) -> Option<Tensor<1>> {
+    fn clipped(&self, e: &Evaluation<'_>, _: &Groups<'_>) -> Option<Tensor<1>> {
         Some(e.mean((Self::ratio(e).detach() - 1.0).abs().greater_scalar(self.clip).float()))
     }
 
-    fn problems(&self, setting: &Setting) -> Vec<String> {
+    fn validate(&self, setting: &Setting) -> Vec<String> {
         positive([("objective.clip", self.clip), ("objective.max_advantage", self.max_advantage)])
-            .chain(of_steps("grpo-guard", setting))
+            .chain(steps_only("grpo-guard", setting))
             .collect()
     }
 }

@@ -8,7 +8,10 @@
 //! enters.
 
 use super::{Objective, Setting, positive};
-use crate::{advantage::AdvantageKind, evaluation::Evaluation};
+use crate::{
+    evaluation::{Evaluation, Groups, Weights},
+    setting::Meaning,
+};
 use burn::tensor::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -16,31 +19,32 @@ use serde::{Deserialize, Serialize};
 /// Negative-aware fine-tuning.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct NegativeAware {
+pub struct Nft {
     /// b, how far the two implicit policies lie from the behavior policy; 0.1 for several rewards in the reference.
     pub mix: f64,
     /// M, the factor on the loss: the reference's largest advantage.
     pub scale: f64,
 }
 
-impl Default for NegativeAware {
+impl Default for Nft {
     fn default() -> Self {
         Self { mix: 1.0, scale: 5.0 }
     }
 }
 
-impl Objective for NegativeAware {
-    fn loss(&self, e: &Evaluation<'_>, advantages: Tensor<1>) -> Tensor<1> {
-        let behavior = e.behavior_velocity();
-        let step = (e.velocity() - behavior.clone()) * self.mix;
+impl Objective for Nft {
+    fn loss(&self, e: &Evaluation<'_>, groups: &Groups<'_>) -> Tensor<1> {
+        let advantages = groups.advantages.clone();
+        let behavior = e.velocity(Weights::Behavior);
+        let step = (e.velocity(Weights::Current) - behavior.clone()) * self.mix;
         let good = e.log_prob_of(behavior.clone() + step.clone());
         let bad = e.log_prob_of(behavior - step);
         (good * advantages.clone() + bad * (1.0 - advantages)) * (-self.scale / self.mix)
     }
 
-    fn problems(&self, setting: &Setting) -> Vec<String> {
-        let map = !matches!(setting.advantage, AdvantageKind::Nft(_));
-        let map = map.then(|| "objective `nft` takes probabilities: set advantage.kind = \"nft\"".to_owned());
+    fn validate(&self, setting: &Setting) -> Vec<String> {
+        let map = (setting.meaning != Meaning::Probability)
+            .then(|| "objective `nft` takes probabilities: set advantage.kind = \"nft\"".to_owned());
         positive([("objective.mix", self.mix), ("objective.scale", self.scale)]).chain(map).collect()
     }
 }

@@ -3,7 +3,7 @@
 //! loss = ½ sg(ρ) (A − (L − L_b))²
 
 use super::{Objective, with_ratio};
-use crate::evaluation::Evaluation;
+use crate::evaluation::{Evaluation, Groups};
 use burn::tensor::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -24,7 +24,8 @@ impl Default for Par {
 }
 
 impl Objective for Par {
-    fn loss(&self, e: &Evaluation<'_>, advantages: Tensor<1>) -> Tensor<1> {
+    fn loss(&self, e: &Evaluation<'_>, groups: &Groups<'_>) -> Tensor<1> {
+        let advantages = groups.advantages.clone();
         let loss = (advantages - e.log_ratio()).square() * 0.5;
         if self.ratio { loss * e.ratio().detach() } else { loss }
     }

@@ -6,7 +6,7 @@
 //! [`super::Par`], always.
 
 use super::{Objective, with_ratio};
-use crate::evaluation::Evaluation;
+use crate::evaluation::{Evaluation, Groups, Weights};
 use burn::tensor::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -27,8 +27,9 @@ impl Default for Pepg {
 }
 
 impl Objective for Pepg {
-    fn loss(&self, e: &Evaluation<'_>, advantages: Tensor<1>) -> Tensor<1> {
-        let loss = (e.log_ratio().detach() - advantages) * e.log_prob();
+    fn loss(&self, e: &Evaluation<'_>, groups: &Groups<'_>) -> Tensor<1> {
+        let advantages = groups.advantages.clone();
+        let loss = (e.log_ratio().detach() - advantages) * e.log_prob(Weights::Current);
         if self.ratio { loss * e.ratio().detach() } else { loss }
     }
 }

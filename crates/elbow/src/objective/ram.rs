@@ -6,7 +6,11 @@
 //! loss, and `kl.weight` may be 0.
 
 use super::{Objective, Setting, finite};
-use crate::{evaluation::Evaluation, gaussian, likelihood::LikelihoodKind};
+use crate::{
+    evaluation::{Evaluation, Groups, Weights},
+    gaussian,
+    setting::Scored,
+};
 use burn::tensor::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -39,21 +43,22 @@ impl Default for Ram {
 }
 
 impl Objective for Ram {
-    fn loss(&self, e: &Evaluation<'_>, advantages: Tensor<1>) -> Tensor<1> {
+    fn loss(&self, e: &Evaluation<'_>, groups: &Groups<'_>) -> Tensor<1> {
+        let advantages = groups.advantages.clone();
         let target = e.target().expect("invariant: refused without a velocity to compare with");
         let from = match self.residual {
-            Residual::Behavior => e.behavior_velocity(),
-            Residual::Current => e.velocity().detach(),
+            Residual::Behavior => e.velocity(Weights::Behavior),
+            Residual::Current => e.velocity(Weights::Current).detach(),
         };
         let rows = e.repeat(advantages * self.multiplier);
-        let rows = rows.clone().reshape([rows.dims()[0], 1, 1, 1]);
-        let wanted = gaussian::wide(e.reference_velocity()) + gaussian::wide(target - from) * rows;
-        e.mean(gaussian::mean((gaussian::wide(e.velocity()) - wanted).square()))
+        let rows = rows.clone().reshape([rows.dims()[0], 1]);
+        let wanted = gaussian::to_f64(e.velocity(Weights::Reference)) + gaussian::to_f64(target - from) * rows;
+        e.mean(gaussian::mean((gaussian::to_f64(e.velocity(Weights::Current)) - wanted).square()))
     }
 
-    fn problems(&self, setting: &Setting) -> Vec<String> {
-        let elbo = matches!(setting.likelihood, LikelihoodKind::Elbo(_));
-        let elbo = (!elbo).then(|| "objective `ram` regresses velocities: use likelihood `elbo`".to_owned());
+    fn validate(&self, setting: &Setting) -> Vec<String> {
+        let elbo = (setting.scored != Scored::Velocities)
+            .then(|| "objective `ram` regresses velocities: use likelihood `elbo`".to_owned());
         finite([("objective.multiplier", self.multiplier)]).chain(elbo).collect()
     }
 }

@@ -8,7 +8,7 @@
 //! The reverse form with β = 1 is [`super::Pepg`]. Both are the unnormalized divergences, whose constant a baseline absorbs.
 
 use super::{Objective, Setting, finite};
-use crate::evaluation::Evaluation;
+use crate::evaluation::{Evaluation, Groups, Weights};
 use burn::tensor::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -41,16 +41,17 @@ impl Default for Rpg {
 }
 
 impl Objective for Rpg {
-    fn loss(&self, e: &Evaluation<'_>, advantages: Tensor<1>) -> Tensor<1> {
+    fn loss(&self, e: &Evaluation<'_>, groups: &Groups<'_>) -> Tensor<1> {
+        let advantages = groups.advantages.clone();
         let ratio = e.ratio().detach();
         let weight = match self.divergence {
             Divergence::Reverse => ratio * (advantages - e.log_ratio().detach() * self.beta),
             Divergence::Forward => ratio * advantages + self.beta,
         };
-        -weight * e.log_prob()
+        -weight * e.log_prob(Weights::Current)
     }
 
-    fn problems(&self, _: &Setting) -> Vec<String> {
+    fn validate(&self, _: &Setting) -> Vec<String> {
         finite([("objective.beta", self.beta)]).collect()
     }
 }

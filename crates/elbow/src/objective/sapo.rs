@@ -7,7 +7,10 @@
 //! use temperatures of some 10³.
 
 use super::{Objective, Setting, positive};
-use crate::{evaluation::Evaluation, functions::sigmoid};
+use crate::{
+    evaluation::{Evaluation, Groups},
+    functions::sigmoid,
+};
 use burn::tensor::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -16,9 +19,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Sapo {
-    /// Steepness of the gate for good images.
+    /// Steepness of the gate for good samples.
     pub tau_positive: f64,
-    /// Steepness of the gate for bad images; larger is more cautious.
+    /// Steepness of the gate for bad samples; larger is more cautious.
     pub tau_negative: f64,
 }
 
@@ -29,14 +32,15 @@ impl Default for Sapo {
 }
 
 impl Objective for Sapo {
-    fn loss(&self, e: &Evaluation<'_>, advantages: Tensor<1>) -> Tensor<1> {
+    fn loss(&self, e: &Evaluation<'_>, groups: &Groups<'_>) -> Tensor<1> {
+        let advantages = groups.advantages.clone();
         let off = e.ratio() - 1.0;
         let gate = |tau: f64| sigmoid(off.clone() * tau) * (4.0 / tau);
         let (good, bad) = (advantages.clone().clamp_min(0.0), advantages.clamp_max(0.0));
         -(gate(self.tau_positive) * good + gate(self.tau_negative) * bad)
     }
 
-    fn problems(&self, _: &Setting) -> Vec<String> {
+    fn validate(&self, _: &Setting) -> Vec<String> {
         positive([("objective.tau_positive", self.tau_positive), ("objective.tau_negative", self.tau_negative)])
             .collect()
     }

@@ -4,10 +4,10 @@
 //! loss = ½ ( A − (d − mean sg(d)) )²,  d = L − L_ref
 //!
 //! With A = (R − mean)/β its minimum is π ∝ π_ref e^{R/β}: the reference is part of the loss, and `kl.weight` may be 0. ln Z is the
-//! mean of d over the images of one forward pass, so that here `batch.rows` is part of the method.
+//! mean of d over the samples of one forward pass, so that here `batch.micro_batch` is part of the method.
 
 use super::Objective;
-use crate::evaluation::Evaluation;
+use crate::evaluation::{Evaluation, Groups, Weights};
 use burn::tensor::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -18,8 +18,9 @@ use serde::{Deserialize, Serialize};
 pub struct TrajectoryBalance {}
 
 impl Objective for TrajectoryBalance {
-    fn loss(&self, e: &Evaluation<'_>, advantages: Tensor<1>) -> Tensor<1> {
-        let d = e.log_prob() - e.reference_log_prob();
+    fn loss(&self, e: &Evaluation<'_>, groups: &Groups<'_>) -> Tensor<1> {
+        let advantages = groups.advantages.clone();
+        let d = e.log_prob(Weights::Current) - e.log_prob(Weights::Reference);
         let level = d.clone().detach().mean();
         (advantages - d + level).square() * 0.5
     }

@@ -7,7 +7,7 @@
 //! the number of the sample alone. With `points` = T − 1 every step has its explorations in every epoch, as in the reference
 //! code; with fewer, every step has its turn.
 
-use super::{Sampler, Sde, Step};
+use super::{Branches, Sampler, Sde, Step};
 use crate::{
     noise::{Key, Purpose},
     schedule::Grid,
@@ -55,8 +55,12 @@ impl Sampler for Branch {
         self.sde.at(grid, &(at..at + 1))
     }
 
-    fn explorations(&self) -> Option<usize> {
-        Some(self.explorations)
+    fn moves(&self) -> bool {
+        true
+    }
+
+    fn branches(&self) -> Option<Branches> {
+        Some(Branches { points: self.points, explorations: self.explorations })
     }
 
     fn validate(&self, grid: &Grid) -> Vec<String> {

@@ -25,11 +25,7 @@ impl Sampler for Dpm2 {
         let (h, shrink) = grid.span(k);
         let second_order = k > 0 && !grid.is_last(k);
         let ratio = if second_order { grid.span(k - 1).0 / h } else { f64::INFINITY };
-        let target = if ratio.is_finite() {
-            clean + (clean - Mean::clean(grid, k, 1)) * (0.5 / ratio)
-        } else {
-            clean
-        };
+        let target = if ratio.is_finite() { clean + (clean - Mean::clean(grid, k, 1)) * (0.5 / ratio) } else { clean };
         Step::deterministic(Mean::point(0) * (to.sigma / from.sigma) + target * (to.alpha * (1.0 - shrink)))
     }
 }

@@ -106,18 +106,18 @@ impl Step {
     }
 }
 
-/// A point of a walk and the velocity there, both `[N, C, H, W]`.
+/// A point of a walk and the velocity there, both `[N, D]`.
 #[derive(Clone, Debug)]
 pub struct Visit {
     /// The point.
-    pub x: Tensor<4>,
+    pub x: Tensor<2>,
     /// dx/dt at it.
-    pub velocity: Tensor<4>,
+    pub velocity: Tensor<2>,
 }
 
-/// The mean of the next point `[N, C, H, W]`: `steps` has one step a row, `visits` the newest points first, as many as the steps
+/// The mean of the next point `[N, D]`: `steps` has one step a row, `visits` the newest points first, as many as the steps
 /// look at.
-pub fn mean(steps: &[Step], visits: &[Visit]) -> Tensor<4> {
+pub fn mean(steps: &[Step], visits: &[Visit]) -> Tensor<2> {
     let mut terms = Vec::new();
     for (back, visit) in visits.iter().enumerate().take(HISTORY) {
         terms.extend(scaled(visit.x.clone(), steps.iter().map(|step| step.mean.x[back])));
@@ -126,14 +126,14 @@ pub fn mean(steps: &[Step], visits: &[Visit]) -> Tensor<4> {
     terms.into_iter().reduce(|sum, term| sum + term).expect("invariant: a step looks at the newest point")
 }
 
-/// `x [N, C, H, W]` times one factor a row; nothing if all are zero.
-pub fn scaled(x: Tensor<4>, factors: impl ExactSizeIterator<Item = f64>) -> Option<Tensor<4>> {
+/// `x [N, D]` times one factor a row; nothing if all are zero.
+pub fn scaled(x: Tensor<2>, factors: impl ExactSizeIterator<Item = f64>) -> Option<Tensor<2>> {
     let factors: Vec<f64> = factors.collect();
     let first = *factors.first()?;
     if factors.iter().all(|factor| factor.to_bits() == first.to_bits()) {
         return (first != 0.0).then(|| x * first);
     }
-    let column = TensorData::new(factors, [x.dims()[0], 1, 1, 1]);
+    let column = TensorData::new(factors, [x.dims()[0], 1]);
     Some(x.clone() * Tensor::from_data(column, (&x.device(), x.dtype())))
 }
 
@@ -143,8 +143,8 @@ mod tests {
     use crate::schedule::Schedule;
     use burn::tensor::Device;
 
-    fn column(values: [f32; 2]) -> Tensor<4> {
-        Tensor::<1>::from_data(values, &Device::flex()).reshape([2, 1, 1, 1])
+    fn column(values: [f32; 2]) -> Tensor<2> {
+        Tensor::<1>::from_data(values, &Device::flex()).reshape([2, 1])
     }
 
     /// On rectified flow x̂₀ = x − t v and ε̂ = x + (1 − t) v.

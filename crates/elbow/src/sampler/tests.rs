@@ -41,7 +41,7 @@ struct GaussianData {
 }
 
 impl VelocityField for GaussianData {
-    fn velocity(&self, x: Tensor<4>, t: Tensor<1>, _: &Conditioning) -> Tensor<4> {
+    fn velocity(&self, x: Tensor<2>, t: Tensor<1>, _: &Conditioning) -> Tensor<2> {
         let t = t.into_data().try_to_vec::<f32>().expect("f32").into_iter().map(f64::from).next().expect("a row");
         let Level { alpha, sigma, d_alpha, d_sigma } = self.schedule.level(t);
         let variance = (alpha * self.std).powi(2) + sigma * sigma;
@@ -53,39 +53,52 @@ impl VelocityField for GaussianData {
 
 fn nothing(n: usize) -> Conditioning {
     let device = Device::flex();
-    Conditioning { tokens: Tensor::zeros([n, 1, 1], &device), pooled: Tensor::zeros([n, 1], &device) }
+    Conditioning { tokens: Tensor::zeros([n, 1, 1], &device), mask: None, pooled: None }
 }
 
 fn keys(n: u64) -> Vec<Key> {
     (0..n).map(|i| Key::new(1, Purpose::Step, 0).sample(i)).collect()
 }
 
-/// All points on the way from `start`.
-fn path(rule: SamplerKind, steps: usize, shift: f64, start: Tensor<4>, field: &GaussianData) -> Vec<Tensor<4>> {
-    let sampling = Sampling { rule, steps, shift, guidance: 1.0 };
-    let n = start.dims()[0];
-    sample(field, &sampling, field.schedule, start, &nothing(n), &keys(n as u64), true)
+/// A recipe's defaults with this rule.
+fn sampling(rule: impl Into<SamplerKind>) -> Sampling {
+    SamplerConfig { rule: rule.into(), ..SamplerConfig::default() }.build()
 }
 
-fn end(rule: SamplerKind, steps: usize, shift: f64, start: Tensor<4>) -> Tensor<4> {
+/// All points on the way from `start`, row by row with the noise of its key.
+fn drawn(sampling: &Sampling, field: &GaussianData, start: Tensor<2>, keys: &[Key]) -> Vec<Tensor<2>> {
+    let grid = sampling.grid(field.schedule);
+    let steps: Vec<Vec<Step>> = keys.iter().map(|&key| sampling.rule.walk(&grid, key)).collect();
+    let walks: Vec<(Key, &[Step])> = keys.iter().copied().zip(steps.iter().map(Vec::as_slice)).collect();
+    walk(field, &grid, start, &nothing(keys.len()), &walks, true)
+}
+
+/// All points on the way from `start`.
+fn path(rule: &SamplerKind, steps: usize, shift: f64, start: Tensor<2>, field: &GaussianData) -> Vec<Tensor<2>> {
+    let sampling = SamplerConfig { rule: rule.clone(), steps, shift, guidance: 1.0 }.build();
+    let keys = keys(start.dims()[0] as u64);
+    drawn(&sampling, field, start, &keys)
+}
+
+fn end(rule: &SamplerKind, steps: usize, shift: f64, start: Tensor<2>) -> Tensor<2> {
     let field = GaussianData { mean: 0.5, std: 0.5, schedule: FLOW };
     path(rule, steps, shift, start, &field).pop().expect("an end")
 }
 
 /// Rows of standard normal numbers.
-fn noise_of(rows: u64, shape: [usize; 3]) -> Tensor<4> {
-    noise::normal((0..rows).map(|i| Key::new(2, Purpose::Start, 0).sample(i)), shape, &Device::flex())
+fn noise_of(rows: u64, dims: usize) -> Tensor<2> {
+    noise::normal((0..rows).map(|i| Key::new(2, Purpose::Start, 0).sample(i)), dims, &Device::flex())
 }
 
-fn moments(x: Tensor<4>) -> [f64; 2] {
+fn moments(x: Tensor<2>) -> [f64; 2] {
     let x: Vec<f64> = x.into_data().iter::<f64>().collect();
     let mean = x.iter().sum::<f64>() / x.len() as f64;
     [mean, x.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / x.len() as f64]
 }
 
 /// The ODE maps N(0, 1) onto N(μ, s²) by x ↦ μ + s x.
-fn error(rule: SamplerKind, steps: usize) -> f64 {
-    let start = Tensor::<4>::full([1, 1, 1, 1], 1.5, &Device::flex());
+fn error(rule: &SamplerKind, steps: usize) -> f64 {
+    let start = Tensor::<2>::full([1, 1], 1.5, &Device::flex());
     f64::from(end(rule, steps, 1.0, start).into_scalar::<f32>() - (0.5 + 0.5 * 1.5)).abs()
 }
 
@@ -99,14 +112,14 @@ fn solvers_converge_at_their_order() {
         (sa_solver(0.0, 1), 1.0),
         (sa_solver(0.0, 2), 2.5),
     ] {
-        let (coarse, fine) = (error(rule, 16), error(rule, 64));
+        let (coarse, fine) = (error(&rule, 16), error(&rule, 64));
         let measured = (coarse / fine).log2() / 2.0;
         assert!((measured - order).abs() < 0.35, "{rule:?}: order {measured}, errors {coarse} {fine}");
     }
 }
 
 /// The mean of step `k` and how noisy it is.
-fn step(rule: SamplerKind, schedule: Schedule, times: &[f64], k: usize) -> (f64, f64) {
+fn step(rule: &SamplerKind, schedule: Schedule, times: &[f64], k: usize) -> (f64, f64) {
     let grid = Grid::new(schedule, times.to_vec());
     weighed(rule.get().step(&grid, k), [0.7; HISTORY], [-1.3; HISTORY])
 }
@@ -133,7 +146,7 @@ fn samplers_without_noise_are_first_order_solvers() {
             let (from, to) = (grid.level(k), grid.level(k + 1));
             let (clean, _) = weighed(Step::deterministic(Mean::clean(&grid, k, 0)), [0.7; HISTORY], [-1.3; HISTORY]);
             let expected = to.sigma / from.sigma * 0.7 + to.alpha * (1.0 - grid.span(k).1) * clean;
-            for &rule in rules {
+            for rule in rules {
                 let (mean, std) = step(rule, schedule, &times, k);
                 assert!((mean - expected).abs() < 1e-9, "{rule:?} {schedule:?} step {k}: {mean} {expected}");
                 assert!(std.abs() < f64::MIN_POSITIVE, "{rule:?}");
@@ -149,7 +162,7 @@ fn the_deviation_of_ddim_is_the_papers_on_a_variance_preserving_path() {
     for (k, eta) in (0..9).flat_map(|k| [0.3, 1.0].map(|eta| (k, eta))) {
         let (now, next) = (alpha_bar(times[k]), alpha_bar(times[k + 1]));
         let expected = eta * ((1.0 - next) / (1.0 - now) * (1.0 - now / next)).sqrt();
-        let (_, std) = step(ddim(eta), VP, &times, k);
+        let (_, std) = step(&ddim(eta), VP, &times, k);
         assert!((std - expected).abs() < 1e-12, "step {k}: {std} {expected}");
     }
 }
@@ -164,7 +177,7 @@ fn ddim_on_a_rectified_flow_is_the_posterior_of_its_path() {
         let a = (1.0 - t) / (1.0 - next);
         let variance = next * next * (t * t - a * a * next * next) / (t * t);
         let (clean, noise) = (x - t * v, x + (1.0 - t) * v);
-        let (mean, std) = step(ddim(eta), FLOW, &times, k);
+        let (mean, std) = step(&ddim(eta), FLOW, &times, k);
         assert!((std * std - eta * eta * variance).abs() < 1e-12, "step {k}, η = {eta}: {std}");
         let kept = (next * next - eta * eta * variance).sqrt();
         assert!((mean - ((1.0 - next) * clean + kept * noise)).abs() < 1e-9, "step {k}, η = {eta}: {mean}");
@@ -175,12 +188,12 @@ fn ddim_on_a_rectified_flow_is_the_posterior_of_its_path() {
 
 #[test]
 fn steps_with_noise_have_a_density_and_the_last_of_most_has_none() {
-    let steps = |rule, schedule| {
-        let sampling = Sampling { rule, ..Sampling::default() };
-        sampling.stochastic_steps(schedule, keys(1)[0])
+    let steps = |rule: &SamplerKind, schedule| {
+        let sampling = sampling(rule.clone());
+        stochastic(&sampling.rule.walk(&sampling.grid(schedule), keys(1)[0]))
     };
     let none = Vec::<usize>::new();
-    assert_eq!(steps(flow_sde(0.7), FLOW), (0..10).collect::<Vec<_>>());
+    assert_eq!(steps(&flow_sde(0.7), FLOW), (0..10).collect::<Vec<_>>());
     for (rule, schedule) in [
         (dance(0.3), FLOW),
         (ddim(1.0), FLOW),
@@ -190,17 +203,17 @@ fn steps_with_noise_have_a_density_and_the_last_of_most_has_none() {
         (sa_solver(0.4, 1), FLOW),
         (sa_solver(1.0, 2), VP),
     ] {
-        assert_eq!(steps(rule, schedule), (0..9).collect::<Vec<_>>(), "{rule:?}");
+        assert_eq!(steps(&rule, schedule), (0..9).collect::<Vec<_>>(), "{rule:?}");
     }
     let solvers = [SamplerKind::Euler(Euler {}), SamplerKind::Dpm2(Dpm2 {}), UNIPC];
     for rule in [&solvers[..], &[flow_sde(0.0), dance(0.0), ddim(0.0), cps(0.0), sa_solver(0.0, 2)]].concat() {
-        assert_eq!(steps(rule, FLOW), none, "{rule:?}");
+        assert_eq!(steps(&rule, FLOW), none, "{rule:?}");
     }
 }
 
 #[test]
 fn sdes_keep_the_moments_of_the_data() {
-    let start = noise_of(4096, [1, 1, 4]);
+    let start = noise_of(4096, 4);
     for (rule, schedule) in [
         (flow_sde(0.7), FLOW),
         (dance(0.3), FLOW),
@@ -213,7 +226,7 @@ fn sdes_keep_the_moments_of_the_data() {
         (sa_solver(1.0, 2), VP),
     ] {
         let field = GaussianData { mean: 0.5, std: 0.5, schedule };
-        let [mean, variance] = moments(path(rule, 400, 1.0, start.clone(), &field).pop().expect("an end"));
+        let [mean, variance] = moments(path(&rule, 400, 1.0, start.clone(), &field).pop().expect("an end"));
         // Four standard errors of the variance of 16,384 numbers are 0.011; the discretization takes 0.002.
         let close = (mean - 0.5).abs() < 0.016 && (variance - 0.25).abs() < 0.013;
         assert!(close, "{rule:?} {schedule:?}: {mean} {variance}");
@@ -224,8 +237,8 @@ fn sdes_keep_the_moments_of_the_data() {
 #[test]
 fn coefficients_preserving_sampling_keeps_the_noise_of_each_time() {
     let (eta, steps, times) = (0.8, 10, grid(10, 1.0));
-    let start = noise_of(4096, [1, 1, 4]);
-    let points = path(cps(eta), steps, 1.0, start.clone(), &GaussianData { mean: 0.5, std: 0.0, schedule: FLOW });
+    let start = noise_of(4096, 4);
+    let points = path(&cps(eta), steps, 1.0, start.clone(), &GaussianData { mean: 0.5, std: 0.0, schedule: FLOW });
     for (x, t) in points.into_iter().zip(&times) {
         let [mean, variance] = moments(x);
         assert!((mean - (1.0 - t) * 0.5).abs() < 0.032 * t + 1e-6, "{t}: {mean}");
@@ -239,7 +252,7 @@ fn coefficients_preserving_sampling_keeps_the_noise_of_each_time() {
         let slope = ((1.0 - next) * (1.0 - t) * 0.25 + next * t * kept) / ((1.0 - t).powi(2) * 0.25 + t * t);
         slope * slope * variance + (next * redrawn).powi(2)
     });
-    let [_, measured] = moments(end(cps(eta), steps, 1.0, start));
+    let [_, measured] = moments(end(&cps(eta), steps, 1.0, start));
     assert!((measured - variance).abs() < 0.05 * variance && variance < 0.2, "{measured} {variance}");
 }
 
@@ -250,13 +263,13 @@ fn every_step_is_finite_from_pure_noise() {
     let window = SamplerKind::Window(Window { size: 1, ..Window::default() });
     let flow = [flow_sde(0.7), dance(0.3), window, SamplerKind::Branch(Branch { points: 1, ..Branch::default() })];
     for steps in [1, 2, 10] {
-        let start = || Tensor::<4>::full([1, 1, 1, 1], 1.0, &Device::flex());
+        let start = || Tensor::<2>::full([1, 1], 1.0, &Device::flex());
         let schedules =
             [(FLOW, [&deterministic[..], &both, &flow].concat()), (VP, [&deterministic[..], &both].concat())];
         for (schedule, rules) in schedules {
             let field = GaussianData { mean: 0.5, std: 0.5, schedule };
             for rule in rules {
-                for x in path(rule, steps, 3.0, start(), &field) {
+                for x in path(&rule, steps, 3.0, start(), &field) {
                     assert!(x.into_scalar::<f32>().is_finite(), "{rule:?} in {steps} steps on {schedule:?}");
                 }
             }
@@ -266,7 +279,8 @@ fn every_step_is_finite_from_pure_noise() {
 
 #[test]
 fn values_out_of_range_are_refused_with_their_range() {
-    let refusal = |rule, schedule| Sampling { rule, ..Sampling::default() }.validate(schedule).into_iter().next();
+    let refusal =
+        |rule: &SamplerKind, schedule| sampling(rule.clone()).validate("sampler", schedule).into_iter().next();
     for (rule, words) in [
         (flow_sde(-0.1), ["flow-sde", "noise_level = -0.1", "positive"]),
         (flow_sde(f64::INFINITY), ["flow-sde", "noise_level = inf", "positive"]),
@@ -276,15 +290,15 @@ fn values_out_of_range_are_refused_with_their_range() {
         (sa_solver(-1.0, 2), ["sa-solver", "tau = -1", "positive"]),
         (sa_solver(0.4, 3), ["sa-solver", "order = 3", "1 or 2"]),
     ] {
-        let message = refusal(rule, FLOW).expect("out of range");
+        let message = refusal(&rule, FLOW).expect("out of range");
         assert!(words.iter().all(|word| message.contains(word)), "{message}");
     }
     for rule in [flow_sde(0.7), dance(0.3)] {
-        let message = refusal(rule, VP).expect("not on this schedule");
+        let message = refusal(&rule, VP).expect("not on this schedule");
         assert!(message.contains("rectified flow") && message.contains("ddim"), "{message}");
-        assert_eq!(refusal(rule, FLOW), None);
+        assert_eq!(refusal(&rule, FLOW), None);
     }
     for rule in [ddim(0.0), ddim(1.0), cps(0.8), UNIPC, sa_solver(1.6, 1), sa_solver(0.0, 2)] {
-        assert_eq!([refusal(rule, FLOW), refusal(rule, VP)], [None, None]);
+        assert_eq!([refusal(&rule, FLOW), refusal(&rule, VP)], [None, None]);
     }
 }

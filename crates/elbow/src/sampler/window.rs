@@ -129,6 +129,10 @@ impl Sampler for Window {
         self.sde.at(grid, &(first..first + self.size))
     }
 
+    fn moves(&self) -> bool {
+        true
+    }
+
     fn validate(&self, grid: &Grid) -> Vec<String> {
         let (Self { size, every, stride, .. }, steps) = (*self, grid.steps());
         let mut problems = Vec::new();

@@ -4,59 +4,41 @@
 //! counters: saving those and loading them continues a run bit for bit.
 
 mod record;
-mod replay;
-mod rollout;
 mod state;
-mod top_up;
 mod update;
 
-pub use record::{EpochReport, Sample};
-pub use replay::{Kept, Replay};
-pub use rollout::Drawn;
+pub use record::{EpochReport, Shown};
 pub use state::{State, StateError};
-pub use top_up::{Extra, TopUp};
 pub use update::Outcome;
 
 use crate::{
-    advantage::Grouped,
-    config::{Config, ConfigError},
+    batch::{Batch, Sample},
+    collection::Collected,
     guidance::Guided,
-    likelihood::Rollout,
+    lanes,
+    method::{Method, MethodError},
+    observer::Observer,
     params::Params,
     policy::{Conditioning, EncodeError, Policy, VelocityField},
     prompts::PromptSource,
     reward::Reward,
+    rollout::{Rollout, RolloutError},
 };
 use burn::tensor::Device;
-use std::time::Instant;
+use std::{sync::Mutex, time::Instant};
 
 /// Why training stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
-    /// The configuration cannot run.
+    /// The method cannot run.
     #[error(transparent)]
-    Config(#[from] ConfigError),
+    Method(#[from] MethodError),
     /// A prompt cannot be encoded.
     #[error(transparent)]
     Encode(#[from] EncodeError),
-    /// Too many images without a reward.
-    #[error(
-        "{missing} of {total} rewards `{name}` are missing in epoch {epoch} (max_missing = {limit}); the first: {first}"
-    )]
-    Missing {
-        /// The reward.
-        name: String,
-        /// Images without a score.
-        missing: usize,
-        /// Images of the epoch.
-        total: usize,
-        /// The epoch.
-        epoch: u64,
-        /// The configured share.
-        limit: f64,
-        /// Why the first is missing.
-        first: String,
-    },
+    /// The samples of an epoch could not be had.
+    #[error(transparent)]
+    Rollout(#[from] RolloutError),
     /// The gradient was not finite several times in a row.
     #[error(
         "the gradient was not finite in {updates} updates in a row, last in epoch {epoch}; weights are unchanged since. \
@@ -70,20 +52,9 @@ pub enum TrainError {
     },
 }
 
-/// What a long-running phase tells whoever watches.
-pub trait Observer: Sync {
-    /// `done` of `total` images have passed `phase` ("rollout" or "update").
-    fn progress(&self, phase: &'static str, done: usize, total: usize);
-}
-
-/// Watches nothing.
-impl Observer for () {
-    fn progress(&self, _: &'static str, _: usize, _: usize) {}
-}
-
 /// A policy being trained on a reward.
 pub struct Trainer<'a> {
-    config: Config,
+    method: Method,
     policy: &'a dyn Policy,
     prompts: &'a dyn PromptSource,
     reward: &'a dyn Reward,
@@ -91,94 +62,121 @@ pub struct Trainer<'a> {
     unconditional: Conditioning,
     /// Everything a checkpoint holds.
     pub state: State,
+    /// Further weights over the same base that an objective may ask about, as [`Weights::Teacher`](crate::evaluation::Weights).
+    pub teachers: Vec<Params>,
+    /// Micro-batches side by side; results do not depend on it.
+    pub in_flight: usize,
 }
 
-/// Updates in a row that may fail before the run stops.
-const MAX_NOT_FINITE: u32 = 3;
-
 impl<'a> Trainer<'a> {
-    /// Checks the configuration and starts from the policy's initial parameters.
+    /// Checks the method and starts from the policy's initial parameters.
     pub fn new(
-        config: Config,
+        method: Method,
         policy: &'a dyn Policy,
         prompts: &'a dyn PromptSource,
         reward: &'a dyn Reward,
         device: Device,
     ) -> Result<Self, TrainError> {
-        config.validate()?;
+        method.validate(policy.schedule())?;
         let unconditional = policy.encode(&["".into()])?;
         let state = State::new(policy.initial());
-        Ok(Self { config, policy, prompts, reward, device, unconditional, state })
+        let in_flight = lanes::count(&device);
+        Ok(Self { method, policy, prompts, reward, device, unconditional, state, teachers: Vec::new(), in_flight })
     }
 
-    /// The configuration.
-    pub fn config(&self) -> &Config {
-        &self.config
+    /// What it trains by.
+    pub fn method(&self) -> &Method {
+        &self.method
     }
 
     /// One epoch. On error the state is that before the epoch.
     pub fn epoch(&mut self, observer: &dyn Observer) -> Result<EpochReport, TrainError> {
-        let before = self.state.clone();
-        let result = self.run_epoch(observer);
-        if result.is_err() {
-            self.state = before;
-        }
-        result
-    }
-
-    /// The first half of an epoch: draws its images from the behavior weights and scores them.
-    pub fn draw(&self, observer: &dyn Observer) -> Result<Drawn, TrainError> {
-        top_up::draw(self, observer)
-    }
-
-    /// The second half: the epoch's optimizer steps on what was drawn, then the move of the behavior weights.
-    pub fn update(
-        &mut self,
-        rollout: &Rollout,
-        rewards: &Grouped,
-        observer: &dyn Observer,
-    ) -> Result<Outcome, TrainError> {
-        update::run(self, rollout, rewards, observer)
-    }
-
-    fn run_epoch(&mut self, observer: &dyn Observer) -> Result<EpochReport, TrainError> {
         let start = Instant::now();
-        let drawn = self.draw(observer)?;
-        let rolled = Instant::now();
-        let kept = replay::kept(self, &drawn);
-        let outcome = self.update(&drawn.rollout, &drawn.rewards, observer)?;
-        self.remember(&drawn);
-        self.state.kept = kept;
+        let field = self.field(Some(self.drawing()));
+        let rollout = self.rollout(&*field, observer);
+        let collected = self.method.collection.collect(&rollout, &self.state.memory)?;
+        let reward = rollout.reward_time();
+        let rolled = start.elapsed();
+
+        let updating = Instant::now();
+        let before = self.state.clone();
+        let outcome = match update::run(self, &collected.batch, observer) {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                self.state = before;
+                return Err(error);
+            }
+        };
+        self.remember(&collected.batch.samples);
+        self.state.memory = collected.memory.clone();
         self.state.epoch += 1;
-        let timing = record::Timing { rollout: rolled - start, reward: drawn.reward_time, update: rolled.elapsed() };
-        Ok(record::report(self, &drawn, &outcome, timing))
+        let timing = record::Timing { rollout: rolled, reward, update: updating.elapsed() };
+        Ok(record::report(self, &collected, &outcome, &timing))
+    }
+
+    /// The first half of an epoch alone: draws its samples from the behavior weights and scores them.
+    pub fn collect(&self, observer: &dyn Observer) -> Result<Collected, TrainError> {
+        let field = self.field(Some(self.drawing()));
+        Ok(self.method.collection.collect(&self.rollout(&*field, observer), &self.state.memory)?)
+    }
+
+    /// The second half alone: the epoch's optimizer steps on what was drawn, then the move of the behavior weights.
+    pub fn update(&mut self, batch: &Batch, observer: &dyn Observer) -> Result<Outcome, TrainError> {
+        update::run(self, batch, observer)
+    }
+
+    /// The weights that draw.
+    fn drawing(&self) -> &Params {
+        if self.method.behavior.on_policy { &self.state.current } else { &self.state.behavior }
+    }
+
+    /// What a collection draws with: `field` is that of the weights that draw.
+    fn rollout<'b>(&'b self, field: &'b dyn VelocityField, observer: &'b dyn Observer) -> Rollout<'b> {
+        let method = &self.method;
+        Rollout {
+            seed: method.seed,
+            epoch: self.state.epoch,
+            policy: self.policy,
+            field,
+            prompts: self.prompts,
+            reward: self.reward,
+            sampling: &method.sampler,
+            likelihood: &*method.likelihood,
+            advantage: &*method.advantage,
+            history: &self.state.history,
+            batch: method.batch,
+            compared: method.compared(),
+            start_noise: method.start_noise,
+            max_missing: method.max_missing,
+            in_flight: self.in_flight,
+            device: &self.device,
+            observer,
+            reward_time: Mutex::default(),
+        }
     }
 
     /// Adds the epoch's rewards to the history of their prompts, if the advantage looks at it.
-    fn remember(&mut self, drawn: &Drawn) {
-        let memory = self.config.advantage.get().memory();
-        if memory == 0 {
-            return;
+    fn remember(&mut self, samples: &[Sample]) {
+        let memory = self.method.advantage.memory();
+        if memory > 0 {
+            for sample in samples {
+                self.state.history.extend(&sample.prompt.text, sample.value().into_iter(), memory);
+            }
         }
-        for (rewards, prompt) in drawn.rewards.rewards.chunks(self.config.batch.group_size).zip(&drawn.prompts) {
-            self.state.history.extend(&prompt.text, rewards.iter().flatten().copied(), memory);
-        }
-    }
-
-    /// The weights that draw rollouts.
-    fn drawing(&self) -> &Params {
-        if self.config.behavior.on_policy { &self.state.current } else { &self.state.behavior }
     }
 
     /// The field under the given parameters (`None`: the reference), with the recipe's guidance and without gradients.
     pub fn field(&self, params: Option<&Params>) -> Box<dyn VelocityField + 'a> {
-        let tensors = params.map(|p| p.tensors(&self.device));
+        let tensors = params.map(|params| params.tensors(&self.device));
         self.guided(self.policy.bind(tensors.as_ref()))
     }
 
     /// A field of the policy with the recipe's guidance.
     pub fn guided(&self, field: Box<dyn VelocityField>) -> Box<dyn VelocityField + 'a> {
-        let (scale, unconditional) = (self.config.sampler.guidance, self.unconditional.clone());
-        Box::new(Guided { field, scale, unconditional })
+        let scale = self.method.sampler.guidance;
+        if scale.to_bits() == 1f64.to_bits() {
+            return field;
+        }
+        Box::new(Guided { field, scale, unconditional: self.unconditional.clone() })
     }
 }

@@ -1,127 +1,120 @@
 //! What an epoch leaves in the log, under the field's names.
 
-use super::{Drawn, Trainer, replay, update::Outcome};
-use crate::{advantage::Moments, prompts::Prompt};
+use super::{Trainer, update::Outcome};
+use crate::{
+    advantage::{Moments, Rewards},
+    batch::Sample,
+    collection::Collected,
+    prompts::Prompt,
+};
 use image::RgbImage;
 use serde_json::{Map, Value};
-use std::time::Duration;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-/// One epoch's numbers and some of its images.
+/// One epoch's numbers and some of its samples.
 #[derive(Clone, Debug)]
 pub struct EpochReport {
     /// One record of `metrics.jsonl`; keys that start with `time_` and `samples_per_second` depend on the machine, all others
     /// on the run alone.
     pub record: Map<String, Value>,
-    /// The first image of each group.
-    pub samples: Vec<Sample>,
+    /// The first sample of each prompt.
+    pub samples: Vec<Shown>,
 }
 
-/// An image, what it was drawn for and how it scored.
+/// A picture, what it was drawn for and how it scored.
 #[derive(Clone, Debug)]
-pub struct Sample {
+pub struct Shown {
     /// The picture.
-    pub image: RgbImage,
+    pub image: Arc<RgbImage>,
     /// Its prompt.
-    pub prompt: Prompt,
+    pub prompt: Arc<Prompt>,
     /// Its reward; `None` is missing.
     pub reward: Option<f64>,
 }
 
+/// How long the parts of an epoch took.
 pub(super) struct Timing {
     pub(super) rollout: Duration,
     pub(super) reward: Duration,
     pub(super) update: Duration,
 }
 
-/// Mean of what is there; null of nothing.
-fn mean(values: &[f64]) -> Value {
-    if values.is_empty() { Value::Null } else { Value::from(Moments::of(values).mean) }
-}
+pub(super) fn report(trainer: &Trainer<'_>, collected: &Collected, outcome: &Outcome, timing: &Timing) -> EpochReport {
+    let mut record = Map::new();
+    record.insert("epoch".into(), trainer.state.epoch.into());
+    record.insert("step".into(), trainer.state.optimizer.step.into());
+    rewards(trainer, &collected.batch.samples, &mut record);
+    update(outcome, &mut record);
+    times(collected.drawn, timing, &mut record);
+    record.extend(collected.log.iter().cloned());
 
-pub(super) fn report(trainer: &Trainer<'_>, drawn: &Drawn, outcome: &Outcome, timing: Timing) -> EpochReport {
-    let (total, groups) = (Moments::of(&new(drawn, &drawn.rewards.rewards)), drawn.rewards.moments());
-    let images = drawn.images.len() - drawn.replayed.len();
-    let drawn_images = images + drawn.extra.groups * trainer.config.batch.group_size;
-    let reward = trainer.reward.name();
-    let group_std: Vec<f64> = groups.iter().filter(|g| g.count > 0).map(|g| g.std).collect();
-    let squares: Vec<f64> = outcome.log_ratios.iter().map(|r| r * r / 2.0).collect();
-    let largest = outcome.log_ratios.iter().fold(0.0, |m: f64, r| m.max(r.abs()));
-    let ratios = Moments::of(&outcome.log_ratios);
-    let seconds = (timing.rollout + timing.update).as_secs_f64();
-    let parts = trainer.reward.parts().iter().zip(&drawn.rewards.parts).flat_map(|(reward, part)| {
-        let of = Moments::of(&new(drawn, &part.rewards));
-        let name = format!("reward_{}", reward.name);
-        [(format!("{name}_std"), Value::from(of.std)), (name, Value::from(of.mean))]
-    });
-    let top_up = (trainer.config.top_up.groups > 0).then(|| drawn.extra.entries(reward));
-    let per_tag = tags(drawn).into_iter().map(|(tag, values)| (format!("reward_{reward}_{tag}"), mean(&values)));
-    let entries = [
-        ("epoch".into(), Value::from(trainer.state.epoch)),
-        ("step".into(), Value::from(trainer.state.optimizer.step)),
-        (format!("reward_{reward}"), Value::from(total.mean)),
-        (format!("reward_{reward}_std"), Value::from(total.std)),
-        ("reward_std_mean".into(), mean(&group_std)),
-        ("reward_missing".into(), Value::from(images - total.count)),
-        ("zero_std_ratio".into(), Value::from(groups.iter().filter(|g| g.agree).count() as f64 / groups.len() as f64)),
-        ("trained_samples".into(), Value::from(outcome.trained)),
-        ("policy_loss".into(), mean(&outcome.policy_losses)),
-        ("kl_loss".into(), mean(&outcome.kls)),
-        ("approx_kl".into(), mean(&squares)),
-        ("logratio_std".into(), Value::from(ratios.std)),
-        ("logratio_max".into(), Value::from(largest)),
-        ("clipfrac".into(), mean(&outcome.clipped)),
-        ("grad_norm".into(), mean(&outcome.grad_norms)),
-        ("time_rollout".into(), Value::from(timing.rollout.as_secs_f64())),
-        ("time_reward".into(), Value::from(timing.reward.as_secs_f64())),
-        ("time_update".into(), Value::from(timing.update.as_secs_f64())),
-        ("samples_per_second".into(), Value::from(drawn_images as f64 / seconds)),
-    ];
-    let replayed = (trainer.config.replay.prompts > 0).then(|| replay::entries(drawn)).into_iter().flatten();
-    let further = drafts(drawn, reward)
-        .into_iter()
-        .chain(replayed)
-        .chain(per_tag)
-        .chain(parts)
-        .chain(top_up.into_iter().flatten());
-    let record = entries.into_iter().chain(further).collect();
-    let first = |g: usize| g * trainer.config.batch.group_size;
-    let sample = |(g, prompt): (usize, &Prompt)| Sample {
-        image: drawn.images[first(g)].clone(),
-        prompt: prompt.clone(),
-        reward: drawn.rewards.rewards[first(g)],
+    let group_size = trainer.method.batch.group_size;
+    let shown = |sample: &Sample| Shown {
+        image: Arc::clone(&sample.image),
+        prompt: Arc::clone(&sample.prompt),
+        reward: sample.value(),
     };
-    EpochReport { record, samples: drawn.prompts.iter().enumerate().map(sample).collect() }
+    EpochReport { record, samples: collected.batch.samples.iter().step_by(group_size).map(shown).collect() }
 }
 
-/// Rewards that are there, of the images drawn in the epoch.
-fn new(drawn: &Drawn, rewards: &[Option<f64>]) -> Vec<f64> {
-    let known = rewards.iter().enumerate().filter(|(i, _)| !drawn.replayed.contains(i));
-    known.filter_map(|(_, reward)| *reward).collect()
-}
+/// What the samples drawn in this epoch scored, and how the groups of the batch differ.
+fn rewards(trainer: &Trainer<'_>, samples: &[Sample], record: &mut Map<String, Value>) {
+    let name = trainer.reward.name();
+    let new: Vec<&Sample> = samples.iter().filter(|sample| !sample.replayed).collect();
+    let scored: Vec<f64> = new.iter().filter_map(|sample| sample.value()).collect();
+    let moments = Moments::of(&scored);
+    record.insert(format!("reward_{name}"), moments.mean.into());
+    record.insert(format!("reward_{name}_std"), moments.std.into());
 
-/// What the drafts cost and scored, if there were any.
-fn drafts(drawn: &Drawn, reward: &str) -> Vec<(String, Value)> {
-    if drawn.drafts.is_empty() {
-        return Vec::new();
-    }
-    let scored: Vec<f64> = drawn.drafts.iter().flatten().copied().collect();
-    vec![
-        ("drafts".into(), Value::from(drawn.drafts.len())),
-        ("draft_reward_missing".into(), Value::from(drawn.drafts.len() - scored.len())),
-        (format!("draft_reward_{reward}"), mean(&scored)),
-        (format!("draft_reward_{reward}_std"), Value::from(Moments::of(&scored).std)),
-    ]
-}
+    let groups = Rewards::of(samples).moments();
+    let deviations: Vec<f64> = groups.iter().filter(|group| group.count > 0).map(|group| group.std).collect();
+    let zero_variance = groups.iter().filter(|group| group.agree).count();
+    record.insert("reward_std_mean".into(), mean(&deviations));
+    record.insert("reward_missing".into(), (new.len() - scored.len()).into());
+    record.insert("zero_std_ratio".into(), (zero_variance as f64 / groups.len() as f64).into());
 
-/// Rewards by tag of the prompt, in order of the tags' names.
-fn tags(drawn: &Drawn) -> std::collections::BTreeMap<&str, Vec<f64>> {
-    let mut tags = std::collections::BTreeMap::<&str, Vec<f64>>::new();
-    let size = drawn.images.len() / drawn.prompts.len();
-    for (i, reward) in drawn.rewards.rewards.iter().enumerate().filter(|(i, _)| !drawn.replayed.contains(i)) {
-        if let Some(tag) = drawn.prompts[i / size].tag() {
-            tags.entry(tag).or_default().extend(reward);
+    let mut by_tag = BTreeMap::<&str, Vec<f64>>::new();
+    for sample in &new {
+        if let (Some(tag), Some(value)) = (sample.prompt.tag(), sample.value()) {
+            by_tag.entry(tag).or_default().push(value);
         }
     }
-    tags.retain(|_, rewards| !rewards.is_empty());
-    tags
+    for (tag, values) in by_tag {
+        record.insert(format!("reward_{name}_{tag}"), mean(&values));
+    }
+
+    for (k, part) in trainer.reward.parts().iter().enumerate() {
+        let values = new.iter().filter_map(|sample| sample.reward.as_ref().ok()).map(|score| score.parts[k].value);
+        let moments = Moments::of(&values.collect::<Vec<_>>());
+        record.insert(format!("reward_{}", part.name), moments.mean.into());
+        record.insert(format!("reward_{}_std", part.name), moments.std.into());
+    }
+}
+
+/// What the updates saw.
+fn update(outcome: &Outcome, record: &mut Map<String, Value>) {
+    let ratios = Moments::of(&outcome.log_ratios);
+    let half_squares: Vec<f64> = outcome.log_ratios.iter().map(|ratio| ratio * ratio / 2.0).collect();
+    let largest = outcome.log_ratios.iter().fold(0.0, |largest: f64, ratio| largest.max(ratio.abs()));
+    record.insert("trained_samples".into(), outcome.trained.into());
+    record.insert("policy_loss".into(), mean(&outcome.policy_losses));
+    record.insert("kl_loss".into(), mean(&outcome.kls));
+    record.insert("approx_kl".into(), mean(&half_squares));
+    record.insert("logratio_std".into(), ratios.std.into());
+    record.insert("logratio_max".into(), largest.into());
+    record.insert("clipfrac".into(), mean(&outcome.clipped));
+    record.insert("grad_norm".into(), mean(&outcome.grad_norms));
+}
+
+fn times(drawn: usize, timing: &Timing, record: &mut Map<String, Value>) {
+    let seconds = (timing.rollout + timing.update).as_secs_f64();
+    record.insert("time_rollout".into(), timing.rollout.as_secs_f64().into());
+    record.insert("time_reward".into(), timing.reward.as_secs_f64().into());
+    record.insert("time_update".into(), timing.update.as_secs_f64().into());
+    record.insert("samples_per_second".into(), (drawn as f64 / seconds).into());
+}
+
+/// Mean of what is there; null of nothing.
+fn mean(values: &[f64]) -> Value {
+    if values.is_empty() { Value::Null } else { Moments::of(values).mean.into() }
 }

@@ -1,8 +1,8 @@
 //! Everything a run is between two epochs.
 
-use super::Kept;
 use crate::{
     advantage::History,
+    collection::Memory,
     optimizer::Optimizer,
     params::{Params, WeightError},
 };
@@ -26,8 +26,8 @@ pub struct State {
     pub not_finite: u32,
     /// Earlier rewards by prompt, where the advantage wants them.
     pub history: History,
-    /// Images kept for replay, those that stand out most first.
-    pub kept: Vec<Kept>,
+    /// What the collection carries to the next epoch.
+    pub memory: Memory,
 }
 
 /// A checkpoint that does not fit this run.
@@ -55,8 +55,8 @@ const FILES: [&str; 5] = [
     "adam_second.safetensors",
 ];
 
-/// The file with the paths of images kept for replay; it is there if there are any.
-const REPLAY: &str = "replay.safetensors";
+/// The file with the tensors that the collection remembers; it is there if there are any.
+const COLLECTION: &str = "collection.safetensors";
 
 impl State {
     /// Before the first epoch.
@@ -69,41 +69,43 @@ impl State {
             current: initial,
             not_finite: 0,
             history: History::default(),
-            kept: Vec::new(),
+            memory: Memory::default(),
         }
     }
 
     /// The files of a checkpoint, and the counters beside them.
     pub fn save(&self) -> (Vec<(&'static str, Vec<u8>)>, Value) {
         let params = [&self.current, &self.behavior, &self.ema, &self.optimizer.first, &self.optimizer.second];
-        let paths = Kept::paths(&self.kept);
-        let files = FILES.into_iter().zip(params).chain((!self.kept.is_empty()).then_some((REPLAY, &paths)));
-        let files = files.map(|(name, p)| (name, p.to_safetensors(None))).collect();
+        let mut files: Vec<(&'static str, Vec<u8>)> =
+            FILES.into_iter().zip(params).map(|(name, params)| (name, params.to_safetensors(None))).collect();
+        if !self.memory.tensors.entries().is_empty() {
+            files.push((COLLECTION, self.memory.tensors.to_safetensors(None)));
+        }
         let counters = json!({"epoch": self.epoch, "optimizer_step": self.optimizer.step, "not_finite": self.not_finite,
-            "history": self.history, "kept": self.kept});
+            "history": self.history, "collection": self.memory.notes});
         (files, counters)
     }
 
     /// The state that [`State::save`] wrote; `self` gives the layout.
     pub fn load(&self, files: &BTreeMap<String, Vec<u8>>, counters: &Value) -> Result<Self, StateError> {
-        let values = |file: &'static str, layout: &Params| {
+        let read = |file: &'static str| {
             let bytes = files.get(file).ok_or(StateError::Missing(file))?;
-            layout.with_values_of(bytes).map_err(|source| StateError::Weights { file, source })
+            self.current.with_values_of(bytes).map_err(|source| StateError::Weights { file, source })
         };
-        let read = |file| values(file, &self.current);
         let count = |name: &'static str| counters[name].as_u64().ok_or(StateError::Missing(name));
         let [current, behavior, ema, first, second] = FILES.map(read);
         let optimizer = Optimizer { step: count("optimizer_step")?, first: first?, second: second? };
         let (epoch, not_finite) = (count("epoch")?, count("not_finite")? as u32);
         let history =
             serde_json::from_value(counters["history"].clone()).map_err(|_| StateError::Missing("history"))?;
-        let mut kept: Vec<Kept> =
-            serde_json::from_value(counters["kept"].clone()).map_err(|_| StateError::Missing("kept"))?;
-        if !kept.is_empty() {
-            let paths = values(REPLAY, &Kept::layout(&kept))?;
-            kept = Kept::with_paths(kept, &paths);
-        }
-        Ok(Self { epoch, current: current?, behavior: behavior?, ema: ema?, optimizer, not_finite, history, kept })
+        let tensors = match files.get(COLLECTION) {
+            None => Params::new([]),
+            Some(bytes) => {
+                Params::from_safetensors(bytes).map_err(|source| StateError::Weights { file: COLLECTION, source })?
+            }
+        };
+        let memory = Memory { notes: counters["collection"].clone(), tensors };
+        Ok(Self { epoch, current: current?, behavior: behavior?, ema: ema?, optimizer, not_finite, history, memory })
     }
 }
 

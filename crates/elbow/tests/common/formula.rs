@@ -1,16 +1,17 @@
 //! Losses re-derived from the formulas in `f64`.
 //!
-//! This shares nothing with the library but the rollout, the points the likelihood looks at, and the noise generator.
+//! This shares nothing with the library but the batch, the points the likelihood looks at, and the noise generator.
 //! Stop-gradients are explicit: whatever a formula wraps in sg is computed at `base`, which stays where it is while `theta`
 //! moves.
 
-use super::{ADVANTAGES, B, Case, DIMS, PROMPTS, REFERENCE, SHAPE, UNCONDITIONAL, WEIGHTS, behavior, current, lagged};
+use super::{ADVANTAGES, B, Case, DIMS, GROUP, PROMPTS, REFERENCE, UNCONDITIONAL, WEIGHTS, behavior, current, lagged};
 use burn::tensor::{Device, Tensor};
 use elbow::{
+    batch::Batch,
     kl::{Anchor, KlKind},
     likelihood::{
-        Density, Draws, Elbo, LikelihoodKind, Normalizer, Points, Query, Ratio, Rollout, StepWeights, Timesteps,
-        Trajectory, Weighting,
+        Density, Draws, Elbo, LikelihoodKind, Normalizer, Points, Query, Ratio, StepWeights, Timesteps, Trajectory,
+        Weighting,
     },
     noise::{self, Key, Purpose},
     sampler::{Branch, Cps, Dance, Ddim, FlowSde, SaSolver, SamplerKind, Sde, Window},
@@ -30,7 +31,7 @@ pub(super) struct Draw {
     cond: [f64; 3],
     /// ELBO: ε. Trajectory: the next point.
     pub(super) goal: Latent,
-    /// The finished image.
+    /// The finished sample.
     pub(super) clean: Latent,
 }
 
@@ -41,7 +42,7 @@ pub(crate) struct Formula<'a> {
     groups: Vec<Vec<Vec<Draw>>>,
 }
 
-fn latents(tensor: &Tensor<4>) -> Vec<Latent> {
+fn latents(tensor: &Tensor<2>) -> Vec<Latent> {
     let values: Vec<f64> = tensor.clone().into_data().iter::<f64>().collect();
     values.chunks(DIMS).map(|row| row.try_into().expect("the shape of a latent")).collect()
 }
@@ -80,27 +81,28 @@ pub(super) fn mean(values: impl IntoIterator<Item = f64>) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }
 
-/// Whose keys a sample's draws come from.
-fn owner(elbo: &Elbo, sample: usize) -> usize {
-    match elbo.draws {
+/// The key that a sample's draws come from.
+fn key(elbo: &Elbo, batch: &Batch, sample: usize, purpose: Purpose) -> Key {
+    let owner = match elbo.draws {
         Draws::PerSample => sample,
-        Draws::PerGroup => sample / 2 * 2,
-    }
+        Draws::PerGroup => sample / GROUP * GROUP,
+    };
+    Key { purpose, ..batch.samples[owner].key }
 }
 
 /// A time that no grid has.
-fn continuous(elbo: &Elbo, rollout: &Rollout, sample: usize, draw: usize) -> f64 {
+fn continuous(elbo: &Elbo, batch: &Batch, sample: usize, draw: usize) -> f64 {
     let Timesteps::LogitNormal { count, mean, std } = elbo.timesteps else { unreachable!("other times are levels") };
     let mut normals = Vec::new();
-    Key { purpose: Purpose::Timestep, ..rollout.keys[owner(elbo, sample)] }.extend_normals(count, &mut normals);
+    key(elbo, batch, sample, Purpose::Timestep).extend_normals(count, &mut normals);
     let logit = mean + std * f64::from(normals[if elbo.antithetic { draw / 2 } else { draw }]);
     logit.exp() / (1.0 + logit.exp())
 }
 
 impl<'a> Formula<'a> {
-    pub(crate) fn new(case: &'a Case, rollout: &Rollout, queries: &[Query]) -> Self {
-        let mut formula = Self { case, grid: case.sampling.times(), groups: Vec::new() };
-        let clean = latents(rollout.images());
+    pub(crate) fn new(case: &'a Case, batch: &Batch, queries: &[Query]) -> Self {
+        let mut formula = Self { case, grid: batch.grid.times.clone(), groups: Vec::new() };
+        let clean = latents(batch.clean());
         for (q, query) in queries.iter().enumerate() {
             let (points, times) = (latents(&query.x), query.t.clone().into_data().iter::<f64>().collect::<Vec<_>>());
             let mut group: Vec<Vec<Draw>> = (0..B).map(|_| Vec::new()).collect();
@@ -108,12 +110,12 @@ impl<'a> Formula<'a> {
                 // Draw after draw, all samples in each.
                 let (sample, draw) = (row % B, q + row / B);
                 let level = formula.grid.iter().position(|g| (g - t).abs() < 1e-6);
-                let stored = |k: usize| latents(&rollout.points[k])[sample];
+                let stored = |k: usize| latents(&batch.points[k])[sample];
                 let (time, goal) = match case.likelihood {
                     LikelihoodKind::Elbo(elbo) => {
-                        let time = level.map_or_else(|| continuous(&elbo, rollout, sample, draw), |k| formula.grid[k]);
+                        let time = level.map_or_else(|| continuous(&elbo, batch, sample, draw), |k| formula.grid[k]);
                         let point = level.filter(|_| elbo.points == Points::Sampler).map(stored);
-                        (time, formula.noise(&elbo, rollout, [sample, draw], x, clean[sample], time, point))
+                        (time, formula.noise(&elbo, batch, [sample, draw], x, clean[sample], time, point))
                     }
                     LikelihoodKind::Trajectory(_) => {
                         let k = level.expect("a time of the grid");
@@ -121,7 +123,7 @@ impl<'a> Formula<'a> {
                         (formula.grid[k], stored(k + 1))
                     }
                 };
-                let cond = PROMPTS[sample].map(f64::from);
+                let cond = PROMPTS[sample / GROUP].map(f64::from);
                 group[sample].push(Draw { x, t, time, cond, goal, clean: clean[sample] });
             }
             formula.groups.push(group);
@@ -134,7 +136,7 @@ impl<'a> Formula<'a> {
     fn noise(
         &self,
         elbo: &Elbo,
-        rollout: &Rollout,
+        batch: &Batch,
         [sample, draw]: [usize; 2],
         x: Latent,
         clean: Latent,
@@ -147,8 +149,8 @@ impl<'a> Formula<'a> {
             return std::array::from_fn(|i| (x[i] - alpha * clean[i]) / sigma);
         }
         let (draw, sign) = if elbo.antithetic { (draw / 2, [1.0, -1.0][draw % 2]) } else { (draw, 1.0) };
-        let key = Key { purpose: Purpose::Draw, ..rollout.keys[owner(elbo, sample)] }.draw(draw as u32);
-        let noise = latents(&noise::normal([key], SHAPE, &Device::flex()))[0].map(|e| sign * e);
+        let key = key(elbo, batch, sample, Purpose::Draw).draw(draw as u32);
+        let noise = latents(&noise::normal([key], DIMS, &Device::flex()))[0].map(|e| sign * e);
         for i in 0..DIMS {
             let expected = alpha * clean[i] + sigma * noise[i];
             assert!((x[i] - expected).abs() < 1e-6, "{:?}: {} {expected}", self.case, x[i]);
@@ -167,7 +169,7 @@ impl<'a> Formula<'a> {
             })
         };
         let (with, without) = (branch(&draw.cond), branch(&UNCONDITIONAL.map(f64::from)));
-        let g = self.case.sampling.guidance;
+        let g = self.case.sampler.guidance;
         std::array::from_fn(|i| without[i] + g * (with[i] - without[i]))
     }
 
@@ -179,7 +181,7 @@ impl<'a> Formula<'a> {
     /// The same of any velocity, and of that velocity without gradient.
     pub(super) fn score_of(&self, draw: &Draw, v: Latent, base: Latent) -> f64 {
         let t = draw.time;
-        let g = self.case.sampling.guidance;
+        let g = self.case.sampler.guidance;
         match self.case.likelihood {
             LikelihoodKind::Elbo(elbo) => {
                 let [alpha, sigma, d_alpha, d_sigma] = level(self.case.schedule, t);
@@ -195,8 +197,8 @@ impl<'a> Formula<'a> {
                 match elbo.weighting {
                     Weighting::Adaptive => {
                         let shared = elbo.normalizer == Normalizer::Shared;
-                        let of = if shared { self.velocity(draw, &behavior().map(f64::from)) } else { base };
-                        let m = mean(d(of).map(f64::abs)).max(1e-5);
+                        let measured = if shared { self.velocity(draw, &behavior().map(f64::from)) } else { base };
+                        let m = mean(d(measured).map(f64::abs)).max(1e-5);
                         -mean(d(v).map(|d| d * d / m)) / g
                     }
                     Weighting::Simple => -mean(e(v).map(|e| e * e)) / (g * g),
@@ -246,7 +248,7 @@ impl<'a> Formula<'a> {
             let kept = (sigma_next * sigma_next - variance).sqrt();
             (std::array::from_fn(|i| alpha_next * clean[i] + kept * noise[i]), variance)
         };
-        let rule = match self.case.sampling.rule {
+        let rule = match self.case.sampler.rule.clone() {
             SamplerKind::Window(Window { sde, .. }) | SamplerKind::Branch(Branch { sde, .. }) => match sde {
                 Sde::FlowSde(s) => SamplerKind::FlowSde(s),
                 Sde::Dance(s) => SamplerKind::Dance(s),
@@ -344,12 +346,12 @@ impl<'a> Formula<'a> {
     /// The loss at `theta` with everything under a stop-gradient at `base`.
     pub(crate) fn loss(&self, theta: &Weights, base: &Weights) -> f64 {
         let samples = |group: &Vec<Vec<Draw>>| {
-            let one = |(i, draws): (usize, &Vec<Draw>)| {
+            let loss = |(i, draws): (usize, &Vec<Draw>)| {
                 let policy = self.policy(ADVANTAGES[i], draws, theta, base);
                 self.weight(draws) * policy.unwrap_or_else(|| self.of_batch(i, group, theta, base))
                     + self.case.kl.weight * self.divergence(draws, theta, base)
             };
-            mean(group.iter().enumerate().map(one))
+            mean(group.iter().enumerate().map(loss))
         };
         mean(self.groups.iter().map(samples))
     }

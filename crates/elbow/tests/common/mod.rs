@@ -7,47 +7,58 @@ use burn::tensor::{Device, Tensor, TensorData};
 use elbow::{
     Prompt, RgbImage,
     advantage::{AdvantageKind, BestWorst, Nft},
-    config::{Config, StartNoise},
-    evaluation::Evaluation,
+    batch::{Batch, Sample},
+    config::Config,
+    draw::{Drawing, Seat},
+    evaluation::{Evaluation, Fields, Groups},
     guidance::Guided,
     kl::Kl,
-    likelihood::{LikelihoodKind, Query, Rollout},
-    noise::{self, Key, Purpose},
+    likelihood::{LikelihoodKind, Query},
+    noise::{Key, Purpose},
     objective::ObjectiveKind,
     params::{Params, Tensors},
     policy::{Conditioning, EncodeError, Policy, VelocityField},
-    sampler::{self, SamplerKind, Sampling},
+    sampler::{SamplerConfig, SamplerKind},
     schedule::Schedule,
+    setting::StartNoise,
 };
+use std::sync::Arc;
 
 pub(crate) const B: usize = 4;
-pub(crate) const SHAPE: [usize; 3] = [2, 1, 2];
+/// Samples of a prompt: half of them have the first prompt.
+pub(crate) const GROUP: usize = 2;
+/// Two channels of two numbers.
 pub(crate) const DIMS: usize = 4;
 pub(crate) const WEIGHTS: usize = 11;
 pub(crate) const ADVANTAGES: [f64; B] = [0.9, -1.3, 0.4, -0.2];
 pub(crate) const UNCONDITIONAL: [f32; 3] = [0.5, -0.5, 0.25];
-pub(crate) const PROMPTS: [[f32; 3]; B] = [[0.2, 0.9, -0.4], [0.2, 0.9, -0.4], [-0.7, 0.1, 0.6], [-0.7, 0.1, 0.6]];
+pub(crate) const PROMPTS: [[f32; 3]; B / GROUP] = [[0.2, 0.9, -0.4], [-0.7, 0.1, 0.6]];
 pub(crate) const REFERENCE: [f32; WEIGHTS] = [0.8, -0.5, 0.3, 0.6, -0.9, 0.7, -0.3, 0.2, 0.4, -0.6, 0.5];
 
 /// v = w tanh(a x + b t + c·prompt) + e x, with a, b, w and e one number a channel.
-pub(crate) struct Tiny;
+pub(crate) struct Tiny {
+    schedule: Schedule,
+}
 
 /// [`Tiny`] with its weights.
 pub(crate) struct Field(Tensors);
 
 impl Field {
-    fn per_channel(&self, name: &str) -> Tensor<4> {
-        self.0.tensor::<1>(name).reshape([1, 2, 1, 1])
+    fn per_channel(&self, name: &str) -> Tensor<3> {
+        self.0.tensor::<1>(name).reshape([1, 2, 1])
     }
 }
 
 impl VelocityField for Field {
-    fn velocity(&self, x: Tensor<4>, t: Tensor<1>, cond: &Conditioning) -> Tensor<4> {
+    fn velocity(&self, x: Tensor<2>, t: Tensor<1>, cond: &Conditioning) -> Tensor<2> {
         let n = t.dims()[0];
+        let x: Tensor<3> = x.reshape([n, 2, 2]);
+        let pooled = cond.pooled.clone().expect("encoded below");
         let c: Tensor<2> = self.0.tensor::<1>("c").reshape([1, 3]);
-        let prompt = (cond.pooled.clone() * c).sum_dim(1).reshape([n, 1, 1, 1]);
-        let inside = x.clone() * self.per_channel("a") + t.reshape([n, 1, 1, 1]) * self.per_channel("b") + prompt;
-        inside.tanh() * self.per_channel("w") + x * self.per_channel("e")
+        let prompt = (pooled * c).sum_dim(1).reshape([n, 1, 1]);
+        let inside = x.clone() * self.per_channel("a") + t.reshape([n, 1, 1]) * self.per_channel("b") + prompt;
+        let velocity = inside.tanh() * self.per_channel("w") + x * self.per_channel("e");
+        velocity.reshape([n, DIMS])
     }
 }
 
@@ -57,8 +68,12 @@ pub(crate) fn params(values: [f32; WEIGHTS]) -> Params {
 }
 
 impl Policy for Tiny {
-    fn latent_shape(&self) -> [usize; 3] {
-        SHAPE
+    fn schedule(&self) -> Schedule {
+        self.schedule
+    }
+
+    fn dims(&self) -> usize {
+        DIMS
     }
 
     fn initial(&self) -> Params {
@@ -75,10 +90,10 @@ impl Policy for Tiny {
         let (n, device) = (prompts.len(), Device::flex());
         let pooled: Vec<f32> = prompts.iter().flat_map(row).collect();
         let pooled = Tensor::from_data(TensorData::new(pooled, [n, 3]), &device);
-        Ok(Conditioning { tokens: Tensor::zeros([n, 1, 1], &device), pooled })
+        Ok(Conditioning { tokens: Tensor::zeros([n, 1, 1], &device), mask: None, pooled: Some(pooled) })
     }
 
-    fn decode(&self, latents: Tensor<4>) -> Vec<RgbImage> {
+    fn decode(&self, latents: Tensor<2>) -> Vec<RgbImage> {
         vec![RgbImage::new(1, 1); latents.dims()[0]]
     }
 }
@@ -100,11 +115,11 @@ pub(crate) fn lagged() -> [f32; WEIGHTS] {
 }
 
 /// One combination of the axes.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Case {
     pub(crate) objective: ObjectiveKind,
     pub(crate) likelihood: LikelihoodKind,
-    pub(crate) sampling: Sampling,
+    pub(crate) sampler: SamplerConfig,
     pub(crate) schedule: Schedule,
     pub(crate) kl: Kl,
 }
@@ -117,51 +132,73 @@ impl Case {
             ObjectiveKind::Dpo(_) => AdvantageKind::BestWorst(BestWorst {}),
             _ => AdvantageKind::default(),
         };
-        let Self { objective, likelihood, sampling: sampler, schedule, kl } = *self;
-        let mut config = Config { objective, likelihood, sampler, schedule, kl, advantage, ..Config::default() };
-        if let SamplerKind::Branch(branch) = sampler.rule {
+        let Self { objective, likelihood, sampler, schedule, kl } = self.clone();
+        let mut config = Config { objective, likelihood, sampler, kl, advantage, ..Config::default() };
+        if let SamplerKind::Branch(branch) = config.sampler.rule {
             config.batch.group_size = branch.points * branch.explorations;
             config.start_noise = StartNoise::PerGroup;
         }
-        config.validate().err().map(|error| error.problems.join("\n"))
+        config.build(schedule).err().map(|error| error.problems.join("\n"))
+    }
+
+    fn policy(&self) -> Tiny {
+        Tiny { schedule: self.schedule }
     }
 
     fn guided(&self, field: Box<dyn VelocityField>) -> Guided<'static> {
-        let unconditional = Tiny.encode(&[Prompt::from("")]).expect("any prompt is known");
-        Guided { field, scale: self.sampling.guidance, unconditional }
+        let unconditional = self.policy().encode(&[Prompt::from("")]).expect("any prompt is known");
+        Guided { field, scale: self.sampler.guidance, unconditional }
     }
 
     fn field(&self, weights: [f32; WEIGHTS]) -> Guided<'static> {
-        self.guided(Tiny.bind(Some(&params(weights).tensors(&Device::flex()))))
+        self.guided(self.policy().bind(Some(&params(weights).tensors(&Device::flex()))))
     }
 
-    /// Images (and the path, where the likelihood wants it) from the behavior weights.
-    pub(crate) fn rollout(&self) -> Rollout {
-        let keys: Vec<Key> = (0..B as u64).map(|i| Key::new(11, Purpose::Step, 4).sample(i)).collect();
-        let prompts: Vec<Prompt> = (0..B).map(|i| Prompt::from(i.to_string().as_str())).collect();
-        let cond = Tiny.encode(&prompts).expect("any prompt is known");
-        let start = noise::normal(keys.iter().map(|&k| Key { purpose: Purpose::Start, ..k }), SHAPE, &Device::flex());
-        let keep = self.likelihood.get().needs_trajectory();
-        let points = sampler::sample(&self.field(behavior()), &self.sampling, self.schedule, start, &cond, &keys, keep);
-        let group_keys = keys.iter().map(|k| k.sample(k.sample / 2 * 2)).collect();
-        let importance = vec![1.0; B];
-        Rollout { points, cond, keys, group_keys, importance, sampling: self.sampling, schedule: self.schedule }
+    /// Samples (and the path, where the likelihood wants it) from the behavior weights.
+    pub(crate) fn batch(&self) -> Batch {
+        let (policy, device) = (self.policy(), Device::flex());
+        let prompts: Vec<Prompt> = (0..PROMPTS.len()).map(|i| Prompt::from(i.to_string().as_str())).collect();
+        let cond = policy.encode(&prompts).expect("any prompt is known");
+        let seat = |i: usize| {
+            let key = Key::new(11, Purpose::Step, 4).sample(i as u64);
+            let (group, first) = (i / GROUP, i / GROUP * GROUP);
+            let sample = Sample {
+                row: group,
+                group,
+                shared_key: key.sample(first as u64),
+                ..Sample::new(Arc::new(prompts[group].clone()), key)
+            };
+            Seat { sample, start: Key { purpose: Purpose::Start, ..key } }
+        };
+        let drawing = Drawing {
+            policy: &policy,
+            field: &self.field(behavior()),
+            sampling: &self.sampler.build(),
+            keep_path: self.likelihood.get().needs_path(),
+            micro_batch: B,
+            in_flight: 1,
+            judge_together: false,
+            device: &device,
+            phase: "test",
+            observer: &(),
+        };
+        drawing.draw((0..B).map(seat).collect(), cond, |request| vec![(); request.images.len()]).batch
     }
 
     /// The mean loss over samples and queries, and its gradient, as the trainer takes them.
-    pub(crate) fn automatic(&self, queries: &[Query]) -> (f64, Vec<f64>) {
+    pub(crate) fn automatic(&self, batch: &Batch, queries: &[Query]) -> (f64, Vec<f64>) {
         let weights = params(current());
         let leaves = weights.tensors(&Device::flex().autodiff());
-        let field = self.guided(Tiny.bind(Some(&leaves)));
-        let (behavior, reference) = (self.field(behavior()), self.guided(Tiny.bind(None)));
-        let lagged = self.field(lagged());
+        let field = self.guided(self.policy().bind(Some(&leaves)));
+        let (behavior, lagged) = (self.field(behavior()), self.field(lagged()));
+        let reference = self.guided(self.policy().bind(None));
+        let fields = Fields { behavior: Some(&behavior), lagged: Some(&lagged), reference: &reference, teachers: &[] };
+        let groups = Groups::new(&ADVANTAGES, &batch.samples, batch, &Device::flex());
         let mut gradient = weights.zeros_like();
         let mut total = 0.0;
         for query in queries {
-            let e = Evaluation::new(query, &field, Some(&behavior), &reference).with_lagged(Some(&lagged));
-            let advantages = TensorData::new(ADVANTAGES.to_vec(), [B]);
-            let advantages = Tensor::from_data(advantages, (&Device::flex(), e.log_prob().dtype()));
-            let mut loss = query.weighted(self.objective.get().loss(&e, advantages));
+            let e = Evaluation::new(query, &field, &fields);
+            let mut loss = query.weighted(self.objective.get().loss(&e, &groups));
             if let Some(kl) = self.kl.value(&e) {
                 loss = loss + kl * self.kl.weight;
             }

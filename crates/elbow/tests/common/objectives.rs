@@ -1,12 +1,12 @@
 //! The objectives, re-derived like the rest of [`super::formula`].
 
 use super::{
-    ADVANTAGES, B, DIMS, REFERENCE, behavior,
+    ADVANTAGES, B, DIMS, GROUP, REFERENCE, behavior,
     formula::{Draw, Formula, Latent, Weights, level, mean},
 };
 use elbow::objective::{
-    Cispo, Divergence, Dpo, Dpok, Epg, FlowDppo, Gmpo, Grpo, GrpoGuard, NegativeAware, ObjectiveKind, Par, Pepg, Ram,
-    Residual, Rpg, Sapo,
+    Cispo, Divergence, Dpo, Dpok, Epg, FlowDppo, Gmpo, Grpo, GrpoGuard, Nft, ObjectiveKind, Par, Pepg, Ram, Residual,
+    Rpg, Sapo,
 };
 
 impl Formula<'_> {
@@ -62,7 +62,7 @@ impl Formula<'_> {
                 let stop = away && self.step_divergence(draw, base) > max_divergence;
                 if stop { 0.0 } else { -a * row(draw).exp() }
             })),
-            ObjectiveKind::Nft(NegativeAware { mix, scale }) => {
+            ObjectiveKind::Nft(Nft { mix, scale }) => {
                 let branch = |side: f64| {
                     self.merge(draws.iter().map(|draw| {
                         let v_b = self.velocity(draw, &behavior);
@@ -100,8 +100,8 @@ impl Formula<'_> {
                 0.5 * (ADVANTAGES[i] - (d(i, theta) - level)).powi(2)
             }
             ObjectiveKind::Dpo(Dpo { beta }) => {
-                let first = i / 2 * 2;
-                let margin: f64 = (first..first + 2).map(|j| ADVANTAGES[j] * d(j, theta)).sum();
+                let first = i / GROUP * GROUP;
+                let margin: f64 = (first..first + GROUP).map(|j| ADVANTAGES[j] * d(j, theta)).sum();
                 0.5 * (-beta / 2.0 * margin).exp().ln_1p()
             }
             _ => unreachable!("of one sample"),

@@ -1,91 +1,21 @@
 //! `elbow bench`: how fast the two hot loops of training are on this machine.
 
+mod args;
 mod exchange;
 mod operations;
 mod workload;
 
-use crate::{device::DeviceName, failure::Hint, machine, output};
+pub use args::Args;
+
+use crate::{device::DeviceName, failure, numbers::median, output};
 use anyhow::Result;
+use args::TuningName;
 use elbow::policy::Policy;
+use elbow_run::machine;
 use operations::{Loop, Operations};
 use serde_json::{Value, json};
-use std::{io::BufRead, path::PathBuf, time::Instant};
+use std::{io::BufRead, time::Instant};
 use workload::Workload;
-
-/// Arguments of `elbow bench`.
-#[derive(clap::Args)]
-#[command(after_help = "Examples:
-  elbow bench                                         the nano network, all weights trained
-  elbow bench --tuning lora --rounds 20 --json        one JSON object
-  elbow bench --hidden 256 --heads 8 --layers 6
-
-The rollout draws a batch of images in 10 steps of dpm2 without guidance. The step is one optimizer step on a batch: forward
-passes under current and behavior weights at one time a sample, PEPG on the adaptive ELBO, backward, clipping, AdamW and the
-moving averages. Both are the functions that `elbow train` runs. What the weights are changes no time; they are random.")]
-pub struct Args {
-    /// Width of the network.
-    #[arg(long, default_value_t = 128)]
-    hidden: usize,
-    /// Attention heads; they share the width.
-    #[arg(long, default_value_t = 4)]
-    heads: usize,
-    /// Joint blocks.
-    #[arg(long, default_value_t = 4)]
-    layers: usize,
-    /// Images a rollout and a step.
-    #[arg(long, default_value_t = 64)]
-    batch: usize,
-    /// Images in one forward pass; as many such parts run side by side as there are cores.
-    #[arg(long, default_value_t = 32)]
-    rows: usize,
-    /// What is trained: all weights, or adapters of rank 32 with alpha 64.
-    #[arg(long, value_enum, default_value_t = TuningName::Full)]
-    tuning: TuningName,
-    /// What the factors of products are rounded to.
-    #[arg(long, value_enum, default_value_t = PrecisionName::F32)]
-    precision: PrecisionName,
-    /// Weights of the network instead of random ones.
-    #[arg(long, value_name = "FILE")]
-    weights: Option<PathBuf>,
-    /// Timed runs of each loop, in turn, after two that are not timed.
-    #[arg(long, default_value_t = 10)]
-    rounds: usize,
-    /// Print one JSON object instead of a table.
-    #[arg(long, conflicts_with_all = ["serve", "outputs"])]
-    json: bool,
-    /// Write weights, inputs, images, losses and gradients of one rollout and one step to this safetensors file, and time
-    /// nothing.
-    #[arg(long, value_name = "FILE", conflicts_with = "serve")]
-    outputs: Option<PathBuf>,
-    /// Answer each line `rollout` or `step` of standard input by one run of it and one line of JSON.
-    #[arg(long)]
-    serve: bool,
-}
-
-/// `--tuning`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum TuningName {
-    Full,
-    Lora,
-}
-
-/// `--precision`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum PrecisionName {
-    F32,
-    Bf16,
-}
-
-impl Loop {
-    const ALL: [Self; 2] = [Self::Rollout, Self::Step];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Rollout => "rollout",
-            Self::Step => "step",
-        }
-    }
-}
 
 /// Runs that are not timed: they fill caches and the allocator's pages.
 const WARM_UP: usize = 2;
@@ -111,7 +41,7 @@ pub fn run(args: &Args, device: DeviceName) -> Result<()> {
             times.push(milliseconds(&mut workload, which)?);
         }
     }
-    let memory = peak_memory();
+    let memory = machine::peak_memory();
     let operations = Operations::of(&workload::network(args), &policy, workload.text_tokens());
     let report = report(args, &policy, &operations, times.map(median), memory);
     output::line(&if args.json { report.to_string() } else { table(&report) });
@@ -130,7 +60,7 @@ fn check(args: &Args) -> Result<()> {
     } else {
         return Ok(());
     };
-    Err(Hint::error(problem, "see `elbow bench --help`"))
+    Err(failure::error(problem, "see `elbow bench --help`"))
 }
 
 fn milliseconds(workload: &mut Workload<'_>, which: Loop) -> Result<f64> {
@@ -145,25 +75,12 @@ fn serve(workload: &mut Workload<'_>) -> Result<()> {
     for line in std::io::stdin().lock().lines() {
         let line = line?;
         let Some(which) = Loop::ALL.into_iter().find(|l| l.name() == line.trim()) else {
-            return Err(Hint::error(format!("no loop is called {line:?}"), "write `rollout` or `step`, one a line"));
+            return Err(failure::error(format!("no loop is called {line:?}"), "write `rollout` or `step`, one a line"));
         };
         let ms = milliseconds(workload, which)?;
         output::line(&json!({"loop": which.name(), "ms": ms}).to_string());
     }
     Ok(())
-}
-
-pub fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let half = values.len() / 2;
-    if values.len().is_multiple_of(2) { f64::midpoint(values[half - 1], values[half]) } else { values[half] }
-}
-
-/// The most memory this process ever held, in MiB; unknown where there is no /proc.
-pub fn peak_memory() -> Option<f64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
-    Some(line.trim().strip_suffix(" kB")?.parse::<f64>().ok()? / 1024.0)
 }
 
 fn report(
@@ -231,15 +148,4 @@ fn table(report: &Value) -> String {
         report["machine"]["cpu"].as_str().unwrap_or_default(),
         report["machine"]["threads"],
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_median_is_in_the_middle() {
-        assert!((median(vec![3.0, 1.0, 2.0]) - 2.0).abs() < 1e-12);
-        assert!((median(vec![4.0, 1.0, 2.0, 3.0]) - 2.5).abs() < 1e-12);
-    }
 }

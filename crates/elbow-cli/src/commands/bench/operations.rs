@@ -3,12 +3,14 @@
 //! Only matrix products count, a multiplication and an addition as two operations. A backward pass forms one product of
 //! the same size for the gradient of an input and one for that of a weight; frozen weights need only the first.
 
-use super::workload::STEPS;
 use burn::tensor::{Device, Tensor};
 use elbow::{params::Params, policy::Policy};
 use elbow_kernels::Precision;
 use elbow_models::{mmdit::MmditConfig, policy::NetworkPolicy};
 use std::time::{Duration, Instant};
+
+/// Steps from noise to image.
+pub const STEPS: usize = 10;
 
 /// The two hot loops of training.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +19,17 @@ pub enum Loop {
     Rollout,
     /// One optimizer step.
     Step,
+}
+
+impl Loop {
+    pub const ALL: [Self; 2] = [Self::Rollout, Self::Step];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Rollout => "rollout",
+            Self::Step => "step",
+        }
+    }
 }
 
 /// Operations of one sample's forward pass.

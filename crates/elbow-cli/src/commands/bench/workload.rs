@@ -1,22 +1,24 @@
 //! What is measured: a trainer as `elbow train` makes it, its prompts and rewards, and a batch to take a step on.
 
-use super::{Args, Loop, PrecisionName, TuningName};
-use crate::model;
+use super::{
+    args::{Args, PrecisionName, TuningName},
+    operations::{Loop, STEPS},
+};
 use anyhow::{Context, Result};
 use burn::tensor::Device;
 use elbow::{
-    Prompt, Reward, RewardError, RgbImage,
-    advantage::Grouped,
+    Prompt, Request, Reward, RewardError, RgbImage, Score,
+    batch::{Batch, Sample},
     behavior::BehaviorLag,
-    config::{Batch, Config},
+    config::{BatchConfig, Config, MicroBatch},
     kl::Kl,
-    likelihood::{Elbo, LikelihoodKind, Rollout, Timesteps},
+    likelihood::{Elbo, Timesteps},
     noise::{self, Key, Purpose},
     optimizer::OptimizerConfig,
     params::Params,
     policy::Policy,
-    sampler::Sampling,
-    train::{Drawn, Outcome, Trainer},
+    sampler::SamplerConfig,
+    train::{Outcome, Trainer},
 };
 use elbow_models::{
     linear::Precision,
@@ -24,10 +26,9 @@ use elbow_models::{
     mmdit::MmditConfig,
     policy::{NetworkPolicy, Tuning},
 };
-use std::sync::LazyLock;
+use elbow_run::model;
+use std::sync::{Arc, LazyLock};
 
-/// Steps from noise to image.
-pub const STEPS: usize = 10;
 /// Images that share a prompt.
 const GROUP: usize = 2;
 
@@ -43,9 +44,9 @@ impl Reward for Brightness {
         "brightness"
     }
 
-    fn score(&self, images: &[RgbImage], _: &[Prompt]) -> Vec<Result<f32, RewardError>> {
+    fn score(&self, request: &Request<'_>) -> Vec<Result<Score, RewardError>> {
         let mean = |image: &RgbImage| image.iter().map(|&v| f32::from(v)).sum::<f32>() / image.len() as f32;
-        images.iter().map(|image| Ok(mean(image))).collect()
+        request.images.iter().map(|image| Ok(mean(image).into())).collect()
     }
 }
 
@@ -102,9 +103,7 @@ pub struct Workload<'a> {
     /// The trainer; its epoch never ends, so each rollout draws the same images.
     pub trainer: Trainer<'a>,
     /// Images to take steps on.
-    pub batch: Rollout,
-    /// Their rewards.
-    pub rewards: Grouped,
+    pub batch: Batch,
 }
 
 impl<'a> Workload<'a> {
@@ -112,35 +111,26 @@ impl<'a> Workload<'a> {
     /// pass.
     pub fn new(args: &Args, policy: &'a NetworkPolicy, device: &Device) -> Result<Self> {
         let config = Config {
-            batch: Batch { groups: args.batch / GROUP, group_size: GROUP, updates: 1, rows: args.rows },
-            sampler: Sampling { steps: STEPS, ..Sampling::default() },
-            likelihood: LikelihoodKind::Elbo(Elbo { timesteps: Timesteps::One, ..Elbo::default() }),
+            batch: BatchConfig {
+                groups: args.batch / GROUP,
+                group_size: GROUP,
+                updates: 1,
+                micro_batch: MicroBatch::Size(args.rows),
+            },
+            sampler: SamplerConfig { steps: STEPS, ..SamplerConfig::default() },
+            likelihood: Elbo { timesteps: Timesteps::One, ..Elbo::default() }.into(),
             kl: Kl { weight: 0.0, ..Kl::default() },
             behavior: BehaviorLag { start: 0, rate: 1.0, max: 0.5, on_policy: false },
             optimizer: OptimizerConfig { learning_rate: 1e-6, ..OptimizerConfig::default() },
             ..Config::default()
         };
-        let (sampling, schedule) = (config.sampler, config.schedule);
-        let mut trainer = Trainer::new(config, policy, &*PROMPTS, &Brightness, device.clone())?;
+        let method = config.build(policy.schedule())?;
+        let mut trainer = Trainer::new(method, policy, &*PROMPTS, &Brightness, device.clone())?;
         trainer.state.current = jittered(&trainer.state.current, 0.1, 2);
         trainer.state.behavior = jittered(&trainer.state.current, 0.02, 3);
         trainer.state.ema = trainer.state.current.clone();
-        let groups: Vec<usize> = (0..args.batch).map(|i| i / GROUP).collect();
-        let prompts: Vec<Prompt> = PROMPTS.iter().cycle().take(args.batch / GROUP).cloned().collect();
-        let key = |i: usize| Key::new(1, Purpose::Step, 0).sample(i as u64);
-        let keys: Vec<Key> = (0..args.batch).map(key).collect();
-        let clean = keys.iter().map(|&k| Key { purpose: Purpose::Start, ..k });
-        let batch = Rollout {
-            points: vec![noise::normal(clean, policy.latent_shape(), device) * 0.5],
-            cond: policy.encode(&prompts)?.select(&groups),
-            group_keys: groups.iter().map(|&g| key(g * GROUP)).collect(),
-            importance: vec![1.0; groups.len()],
-            keys,
-            sampling,
-            schedule,
-        };
-        let rewards = Key::new(2, Purpose::Draw, 0).uniforms().take(args.batch).map(Some).collect();
-        Ok(Self { trainer, batch, rewards: Grouped { rewards, groups, ..Grouped::default() } })
+        let batch = drawn(args.batch, &trainer, policy, device)?;
+        Ok(Self { trainer, batch })
     }
 
     /// One run of a loop.
@@ -153,17 +143,36 @@ impl<'a> Workload<'a> {
     }
 
     /// Images from noise.
-    pub fn rollout(&self) -> Result<Drawn> {
-        Ok(self.trainer.draw(&())?)
+    pub fn rollout(&self) -> Result<Batch> {
+        Ok(self.trainer.collect(&())?.batch)
     }
 
     /// One optimizer step.
     pub fn step(&mut self) -> Result<Outcome> {
-        Ok(self.trainer.update(&self.batch, &self.rewards, &())?)
+        Ok(self.trainer.update(&self.batch, &())?)
     }
 
     /// Text tokens a sample.
     pub fn text_tokens(&self) -> usize {
-        self.batch.cond.tokens.dims()[1]
+        self.batch.prompts.tokens.dims()[1]
     }
+}
+
+/// As many images as if drawn, with rewards that differ.
+fn drawn(count: usize, trainer: &Trainer<'_>, policy: &NetworkPolicy, device: &Device) -> Result<Batch> {
+    let prompts: Vec<Prompt> = PROMPTS.iter().cycle().take(count / GROUP).cloned().collect();
+    let grid = Arc::new(trainer.method().sampler.grid(policy.schedule()));
+    let key = |i: usize| Key::new(1, Purpose::Step, 0).sample(i as u64);
+    let rewards = Key::new(2, Purpose::Draw, 0).uniforms();
+    let sample = |(i, reward): (usize, f64)| {
+        let (row, key, shared_key) = (i / GROUP, key(i), key(i / GROUP * GROUP));
+        let walk = trainer.method().sampler.rule.walk(&grid, key).into();
+        let prompt = Arc::new(prompts[row].clone());
+        Sample { row, group: row, shared_key, walk, reward: Ok(reward.into()), ..Sample::new(prompt, key) }
+    };
+    let samples: Vec<Sample> = rewards.take(count).enumerate().map(sample).collect();
+    let clean = samples.iter().map(|sample| Key { purpose: Purpose::Start, ..sample.key });
+    let points = vec![noise::normal(clean, policy.dims(), device) * 0.5];
+    let stds = vec![0.0; grid.steps()].into();
+    Ok(Batch { samples, prompts: policy.encode(&prompts)?, points, stds, guidance: 1.0, grid })
 }

@@ -1,26 +1,26 @@
 //! `elbow doctor`: whether this machine, a model and a recipe can work, one line a check.
 
+mod check;
 mod place;
 mod trial;
 
 use super::progress::Bars;
-use crate::{
-    device::DeviceName,
-    failure::{self, Hint},
+use crate::{device::DeviceName, failure, numbers::count, output};
+use anyhow::Result;
+use check::{Check, Checks};
+use elbow_models::pipeline::Source;
+use elbow_run::{
+    Components, Error, Event, Recipe,
     model::{Diffusers, Model},
-    output,
-    recipe::{self, Recipe},
-    session::Session,
+    recipe,
 };
-use anyhow::{Error, Result};
-use elbow_models::pipeline::{Source, SourceError};
 use std::path::PathBuf;
 
 /// Arguments of `elbow doctor`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   elbow doctor                                        this machine and the default recipe
-  elbow doctor my-recipe.toml --set batch.rows=4
+  elbow doctor my-recipe.toml --set batch.micro_batch=4
   elbow doctor --model stable-diffusion-3.5-medium    whether a model folder is whole, without a recipe
   elbow doctor sd3.5-geneval --model stable-diffusion-3.5-medium
 
@@ -35,44 +35,6 @@ pub struct Args {
     /// Change one field; may be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
-}
-
-/// What was looked at, and what was found.
-struct Check {
-    name: String,
-    found: Result<String>,
-}
-
-impl Check {
-    fn new(name: impl Into<String>, found: Result<String>) -> Self {
-        Self { name: name.into(), found }
-    }
-
-    fn text(&self) -> String {
-        let indented = |text: String| text.replace('\n', &format!("\n{:21}", ""));
-        let (mark, found) = match &self.found {
-            Ok(text) => ("ok", text.clone()),
-            Err(error) => ("FAIL", format!("{error:#}")),
-        };
-        let advice = self.found.as_ref().err().and_then(failure::advice);
-        let advice = advice.map(|advice| format!("\n{:21}hint: {}", "", indented(advice))).unwrap_or_default();
-        format!("{mark:<4}  {:<13}  {}{advice}", self.name, indented(found))
-    }
-}
-
-/// Checks as they are made: each is shown at once, since some take a while.
-#[derive(Default)]
-struct Checks {
-    made: usize,
-    failed: usize,
-}
-
-impl Checks {
-    fn add(&mut self, check: &Check) {
-        self.made += 1;
-        self.failed += usize::from(check.found.is_err());
-        output::line(&check.text());
-    }
 }
 
 /// Runs the command.
@@ -90,7 +52,7 @@ pub fn run(args: &Args, device: DeviceName) -> Result<()> {
         output::line(&format!("all {made} checks passed"));
         return Ok(());
     }
-    Err(Hint::error(format!("{failed} of {made} checks failed"), "mend what stands under each FAIL, and look again"))
+    Err(failure::error(format!("{failed} of {made} checks failed"), "mend what stands under each FAIL, and look again"))
 }
 
 /// A recipe: what it says, its model, its rewards, and one step of it.
@@ -99,7 +61,7 @@ fn recipe(args: &Args, device: DeviceName, checks: &mut Checks) {
     set.extend(args.model.iter().map(|path| format!("model.path={}", toml::Value::from(path.display().to_string()))));
     let (name, recipe) = match recipe::load(args.recipe.as_deref(), &set) {
         Ok(loaded) => loaded,
-        Err(error) => return checks.add(&Check::new("recipe", Err(error))),
+        Err(error) => return checks.add(&Check::new("recipe", Err(error.into()))),
     };
     let batch = recipe.method.batch;
     let said = format!("{name}: {} prompts × {} images an epoch", batch.groups, batch.group_size);
@@ -114,29 +76,34 @@ fn recipe(args: &Args, device: DeviceName, checks: &mut Checks) {
             return;
         }
     }
-    match Session::new(&recipe, device, &Bars::new()) {
-        Ok(session) => trained(&recipe, &session, checks),
-        Err(error) => checks.add(&Check::new("session", Err(error))),
+    match components(&recipe, device) {
+        Ok(components) => trained(&recipe, &components, checks),
+        Err(error) => checks.add(&Check::new("components", Err(error))),
     }
 }
 
-fn trained(recipe: &Recipe, session: &Session, checks: &mut Checks) {
-    let parameters = session.policy.network.network.layout().size();
-    let said = format!("{} parameters, {} test prompts", count(parameters), session.test.len());
-    checks.add(&Check::new("session", Ok(said)));
-    checks.add(&Check::new("training step", trial::step(recipe, session)));
+fn components(recipe: &Recipe, device: DeviceName) -> Result<Components> {
+    let bars = Bars::new();
+    Ok(Components::load(recipe, &device.open()?, &|event: Event<'_>| bars.progress(event))?)
+}
+
+fn trained(recipe: &Recipe, components: &Components, checks: &mut Checks) {
+    let parameters = components.model.policy.network.layout().size();
+    let said = format!("{} parameters, {} test prompts", count(parameters), components.data.test.len());
+    checks.add(&Check::new("components", Ok(said)));
+    checks.add(&Check::new("training step", trial::step(recipe, components)));
 }
 
 /// A model folder: a line for each part that is wrong, or one for the whole.
 fn model(folder: &Diffusers, checks: &mut Checks) {
     match folder.open() {
         Ok(source) => checks.add(&Check::new("model", Ok(description(&source)))),
-        Err(error) => match error.downcast::<SourceError>() {
-            Ok(several) => {
-                several.faults.into_iter().for_each(|fault| checks.add(&Check::new("model", Err(Error::new(fault)))));
+        Err(Error::Source(several)) => {
+            for fault in several.faults {
+                checks.add(&Check::new("model", Err(fault.into())));
             }
-            Err(other) => checks.add(&Check::new("model", Err(other))),
-        },
+        }
+        Err(other) => checks.add(&Check::new("model", Err(other.into()))),
     }
 }
 
@@ -147,14 +114,4 @@ fn description(source: &Source) -> String {
         count(source.network.layout().size()),
         source.scheduler.prediction
     )
-}
-
-/// A number of parameters in a unit that suits it.
-pub fn count(parameters: usize) -> String {
-    let n = parameters as f64;
-    match parameters {
-        0..1_000_000 => format!("{:.0} thousand", n / 1e3),
-        1_000_000..1_000_000_000 => format!("{:.1} million", n / 1e6),
-        _ => format!("{:.2} billion", n / 1e9),
-    }
 }

@@ -1,8 +1,9 @@
 //! The program and the machine.
 
-use super::Check;
-use crate::{device, failure::Hint, machine};
+use super::check::Check;
+use crate::{device, failure};
 use anyhow::Result;
+use elbow_run::machine;
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -46,7 +47,7 @@ fn memory() -> Result<String> {
     if bytes >= MEMORY {
         return Ok(said);
     }
-    Err(Hint::error(said, "close other programs; `elbow plan` says what a recipe needs"))
+    Err(failure::error(said, "close other programs; `elbow plan` says what a recipe needs"))
 }
 
 /// The place where runs go: `runs` here, or the folder that it would be made in.
@@ -56,14 +57,14 @@ fn disk() -> Result<String> {
     let place: PathBuf = if runs.is_dir() { runs } else { here };
     if fs::metadata(&place)?.permissions().readonly() {
         let hint = "start from a folder that you may write to, or name one with --run";
-        return Err(Hint::error(format!("{} is read-only", place.display()), hint));
+        return Err(failure::error(format!("{} is read-only", place.display()), hint));
     }
     let Some(bytes) = free(&place) else { return Ok(format!("unknown here, {}", place.display())) };
     let said = format!("{:.1} GB free in {}", bytes / 1e9, place.display());
     if bytes >= DISK {
         return Ok(said);
     }
-    Err(Hint::error(said, "make room, or keep less: keep.checkpoints and keep.images_every"))
+    Err(failure::error(said, "make room, or keep less: keep.checkpoints and keep.images_every"))
 }
 
 /// Bytes free where `place` is, as `df` says in the form that POSIX fixes.

@@ -9,8 +9,8 @@ fn trajectory(fraction: f64) -> Trajectory {
 }
 
 /// The levels of the grid that a likelihood asks the first row about.
-fn levels(rollout: &Rollout, queries: &[Query]) -> Vec<usize> {
-    let grid = rollout.sampling.times();
+fn levels(rollout: &Batch, queries: &[Query]) -> Vec<usize> {
+    let grid = rollout.grid.times.clone();
     let level = |q: &Query| {
         let t = on_grid(numbers(q.t.clone())[0], &grid);
         grid.partition_point(|&g| g > t)
@@ -22,42 +22,39 @@ fn levels(rollout: &Rollout, queries: &[Query]) -> Vec<usize> {
 fn only_steps_with_a_density_are_scored() {
     // In epoch 2 its first step is 2 strides from the start.
     let window = |stride| SamplerKind::Window(Window { every: 1, stride, ..Window::default() });
-    let ddim = SamplerKind::Ddim(Ddim::default());
+    let ddim = || SamplerKind::from(Ddim::default());
     for (rule, fraction, expected) in [
         (SDE, 1.0, 0..10),
         (SDE, 0.99, 0..9),
-        (ddim, 1.0, 0..9),
-        (ddim, 0.5, 0..5),
+        (ddim(), 1.0, 0..9),
+        (ddim(), 0.5, 0..5),
         (window(1), 0.99, 2..6),
         (window(2), 0.7, 4..7),
         (window(2), 0.2, 4..5),
     ] {
-        let rollout = drawn(rule, 10, [1, 2, 2]);
+        let rollout = drawn(rule.clone(), 10, [1, 2, 2]);
         let kind = LikelihoodKind::Trajectory(trajectory(fraction));
-        assert_eq!(kind.get().refuses(&rollout.sampling, rollout.schedule), None);
-        let queries: Vec<Query> = kind.get().queries(&rollout).collect();
+        assert_eq!(refusal(kind.get(), &rollout), None);
+        let queries: Vec<Query> = kind.get().queries(&rollout, &rollout).collect();
         assert_eq!(levels(&rollout, &queries), expected.clone().collect::<Vec<_>>(), "{rule:?} {fraction}");
-        if !matches!(rule, SamplerKind::Window(_)) {
-            assert_eq!(kind.count(&rollout.sampling, rollout.schedule), expected.len());
-        }
+        assert_eq!(kind.get().count(&rollout.samples[0].walk), expected.len());
         for (k, query) in expected.zip(&queries) {
             assert_eq!(query.x.clone().into_data(), rollout.points[k].clone().into_data());
         }
     }
     // One step to the image has no noise.
-    let sampling = Sampling { rule: ddim, steps: 1, ..Sampling::default() };
-    let message = trajectory(1.0).refuses(&sampling, Schedule::RectifiedFlow).expect("no step has a density");
+    let message = refusal(&trajectory(1.0), &drawn(ddim(), 1, [1, 2, 2])).expect("no step has a density");
     assert!(message.contains("`ddim`") && message.contains("at least 2 steps"), "{message}");
 }
 
 #[test]
 fn a_squared_error_is_the_density_without_its_deviation() {
     let (rollout, device) = (drawn(SamplerKind::Cps(Cps::default()), 10, [1, 2, 2]), Device::flex());
-    let (grid, field) = (rollout.sampling.times(), Tanh::new([0.8, -0.6, 0.5], &device));
+    let (grid, field) = (rollout.grid.times.clone(), Tanh::new([0.8, -0.6, 0.5], &device));
     for reduction in REDUCTIONS {
-        let of = |density| Trajectory { density, reduction, ..Trajectory::default() }.queries(&rollout);
+        let queries = |density| Trajectory { density, reduction, ..Trajectory::default() }.queries(&rollout, &rollout);
         let scale = if reduction == Reduction::Mean { 1.0 } else { 4.0 };
-        for (k, (density, error)) in of(Density::Gaussian).zip(of(Density::SquaredError)).enumerate() {
+        for (k, (density, error)) in queries(Density::Gaussian).zip(queries(Density::SquaredError)).enumerate() {
             let velocities = numbers(error.velocity(&field));
             let [from, to] = [k, k + 1].map(|k| numbers(rollout.points[k].clone()));
             let [density, error] = [density, error].map(|q| numbers(q.log_prob(q.velocity(&field))));
@@ -84,9 +81,10 @@ fn an_antithetic_draw_has_the_same_time_and_the_opposite_noise() {
     for draws in [Draws::PerSample, Draws::PerGroup] {
         let once = Elbo { draws, ..Elbo::default() };
         let pairs = Elbo { antithetic: true, ..once };
-        assert_eq!((once.count(10), pairs.count(10)), (9, 18));
-        let [once, pairs] = [once, pairs].map(|elbo| elbo.queries(&rollout).collect::<Vec<_>>());
-        let clean = numbers(rollout.images().clone());
+        let walk = &rollout.samples[0].walk;
+        assert_eq!((once.count(walk), pairs.count(walk)), (9, 18));
+        let [once, pairs] = [once, pairs].map(|elbo| elbo.queries(&rollout, &rollout).collect::<Vec<_>>());
+        let clean = numbers(rollout.clean().clone());
         assert_eq!((once.len(), pairs.len()), (9, 18));
         for (query, pair) in once.iter().zip(pairs.chunks(2)) {
             assert_eq!(query.x.clone().into_data(), pair[0].x.clone().into_data());
@@ -98,10 +96,10 @@ fn an_antithetic_draw_has_the_same_time_and_the_opposite_noise() {
             // Where the target is −ε − x₀, the error is zero.
             let noise = minus.iter().zip(&clean).enumerate().map(|(i, (x, c))| (x - (1.0 - t[i / 4]) * c) / t[i / 4]);
             let target = noise.zip(&clean).map(|(e, c)| (e - c) as f32).collect::<Vec<_>>();
-            let target = Tensor::from_data(TensorData::new(target, [ROWS, 1, 2, 2]), &Device::flex());
+            let target = Tensor::from_data(TensorData::new(target, [ROWS, 4]), &Device::flex());
             let simple = Elbo { weighting: Weighting::Simple, antithetic: true, draws, ..Elbo::default() };
             let index = 2 * once.iter().position(|q| std::ptr::eq(q, query)).expect("one of them") + 1;
-            let negative = simple.queries(&rollout).nth(index).expect("a pair");
+            let negative = simple.queries(&rollout, &rollout).nth(index).expect("a pair");
             assert!(numbers(negative.log_prob(target)).iter().all(|l| l.abs() < 1e-8));
         }
     }
@@ -112,11 +110,13 @@ fn the_samplers_own_points_have_the_noise_that_leads_to_them() {
     let (rollout, device) = (drawn(SDE, 10, [1, 2, 2]), Device::flex());
     let weighting = Weighting::Simple;
     let elbo = Elbo { points: Points::Sampler, weighting, ..Elbo::default() };
-    assert!(elbo.needs_trajectory() && !Elbo::default().needs_trajectory());
+    assert!(elbo.needs_path() && !Elbo::default().needs_path());
     let (grid, clean, velocity) =
-        (rollout.sampling.times(), numbers(rollout.images().clone()), [0.3f32, -1.2, 0.8, 0.1]);
-    let v = Tensor::from_data(TensorData::new(velocity.repeat(ROWS), [ROWS, 1, 2, 2]), &device);
-    for (query, renoised) in elbo.queries(&rollout).zip(Elbo { weighting, ..Elbo::default() }.queries(&rollout)) {
+        (rollout.grid.times.clone(), numbers(rollout.clean().clone()), [0.3f32, -1.2, 0.8, 0.1]);
+    let v = Tensor::from_data(TensorData::new(velocity.repeat(ROWS), [ROWS, 4]), &device);
+    for (query, renoised) in
+        elbo.queries(&rollout, &rollout).zip(Elbo { weighting, ..Elbo::default() }.queries(&rollout, &rollout))
+    {
         assert_eq!(query.t.clone().into_data(), renoised.t.into_data(), "the same times as ever");
         let [x, t, got] = [numbers(query.x.clone()), numbers(query.t.clone()), numbers(query.log_prob(v.clone()))];
         for row in 0..ROWS {
@@ -133,7 +133,7 @@ fn the_samplers_own_points_have_the_noise_that_leads_to_them() {
     }
     let continuous = Timesteps::LogitNormal { count: 1, mean: 0.0, std: 1.0 };
     for illegal in [Elbo { antithetic: true, ..elbo }, Elbo { timesteps: continuous, ..elbo }] {
-        let message = illegal.refuses(&rollout.sampling, rollout.schedule).expect("no such points");
+        let message = refusal(&illegal, &rollout).expect("no such points");
         assert!(message.contains("renoised") && message.contains("antithetic"), "{message}");
     }
 }
@@ -141,17 +141,17 @@ fn the_samplers_own_points_have_the_noise_that_leads_to_them() {
 #[test]
 fn awms_powers_meet_its_other_weightings() {
     let (rollout, field) = (drawn(SDE, 6, [2, 1, 2]), Tanh::new([0.8, -0.6, 0.5], &Device::flex()));
-    let of = |weighting, power| -> Vec<f64> {
+    let log_probs = |weighting, power| -> Vec<f64> {
         let elbo = Elbo { weighting, power, timesteps: Timesteps::All, ..Elbo::default() };
-        elbo.queries(&rollout).flat_map(|q| numbers(q.log_prob(q.velocity(&field)))).collect()
+        elbo.queries(&rollout, &rollout).flat_map(|q| numbers(q.log_prob(q.velocity(&field)))).collect()
     };
     for (power, other, factor) in [(1.0, Weighting::AwmT, 1.0), (0.5, Weighting::Huber, 2.0)] {
-        for (got, other) in of(Weighting::Ghuber, power).into_iter().zip(of(other, 0.25)) {
+        for (got, other) in log_probs(Weighting::Ghuber, power).into_iter().zip(log_probs(other, 0.25)) {
             assert!((got - factor * other).abs() < 1e-9, "{power}: {got} {other}");
         }
     }
     for power in [0.0, -1.0, f64::NAN] {
-        let message = Elbo { power, ..Elbo::default() }.refuses(&rollout.sampling, rollout.schedule).expect("no power");
+        let message = refusal(&Elbo { power, ..Elbo::default() }, &rollout).expect("no power");
         assert!(message.contains("power"), "{message}");
     }
 }
@@ -160,8 +160,8 @@ fn awms_powers_meet_its_other_weightings() {
 #[test]
 fn steps_can_count_by_their_noise() {
     let rollout = drawn(SDE, 10, [1, 2, 2]);
-    let grid = rollout.sampling.grid(rollout.schedule);
-    let queries = Trajectory { weights: StepWeights::Noise, ..Trajectory::default() }.queries(&rollout);
+    let grid = (*rollout.grid).clone();
+    let queries = Trajectory { weights: StepWeights::Noise, ..Trajectory::default() }.queries(&rollout, &rollout);
     assert_eq!(queries.len(), 9);
     let mut total = 0.0;
     for (k, query) in queries.enumerate() {
@@ -171,7 +171,7 @@ fn steps_can_count_by_their_noise() {
         total += one[0];
     }
     assert!((total - 9.0).abs() < 1e-12, "{total}");
-    for query in trajectory(0.99).queries(&rollout) {
+    for query in trajectory(0.99).queries(&rollout, &rollout) {
         let one = numbers(query.weighted(rows(&[0.3; ROWS], &Device::flex())));
         assert!(one.iter().all(|w| w.to_bits() == 0.3f64.to_bits()), "evenly: {one:?}");
     }
@@ -182,19 +182,19 @@ fn steps_can_count_by_their_noise() {
 fn each_sample_is_scored_where_it_branches() {
     let branch = Branch { points: 3, explorations: 1, ..Branch::default() };
     let rollout = drawn(SamplerKind::Branch(branch), 10, [1, 2, 2]);
-    let branches = |&key: &Key| rollout.sampling.stochastic_steps(rollout.schedule, key)[0];
-    let steps: Vec<usize> = rollout.keys.iter().map(branches).collect();
+    let branches = |sample: &Sample| sampler::stochastic(&sample.walk)[0];
+    let steps: Vec<usize> = rollout.samples.iter().map(branches).collect();
     assert!(steps.windows(2).all(|w| w[0] < w[1]) && steps.len() == ROWS, "{steps:?}");
-    let (grid, field) = (rollout.sampling.times(), Tanh::new([0.8, -0.6, 0.5], &Device::flex()));
+    let (grid, field) = (rollout.grid.times.clone(), Tanh::new([0.8, -0.6, 0.5], &Device::flex()));
     for likelihood in [trajectory(0.99), Trajectory { ratio: Ratio::PerSample, ..trajectory(0.99) }] {
-        let queries: Vec<Query> = likelihood.queries(&rollout).collect();
+        let queries: Vec<Query> = likelihood.queries(&rollout, &rollout).collect();
         assert_eq!(queries.len(), 1);
         let velocity = queries[0].velocity(&field);
         let together = numbers(queries[0].log_prob(velocity));
         for (row, &k) in steps.iter().enumerate() {
             assert!((numbers(queries[0].t.clone())[row] - grid[k]).abs() < 1e-6, "row {row}");
-            let rollout = rollout.narrow(row, 1);
-            let alone = likelihood.queries(&rollout).next().expect("one of all points");
+            let rollout = rollout.select(&[row]);
+            let alone = likelihood.queries(&rollout, &rollout).next().expect("one of all points");
             let alone = numbers(alone.log_prob(alone.velocity(&field)));
             assert_eq!(together[row].to_bits(), alone[0].to_bits(), "row {row}");
         }

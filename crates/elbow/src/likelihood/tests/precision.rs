@@ -3,10 +3,10 @@
 use super::*;
 
 /// ln p of a draw of `row` under the given velocities.
-fn elbo(rollout: &Rollout, query: &Query, draw: usize, row: usize, weighting: Weighting, velocities: &[f64]) -> f64 {
-    let (noise, clean) = (noise_of(rollout, query, draw as u32), numbers(rollout.images().clone()));
+fn elbo(rollout: &Batch, query: &Query, draw: usize, row: usize, weighting: Weighting, velocities: &[f64]) -> f64 {
+    let (noise, clean) = (noise_of(rollout, query, draw as u32), numbers(rollout.clean().clone()));
     let dims = noise.len() / ROWS;
-    let t = on_grid(numbers(query.t.clone())[row], &rollout.sampling.times());
+    let t = on_grid(numbers(query.t.clone())[row], &rollout.grid.times.clone());
     let errors: Vec<f64> = (row * dims..(row + 1) * dims).map(|i| velocities[i] - (noise[i] - clean[i])).collect();
     let square = errors.iter().map(|e| e * e).sum::<f64>() / dims as f64;
     let size = errors.iter().map(|e| e.abs()).sum::<f64>() / dims as f64;
@@ -64,7 +64,7 @@ fn small_log_ratios_keep_their_digits() {
         let rollout = drawn(SDE, 10, shape);
         for weighting in WEIGHTINGS {
             let mut off = Off::default();
-            for (draw, query) in (Elbo { weighting, ..Elbo::default() }).queries(&rollout).enumerate() {
+            for (draw, query) in (Elbo { weighting, ..Elbo::default() }).queries(&rollout, &rollout).enumerate() {
                 off.add(&query, &|row, v| elbo(&rollout, &query, draw, row, weighting, v));
             }
             // (1 − t)/(t + 10⁻³) is 100 near data.
@@ -72,7 +72,7 @@ fn small_log_ratios_keep_their_digits() {
             off.check(&format!("{shape:?} {weighting:?}"), weight, tolerance);
         }
         let mut off = Off::default();
-        for (k, query) in Trajectory::default().queries(&rollout).enumerate() {
+        for (k, query) in Trajectory::default().queries(&rollout, &rollout).enumerate() {
             off.add(&query, &|row, v| transition(&rollout, k, row, v));
         }
         off.check(&format!("{shape:?} trajectory"), 1.0, tolerance);

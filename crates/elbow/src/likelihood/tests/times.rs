@@ -6,9 +6,9 @@ use super::*;
 fn a_permutation_takes_nearly_all_times_once_per_sample() {
     for (steps, expected) in [(10, 9), (40, 39), (1, 1), (100, 99)] {
         let n = 8;
-        let rollout = given(Tensor::zeros([n, 1, 1, 1], &Device::flex()), steps, 1.0);
-        let grid = rollout.sampling.times();
-        let queries: Vec<Query> = Elbo::default().queries(&rollout).collect();
+        let rollout = given(Tensor::zeros([n, 1], &Device::flex()), steps, 1.0);
+        let grid = rollout.grid.times.clone();
+        let queries: Vec<Query> = Elbo::default().queries(&rollout, &rollout).collect();
         assert_eq!(queries.len(), expected, "{steps} steps");
         let orders: Vec<Vec<f64>> = (0..n)
             .map(|i| queries.iter().map(|q| on_grid(numbers(q.t.clone())[i], &grid[..steps])).collect())
@@ -22,8 +22,9 @@ fn a_permutation_takes_nearly_all_times_once_per_sample() {
         }
         let equal = (0..n).flat_map(|i| (0..i).map(move |j| (i, j))).filter(|&(i, j)| orders[i] == orders[j]).count();
         assert!(steps == 1 || equal == 0, "{equal} pairs of samples share their order");
-        let epoch = Rollout { keys: rollout.keys.iter().map(|&k| Key { epoch: 3, ..k }).collect(), ..rollout.clone() };
-        let later: Vec<f64> = Elbo::default().queries(&epoch).map(|q| numbers(q.t)[0]).collect();
+        let mut epoch = rollout.clone();
+        epoch.samples.iter_mut().for_each(|sample| sample.key.epoch = 3);
+        let later: Vec<f64> = Elbo::default().queries(&epoch, &epoch).map(|q| numbers(q.t)[0]).collect();
         let first: Vec<f64> = queries.iter().map(|q| numbers(q.t.clone())[0]).collect();
         assert!(steps == 1 || later != first, "an epoch has its own times");
     }
@@ -32,9 +33,9 @@ fn a_permutation_takes_nearly_all_times_once_per_sample() {
 #[test]
 fn one_and_all_times() {
     let n = 400;
-    let rollout = given(Tensor::zeros([n, 1, 1, 1], &Device::flex()), 10, 1.0);
-    let grid = rollout.sampling.times();
-    let one: Vec<Query> = Elbo { timesteps: Timesteps::One, ..Elbo::default() }.queries(&rollout).collect();
+    let rollout = given(Tensor::zeros([n, 1], &Device::flex()), 10, 1.0);
+    let grid = rollout.grid.times.clone();
+    let one: Vec<Query> = Elbo { timesteps: Timesteps::One, ..Elbo::default() }.queries(&rollout, &rollout).collect();
     assert_eq!(one.len(), 1);
     let mut counts = [0usize; 10];
     for t in numbers(one[0].t.clone()) {
@@ -42,7 +43,7 @@ fn one_and_all_times() {
     }
     // Binomial(400, 0.1) has deviation 6.
     assert!(counts.iter().all(|&c| (10..=70).contains(&c)), "{counts:?}");
-    let all = Elbo { timesteps: Timesteps::All, ..Elbo::default() }.queries(&rollout);
+    let all = Elbo { timesteps: Timesteps::All, ..Elbo::default() }.queries(&rollout, &rollout);
     let times: Vec<f64> = all.map(|q| on_grid(numbers(q.t)[n - 1], &grid)).collect();
     assert_eq!(times, grid[..10]);
 }
@@ -50,15 +51,15 @@ fn one_and_all_times() {
 #[test]
 fn strata_take_one_level_each() {
     let n = 400;
-    let rollout = given(Tensor::zeros([n, 1, 1, 1], &Device::flex()), 14, 1.0);
-    let grid = rollout.sampling.times();
+    let rollout = given(Tensor::zeros([n, 1], &Device::flex()), 14, 1.0);
+    let grid = rollout.grid.times.clone();
     // The reference's edges: ⌊1 + 12 j/6⌋ without the first level, which a seventh time can stand for.
     let edges = [1, 3, 5, 7, 9, 11, 13];
     for (first, count) in [(false, 6), (true, 7)] {
         let elbo = Elbo { timesteps: Timesteps::Stratified { count, first, fraction: 0.99 }, ..Elbo::default() };
-        assert_eq!(elbo.refuses(&rollout.sampling, rollout.schedule), None);
-        let mut queries = elbo.queries(&rollout);
-        assert_eq!((queries.len(), elbo.count(14)), (count, count));
+        assert_eq!(refusal(&elbo, &rollout), None);
+        let mut queries = elbo.queries(&rollout, &rollout);
+        assert_eq!((queries.len(), elbo.count(&rollout.samples[0].walk)), (count, count));
         if first {
             assert!(numbers(queries.next().expect("the first level").t).iter().all(|t| (t - 1.0).abs() < f64::EPSILON));
         }
@@ -77,17 +78,17 @@ fn strata_take_one_level_each() {
         (1, false, 0.1, ["count = 1", "0 levels"]),
     ] {
         let elbo = Elbo { timesteps: Timesteps::Stratified { count, first, fraction }, ..Elbo::default() };
-        let message = elbo.refuses(&rollout.sampling, rollout.schedule).expect("too many strata");
+        let message = refusal(&elbo, &rollout).expect("too many strata");
         assert!(words.iter().all(|word| message.contains(word)), "{message}");
     }
 }
 
 #[test]
 fn logit_normal_times_have_their_moments_and_take_a_shift_as_a_mean() {
-    let rollout = given(Tensor::zeros([500, 1, 1, 1], &Device::flex()), 10, 1.0);
+    let rollout = given(Tensor::zeros([500, 1], &Device::flex()), 10, 1.0);
     let times = |mean: f64, std: f64| -> Vec<f64> {
         let timesteps = Timesteps::LogitNormal { count: 4, mean, std };
-        let queries = Elbo { timesteps, ..Elbo::default() }.queries(&rollout);
+        let queries = Elbo { timesteps, ..Elbo::default() }.queries(&rollout, &rollout);
         assert_eq!(queries.len(), 4);
         queries.flat_map(|q| numbers(q.t)).collect()
     };
@@ -101,7 +102,7 @@ fn logit_normal_times_have_their_moments_and_take_a_shift_as_a_mean() {
     }
     for (count, mean, std) in [(0, 0.0, 1.0), (1, f64::NAN, 1.0), (1, 0.0, -1.0), (1, 0.0, f64::INFINITY)] {
         let elbo = Elbo { timesteps: Timesteps::LogitNormal { count, mean, std }, ..Elbo::default() };
-        let message = elbo.refuses(&rollout.sampling, rollout.schedule).expect("out of range");
+        let message = refusal(&elbo, &rollout).expect("out of range");
         assert!(message.contains(&format!("count = {count}, mean = {mean}, std = {std}")), "{message}");
     }
 }

@@ -85,9 +85,10 @@ fn check(fixture: &Fixture, case: &Case) {
             (&fixture.reference, Device::flex()),
         ]
         .map(|(tokens, device)| table(query, &rows(tokens, i, draws), &device));
-        let e = Evaluation::new(query, &current, Some(&behavior), &reference);
+        let fields = Fields { behavior: Some(&behavior), lagged: None, reference: &reference, teachers: &[] };
+        let e = Evaluation::new(query, &current, &fields);
         let kl = case.options.kl();
-        let mut loss = case.options.objective().get().loss(&e, advantages(fixture.advantages, &e));
+        let mut loss = losses(case.options.objective().get(), fixture.advantages, &e);
         if let Some(value) = kl.value(&e) {
             loss = loss + value * kl.weight;
         }
@@ -97,7 +98,7 @@ fn check(fixture: &Fixture, case: &Case) {
         let (v, u) = (numbers(current.0.clone()), numbers(query.target.clone().expect("an ELBO")));
         let expected = rows(&case.gradient, i, draws);
         let expected: Vec<f64> =
-            (0..got.len()).map(|p| expected[p / PIXELS] * -2.0 * (v[p] - u[p]) / PIXELS as f64).collect();
+            (0..got.len()).map(|p| expected[p / DIMS] * -2.0 * (v[p] - u[p]) / DIMS as f64).collect();
         let off = relative(&got, &expected);
         assert!(off < 1e-5, "{}: gradient off by {off}", case.name);
     }

@@ -3,9 +3,9 @@
 use super::*;
 use crate::likelihood::Trajectory;
 
-/// mean over pixels of each sample.
+/// Mean over dimensions of each sample.
 fn means(values: &[f64]) -> Vec<f64> {
-    values.chunks(PIXELS).map(|row| row.iter().sum::<f64>() / PIXELS as f64).collect()
+    values.chunks(DIMS).map(|row| row.iter().sum::<f64>() / DIMS as f64).collect()
 }
 
 /// Gradients agree when taken at the same point.
@@ -14,93 +14,91 @@ fn same(a: &[f64], b: &[f64]) {
     assert!(off < 1e-6, "off by {off}: {a:?} {b:?}");
 }
 
-// r‖e + bδ‖² + (1 − r)‖e − bδ‖² = ‖e‖² + 2b(2r − 1) e·δ + b²‖δ‖²: a policy gradient with a frozen residual, and a proximal term.
+/// r‖e + bδ‖² + (1 − r)‖e − bδ‖² = ‖e‖² + 2b(2r − 1) e·δ + b²‖δ‖²: a policy gradient with a frozen residual, and a proximal term.
 #[test]
 fn nft_is_a_linear_term_and_a_proximal_one() {
     let (mix, scale) = (0.3, 5.0);
     let probabilities = [0.9, 0.1, 0.5, 0.0, 1.0, 0.3];
-    let objective = NegativeAware { mix, scale };
-    let (_, got) = evaluate(Some(BEHAVIOR), &|e| objective.loss(e, advantages(probabilities, e)));
+    let objective = Nft { mix, scale };
+    let (_, got) = evaluate(Some(BEHAVIOR), &|e| losses(&objective, probabilities, e));
     let (_, expected) = evaluate(Some(BEHAVIOR), &|e| {
-        let wide = gaussian::wide::<4>;
-        let residual = wide(e.behavior_velocity()) - wide(e.target().expect("an ELBO"));
-        let delta = wide(e.velocity()) - wide(e.behavior_velocity());
-        let linear =
-            gaussian::mean(residual * delta.clone()) * (advantages(probabilities, e) * 2.0 - 1.0) * (2.0 * mix);
+        let residual = to_f64(e.velocity(Weights::Behavior)) - to_f64(e.target().expect("an ELBO"));
+        let delta = to_f64(e.velocity(Weights::Current)) - to_f64(e.velocity(Weights::Behavior));
+        let linear = gaussian::mean(residual * delta.clone()) * (per_sample(probabilities) * 2.0 - 1.0) * (2.0 * mix);
         (linear + gaussian::mean(delta.square()) * (mix * mix)) * (scale / mix)
     });
     same(&got, &expected);
 }
 
-// On policy its gradient is EPG's with A = M(2r − 1), whatever b.
+/// On policy its gradient is EPG's with A = M(2r − 1), whatever b.
 #[test]
 fn nft_on_policy_is_the_policy_gradient() {
     let probabilities = [0.9, 0.1, 0.4, 0.0, 1.0, 0.3];
     let signed = probabilities.map(|r| 5.0 * (2.0 * r - 1.0));
-    let (_, expected) = evaluate(None, &|e| EPG[1].get().loss(e, advantages(signed, e)));
+    let (_, expected) = evaluate(None, &|e| losses(EPG[1].get(), signed, e));
     for mix in [1.0, 0.1] {
-        let objective = NegativeAware { mix, scale: 5.0 };
-        let (_, got) = evaluate(None, &|e| objective.loss(e, advantages(probabilities, e)));
+        let objective = Nft { mix, scale: 5.0 };
+        let (_, got) = evaluate(None, &|e| losses(&objective, probabilities, e));
         same(&got, &expected);
     }
 }
 
-// ‖v − v_ref − cA(u − v_b)‖² with a frozen residual: −2cA times the linear part of L, plus Girsanov's divergence with weight 1.
+/// ‖v − v_ref − cA(u − v_b)‖² with a frozen residual: −2cA times the linear part of L, plus Girsanov's divergence with weight 1.
 #[test]
 fn ram_is_a_policy_gradient_and_girsanovs_divergence() {
     let girsanov = Kl { weight: 1.0, ..Kl::default() };
     for (residual, behavior) in [(Residual::Behavior, None), (Residual::Current, Some(BEHAVIOR))] {
         let objective = Ram { multiplier: 0.4, residual };
-        let (_, got) = evaluate(behavior, &|e| objective.loss(e, advantages(ADVANTAGES, e)));
+        let (_, got) = evaluate(behavior, &|e| losses(&objective, ADVANTAGES, e));
         let (_, expected) = evaluate(behavior, &|e| {
-            EPG[1].get().loss(e, advantages(ADVANTAGES.map(|a| 0.4 * a), e)) + girsanov.value(e).expect("on")
+            losses(EPG[1].get(), ADVANTAGES.map(|a| 0.4 * a), e) + girsanov.value(e).expect("on")
         });
         same(&got, &expected);
     }
 }
 
-// −(A − sg(d)) L has the gradient of −A L + ½ d², d = L − L_b: a policy gradient, and a proximal term that to second order is the
-// divergence to the behavior policy.
+/// −(A − sg(d)) L has the gradient of −A L + ½ d², d = L − L_b: a policy gradient, and a proximal term that to second order is the
+/// divergence to the behavior policy.
 #[test]
 fn pepg_is_a_policy_gradient_and_half_the_squared_log_ratio() {
-    let (_, got) = evaluate(Some(BEHAVIOR), &|e| PEPG[1].get().loss(e, advantages(ADVANTAGES, e)));
+    let (_, got) = evaluate(Some(BEHAVIOR), &|e| losses(PEPG[1].get(), ADVANTAGES, e));
     let (_, expected) =
-        evaluate(Some(BEHAVIOR), &|e| EPG[1].get().loss(e, advantages(ADVANTAGES, e)) + e.log_ratio().square() * 0.5);
+        evaluate(Some(BEHAVIOR), &|e| losses(EPG[1].get(), ADVANTAGES, e) + e.log_ratio().square() * 0.5);
     same(&got, &expected);
     // With the ratio in front, the term is weighted by it too.
-    let (_, got) = evaluate(Some(BEHAVIOR), &|e| PEPG[0].get().loss(e, advantages(ADVANTAGES, e)));
+    let (_, got) = evaluate(Some(BEHAVIOR), &|e| losses(PEPG[0].get(), ADVANTAGES, e));
     let (_, expected) = evaluate(Some(BEHAVIOR), &|e| {
         let rho = e.ratio().detach();
-        EPG[0].get().loss(e, advantages(ADVANTAGES, e)) + rho * e.log_ratio().square() * 0.5
+        losses(EPG[0].get(), ADVANTAGES, e) + rho * e.log_ratio().square() * 0.5
     });
     same(&got, &expected);
 }
 
-// A ‖e + δ‖² = A (‖e‖² + 2 e·δ + ‖δ‖²): what a policy gradient of an ELBO minimizes bends down without bound where A < 0.
+/// A ‖e + δ‖² = A (‖e‖² + 2 e·δ + ‖δ‖²): what a policy gradient of an ELBO minimizes bends down without bound where A < 0.
 #[test]
 fn the_policy_gradient_of_an_elbo_is_a_linear_term_and_an_unbounded_one() {
-    let (_, got) = evaluate(Some(BEHAVIOR), &|e| EPG[1].get().loss(e, advantages(ADVANTAGES, e)));
+    let (_, got) = evaluate(Some(BEHAVIOR), &|e| losses(EPG[1].get(), ADVANTAGES, e));
     let (_, expected) = evaluate(Some(BEHAVIOR), &|e| {
-        let wide = gaussian::wide::<4>;
-        let residual = wide(e.behavior_velocity()) - wide(e.target().expect("an ELBO"));
-        let delta = wide(e.velocity()) - wide(e.behavior_velocity());
-        (gaussian::mean(residual * delta.clone()) * 2.0 + gaussian::mean(delta.square())) * advantages(ADVANTAGES, e)
+        let residual = to_f64(e.velocity(Weights::Behavior)) - to_f64(e.target().expect("an ELBO"));
+        let delta = to_f64(e.velocity(Weights::Current)) - to_f64(e.velocity(Weights::Behavior));
+        (gaussian::mean(residual * delta.clone()) * 2.0 + gaussian::mean(delta.square())) * per_sample(ADVANTAGES)
     });
     same(&got, &expected);
 }
 
-// AWM: a clip so wide that it never binds, on the policy that drew, for any weighting.
+/// AWM: a clip so wide that it never binds, on the policy that drew, for any weighting.
 #[test]
 fn awm_on_policy_is_the_policy_gradient_without_a_ratio() {
     let clip = ObjectiveKind::Grpo(Grpo { clip: 1.0, clip_high: None, max_advantage: f64::INFINITY });
-    same(&gradient(clip, None), &gradient(EPG[1], None));
+    same(&gradient(&clip, None), &gradient(&EPG[1], None));
     let mut ghuber = Vec::new();
-    for objective in [clip, EPG[1]] {
+    for objective in [clip.get(), EPG[1].get()] {
         let elbo = Elbo { weighting: Weighting::Ghuber, timesteps: Timesteps::One, ..Elbo::default() };
-        let query = elbo.queries(&rollout(4)).next().expect("one time");
+        let batch = batch(4);
+        let query = elbo.queries(&batch, &batch).next().expect("one time");
         let current = table(&query, &CURRENT, &Device::flex().autodiff());
-        let e = Evaluation::new(&query, &current, None, &Never);
-        let loss = objective.get().loss(&e, advantages(ADVANTAGES, &e));
+        let fields = Fields { behavior: None, lagged: None, reference: &Never, teachers: &[] };
+        let loss = losses(objective, ADVANTAGES, &Evaluation::new(&query, &current, &fields));
         ghuber.push(numbers(current.0.grad(&loss.sum().backward()).expect("depends on the weights")));
     }
     same(&ghuber[0], &ghuber[1]);
@@ -110,23 +108,22 @@ fn awm_on_policy_is_the_policy_gradient_without_a_ratio() {
 fn rpg_with_beta_1_is_pepg_and_with_beta_0_epg() {
     let rpg = |divergence, beta| ObjectiveKind::Rpg(Rpg { divergence, beta });
     for behavior in [None, Some(BEHAVIOR)] {
-        same(&gradient(rpg(Divergence::Reverse, 1.0), behavior), &gradient(PEPG[0], behavior));
+        same(&gradient(&rpg(Divergence::Reverse, 1.0), behavior), &gradient(&PEPG[0], behavior));
         for divergence in [Divergence::Reverse, Divergence::Forward] {
-            same(&gradient(rpg(divergence, 0.0), behavior), &gradient(EPG[0], behavior));
+            same(&gradient(&rpg(divergence, 0.0), behavior), &gradient(&EPG[0], behavior));
         }
     }
     // Forward: weight ρ A + β.
     let shifted = Rpg { divergence: Divergence::Forward, beta: 0.25 };
-    let (_, got) = evaluate(Some(BEHAVIOR), &|e| shifted.loss(e, advantages(ADVANTAGES, e)));
-    let (_, plain) =
-        evaluate(Some(BEHAVIOR), &|e| EPG[0].get().loss(e, advantages(ADVANTAGES, e)) - e.log_prob() * 0.25);
+    let (_, got) = evaluate(Some(BEHAVIOR), &|e| losses(&shifted, ADVANTAGES, e));
+    let (_, plain) = evaluate(Some(BEHAVIOR), &|e| losses(EPG[0].get(), ADVANTAGES, e) - log_prob(e) * 0.25);
     same(&got, &plain);
 }
 
 #[test]
 fn gmpo_of_one_draw_is_grpo_in_logarithms() {
     let objective = Gmpo { log_clip: 0.05 };
-    let (values, slopes) = evaluate(Some(BEHAVIOR), &|e| objective.loss(e, advantages(ADVANTAGES, e)));
+    let (values, slopes) = evaluate(Some(BEHAVIOR), &|e| losses(&objective, ADVANTAGES, e));
     let (_, dl) = evaluate(Some(BEHAVIOR), &log_prob);
     let (ratios, _) = evaluate(Some(BEHAVIOR), &|e| e.log_ratio());
     for i in 0..B {
@@ -134,95 +131,88 @@ fn gmpo_of_one_draw_is_grpo_in_logarithms() {
         let stopped = a.signum() * l > 0.05;
         let rho = if stopped { (0.05 * a.signum()).exp() } else { l.exp() };
         assert!((values[i] + a * rho).abs() < 1e-12, "{i}: {} {}", values[i], -a * rho);
-        for p in i * PIXELS..(i + 1) * PIXELS {
+        for p in i * DIMS..(i + 1) * DIMS {
             let expected = if stopped { 0.0 } else { -a * rho * dl[p] };
             assert!((slopes[p] - expected).abs() < 1e-6 * (1.0 + expected.abs()), "{i}: {} {expected}", slopes[p]);
         }
     }
-    let share = evaluate(Some(BEHAVIOR), &|e| {
-        let clipped = objective.clipped(e, advantages(ADVANTAGES, e)).expect("it clips");
-        clipped.cast(e.log_prob().dtype()) + e.log_prob() * 0.0
-    });
+    let share =
+        evaluate(Some(BEHAVIOR), &|e| clipped(&objective, ADVANTAGES, e).cast(log_prob(e).dtype()) + log_prob(e) * 0.0);
     assert!(share.0.contains(&1.0) && share.0.contains(&0.0), "{:?}", share.0);
 }
 
-// At d = A + mean d the loss is 0, and its gradient is PAR's toward the reference with the batch's mean taken off.
+/// At d = A + mean d the loss is 0, and its gradient is PAR's toward the reference with the batch's mean taken off.
 #[test]
 fn trajectory_balance_in_closed_form() {
-    let (got, slopes) = evaluate(None, &|e| TrajectoryBalance {}.loss(e, advantages(ADVANTAGES, e)));
-    let (d, dl) = evaluate(None, &|e| e.log_prob() - e.reference_log_prob());
+    let (got, slopes) = evaluate(None, &|e| losses(&TrajectoryBalance {}, ADVANTAGES, e));
+    let (d, dl) = evaluate(None, &|e| log_prob(e) - e.log_prob(Weights::Reference));
     let level = d.iter().sum::<f64>() / B as f64;
     for i in 0..B {
         let residual = ADVANTAGES[i] - d[i] + level;
         assert!((got[i] - 0.5 * residual * residual).abs() < 1e-12);
-        for p in i * PIXELS..(i + 1) * PIXELS {
+        for p in i * DIMS..(i + 1) * DIMS {
             assert!((slopes[p] + residual * dl[p]).abs() < 1e-6 * (1.0 + dl[p].abs()), "{i}");
         }
     }
 }
 
+/// Pairs are those of a group, wherever its samples are.
 #[test]
 fn dpo_in_closed_form() {
     let pairs = [1.0, -1.0, -1.0, 1.0, 1.0, -1.0];
     let objective = Dpo { beta: 3.0 };
-    let (got, slopes) = evaluate(None, &|e| objective.loss(e, advantages(pairs, e)));
-    let (d, dl) = evaluate(None, &|e| e.log_prob() - e.reference_log_prob());
-    for i in 0..B {
-        let first = i / 2 * 2;
-        let margin = 1.5 * (pairs[first] * d[first] + pairs[first + 1] * d[first + 1]);
-        assert!((got[i] - 0.5 * (-margin).exp().ln_1p()).abs() < 1e-12, "{i}");
-        let slope = -1.5 * pairs[i] / (1.0 + margin.exp());
-        for p in i * PIXELS..(i + 1) * PIXELS {
-            let expected = slope * dl[p];
-            assert!((slopes[p] - expected).abs() < 1e-6 * (1.0 + expected.abs()), "{i}: {} {expected}", slopes[p]);
+    let (d, dl) = evaluate(None, &|e| log_prob(e) - e.log_prob(Weights::Reference));
+    for (numbers, partners) in [(GROUPS, [1, 0, 3, 2, 5, 4]), ([0, 1, 2, 1, 2, 0], [5, 3, 4, 1, 2, 0])] {
+        let (got, slopes) = evaluate(None, &|e| in_groups(numbers, pairs, |groups| objective.loss(e, groups)));
+        for i in 0..B {
+            let margin = 1.5 * (pairs[i] * d[i] + pairs[partners[i]] * d[partners[i]]);
+            assert!((got[i] - 0.5 * (-margin).exp().ln_1p()).abs() < 1e-12, "{i}");
+            let slope = -1.5 * pairs[i] / (1.0 + margin.exp());
+            for p in i * DIMS..(i + 1) * DIMS {
+                let expected = slope * dl[p];
+                assert!((slopes[p] - expected).abs() < 1e-6 * (1.0 + expected.abs()), "{i}: {} {expected}", slopes[p]);
+            }
         }
     }
 }
 
-/// One step of the SDE for B samples, drawn under the behavior policy with the given noise, and everything at that step.
-fn of_a_step(noise: &[f32], of: &dyn Fn(&Evaluation<'_>) -> Tensor<1>) -> (Vec<f64>, Vec<f64>) {
+/// The value of each sample and its slope with respect to v, at one step of the SDE that was drawn under the behavior policy with the
+/// given noise.
+fn at_a_step(noise: &[f32], value: &dyn Fn(&Evaluation<'_>) -> Tensor<1>) -> (Vec<f64>, Vec<f64>) {
     let device = Device::flex();
-    let latent = |values: Vec<f32>| Tensor::<4>::from_data(TensorData::new(values, [B, 1, 1, PIXELS]), &device);
-    let sampling = Sampling { rule: SamplerKind::FlowSde(FlowSde::default()), steps: 4, ..Sampling::default() };
-    let x = latent((0..B * PIXELS).map(|i| (i as f32 * 0.7).sin()).collect());
-    let behavior = latent((0..B * PIXELS).map(|i| (i as f32 * 1.3).cos()).collect());
-    let moved = latent((0..B * PIXELS).map(|i| (i as f32 * 1.3).cos() + 0.05 * (i as f32).sin()).collect());
-    let step = sampling.rule.get().step(&sampling.grid(Schedule::RectifiedFlow), 0);
+    let latent = |values: Vec<f32>| Tensor::<2>::from_data(TensorData::new(values, [B, DIMS]), &device);
+    let config = SamplerConfig { rule: FlowSde::default().into(), steps: 4, ..SamplerConfig::default() };
+    let x = latent((0..B * DIMS).map(|i| (i as f32 * 0.7).sin()).collect());
+    let behavior = latent((0..B * DIMS).map(|i| (i as f32 * 1.3).cos()).collect());
+    let moved = latent((0..B * DIMS).map(|i| (i as f32 * 1.3).cos() + 0.05 * (i as f32).sin()).collect());
+    let sampling = config.build();
+    let step = sampling.rule.step(&sampling.grid(Schedule::RectifiedFlow), 0);
     let mean = sampler::mean(&[step], &[Visit { x: x.clone(), velocity: behavior.clone() }]);
-    let points = vec![x, mean + latent(noise.to_vec()) * step.std];
-    let rollout = Rollout {
-        points,
-        cond: Conditioning { tokens: Tensor::zeros([B, 1, 1], &device), pooled: Tensor::zeros([B, 1], &device) },
-        keys: (0..B as u64).map(|i| Key::new(3, Purpose::Step, 0).sample(i)).collect(),
-        group_keys: vec![Key::new(3, Purpose::Step, 0); B],
-        importance: vec![1.0; B],
-        sampling,
-        schedule: Schedule::RectifiedFlow,
-    };
+    let batch = drawn(&config, vec![x, mean + latent(noise.to_vec()) * step.std]);
     let trajectory = Trajectory { fraction: 0.25, ratio: Ratio::PerDraw, ..Trajectory::default() };
-    let query = trajectory.queries(&rollout).next().expect("a step");
+    let query = trajectory.queries(&batch, &batch).next().expect("a step");
     let current = Table(Tensor::from_data(moved.into_data(), &device.clone().autodiff()).require_grad());
     let behavior = Table(behavior);
-    let e = Evaluation::new(&query, &current, Some(&behavior), &behavior);
-    let loss = of(&e);
-    let gradient = current.0.grad(&loss.clone().sum().backward()).map_or_else(Vec::new, numbers);
-    (numbers(loss), gradient)
+    let fields = Fields { behavior: Some(&behavior), lagged: None, reference: &behavior, teachers: &[] };
+    let values = value(&Evaluation::new(&query, &current, &fields));
+    let gradient = current.0.grad(&values.clone().sum().backward()).map_or_else(Vec::new, numbers);
+    (numbers(values), gradient)
 }
 
-// ln π(x′ | x) = −(slope²/2s²) mean ‖v − v*‖² + constant, v* = v_b + (s/slope) z: DDPO's and Flow-GRPO's step is denoising score matching
-// whose target is the behavior policy's own velocity with the noise of the step on it (arXiv 2509.25050).
+/// ln π(x′ | x) = −(slope²/2s²) mean ‖v − v*‖² + constant, v* = v_b + (s/slope) z: DDPO's and Flow-GRPO's step is denoising score matching
+/// whose target is the behavior policy's own velocity with the noise of the step on it (arXiv 2509.25050).
 #[test]
 fn a_step_of_a_trajectory_matches_a_noisy_target() {
     let noise = some_noise();
-    let (log_ratio, _) = of_a_step(&noise, &|e| e.log_ratio());
-    let (scale, _) = of_a_step(&noise, &|e| {
+    let (log_ratio, _) = at_a_step(&noise, &|e| e.log_ratio());
+    let (scale, _) = at_a_step(&noise, &|e| {
         let steps = e.steps().expect("steps").0;
-        steps.slope.clone() / steps.std.clone() + e.log_prob() * 0.0
+        steps.slope.clone() / steps.std.clone() + log_prob(e) * 0.0
     });
-    let shift: Vec<f64> = (0..B * PIXELS).map(|i| 0.05 * (i as f64).sin()).collect();
+    let shift: Vec<f64> = (0..B * DIMS).map(|i| 0.05 * (i as f64).sin()).collect();
     for i in 0..B {
         let square = |from_target: &dyn Fn(usize) -> f64| {
-            (i * PIXELS..(i + 1) * PIXELS).map(|p| from_target(p).powi(2)).sum::<f64>() / PIXELS as f64
+            (i * DIMS..(i + 1) * DIMS).map(|p| from_target(p).powi(2)).sum::<f64>() / DIMS as f64
         };
         let target = |p: usize| f64::from(noise[p]) / scale[i];
         let expected = (square(&target) - square(&|p| shift[p] - target(p))) * scale[i].powi(2) / 2.0;
@@ -230,8 +220,8 @@ fn a_step_of_a_trajectory_matches_a_noisy_target() {
     }
 }
 
-// Over x′ ~ q(x′ | x, x₀) that target v* = (x′ − c)/slope has the mean of the clean one, u = α̇ x₀ + σ̇ ε, and, beside its covariance, κ I more:
-// the posterior's variance σ′² b²/σ², b² = σ² − (α/α′)² σ′², brought from the sample to its velocity. κ > 0 but for a step to the data.
+/// Over x′ ~ q(x′ | x, x₀) that target v* = (x′ − c)/slope has the mean of the clean one, u = α̇ x₀ + σ̇ ε, and, beside its covariance, κ I more:
+/// the posterior's variance σ′² b²/σ², b² = σ² − (α/α′)² σ′², brought from the sample to its velocity. κ > 0 but for a step to the data.
 #[test]
 fn a_noisy_target_has_the_mean_of_the_clean_one_and_more_variance() {
     let (sampler, times, [clean, noise]) = (Ddim { eta: 1.0 }, [0.9, 0.6, 0.3, 0.05, 0.0], [0.7, -1.3]);
@@ -259,43 +249,43 @@ fn a_noisy_target_has_the_mean_of_the_clean_one_and_more_variance() {
 }
 
 fn some_noise() -> Vec<f32> {
-    (0..B * PIXELS).map(|i| (i as f32 * 2.1).sin() * 1.4).collect()
+    (0..B * DIMS).map(|i| (i as f32 * 2.1).sin() * 1.4).collect()
 }
 
-// (L − L_b + b) s = mean z · (μ_θ − μ_b), with z the noise of the step.
+/// (L − L_b + b) s = mean z · (μ_θ − μ_b), with z the noise of the step.
 #[test]
 fn the_guarded_ratio_is_noise_times_shift() {
     let noise = some_noise();
     let unclipped = GrpoGuard { clip: f64::INFINITY, max_advantage: f64::INFINITY };
-    let (losses, _) = of_a_step(&noise, &|e| unclipped.loss(e, advantages([1.0; B], e)));
-    let (steps, _) = of_a_step(&noise, &|e| {
+    let (got, _) = at_a_step(&noise, &|e| losses(&unclipped, [1.0; B], e));
+    let (steps, _) = at_a_step(&noise, &|e| {
         let (steps, _) = e.steps().expect("steps");
-        steps.dt.clone() + e.log_prob() * 0.0
+        steps.dt.clone() + log_prob(e) * 0.0
     });
-    let (slopes, _) = of_a_step(&noise, &|e| e.steps().expect("steps").0.slope.clone() + e.log_prob() * 0.0);
-    let shift: Vec<f64> = (0..B * PIXELS).map(|i| 0.05 * (i as f64).sin() * f64::from(noise[i])).collect();
+    let (slopes, _) = at_a_step(&noise, &|e| e.steps().expect("steps").0.slope.clone() + log_prob(e) * 0.0);
+    let shift: Vec<f64> = (0..B * DIMS).map(|i| 0.05 * (i as f64).sin() * f64::from(noise[i])).collect();
     for (i, shift) in means(&shift).into_iter().enumerate() {
-        let ratio = -losses[i] * steps[i];
+        let ratio = -got[i] * steps[i];
         assert!((ratio.ln() - slopes[i] * shift).abs() < 1e-6, "{i}: {} {}", ratio.ln(), slopes[i] * shift);
     }
 }
 
-// The divergence is that of two Gaussians, and what it stops is what leads away.
+/// The divergence is that of two Gaussians, and what it stops is what leads away.
 #[test]
 fn flow_dppo_stops_only_what_leads_away() {
     let noise = some_noise();
     let signs = [1.0, -1.0, 1.0, -1.0, 1.0, -1.0];
     let keep = [1.0, 1.0, -1.0, -1.0, 1.0, 1.0];
-    let (ratios, _) = of_a_step(&noise, &|e| e.log_ratio());
+    let (ratios, _) = at_a_step(&noise, &|e| e.log_ratio());
     for (limit, stops) in [(1e-12, true), (1e3, false)] {
         let objective = FlowDppo { max_divergence: limit };
         let a: [f64; B] = std::array::from_fn(|i| signs[i] * keep[i]);
-        let (losses, gradient) = of_a_step(&noise, &|e| objective.loss(e, advantages(a, e)));
+        let (got, gradient) = at_a_step(&noise, &|e| losses(&objective, a, e));
         for i in 0..B {
             let stopped = stops && a[i] * ratios[i] > 0.0;
             let expected = if stopped { 0.0 } else { -a[i] * ratios[i].exp() };
-            assert!((losses[i] - expected).abs() < 1e-9, "{i}: {} {expected}", losses[i]);
-            let still = gradient[i * PIXELS..(i + 1) * PIXELS].iter().all(|g| *g == 0.0);
+            assert!((got[i] - expected).abs() < 1e-9, "{i}: {} {expected}", got[i]);
+            let still = gradient[i * DIMS..(i + 1) * DIMS].iter().all(|g| *g == 0.0);
             assert_eq!(still, stopped, "{i}");
         }
     }

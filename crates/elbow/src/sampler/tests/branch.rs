@@ -9,14 +9,15 @@ fn drawn_in(epoch: u64) -> Vec<Key> {
     (0..12).map(|i| Key::new(7, Purpose::Step, epoch).sample(i)).collect()
 }
 
-fn sampling() -> Sampling {
-    Sampling { rule: SamplerKind::Branch(BRANCH), steps: STEPS, shift: 1.0, guidance: 1.0 }
+fn branching() -> Sampling {
+    SamplerConfig { rule: BRANCH.into(), steps: STEPS, shift: 1.0, guidance: 1.0 }.build()
 }
 
 /// The step at which each of the samples branches.
 fn steps(epoch: u64) -> Vec<usize> {
     let noisy = |key| {
-        let stochastic = sampling().stochastic_steps(FLOW, key);
+        let sampling = branching();
+        let stochastic = stochastic(&sampling.rule.walk(&sampling.grid(FLOW), key));
         assert_eq!(stochastic, [BRANCH.step_of(STEPS, key)], "one step has noise");
         stochastic[0]
     };
@@ -41,15 +42,15 @@ fn explorations_branch_together_and_points_apart() {
 #[test]
 fn rows_branch_where_they_should_whatever_is_drawn_with_them() {
     let field = GaussianData { mean: 0.5, std: 0.5, schedule: FLOW };
-    let (keys, start) = (drawn_in(3), Tensor::<4>::full([12, 1, 1, 1], 0.8, &Device::flex()));
+    let (keys, start) = (drawn_in(3), Tensor::<2>::full([12, 1], 0.8, &Device::flex()));
     let draw = |rows: std::ops::Range<usize>| {
         let start = start.clone().narrow(0, rows.start, rows.len());
-        sample(&field, &sampling(), FLOW, start, &nothing(rows.len()), &keys[rows], true)
+        drawn(&branching(), &field, start, &keys[rows])
     };
     let all = draw(0..12);
     for (i, &at) in steps(3).iter().enumerate() {
         for (k, points) in all.iter().enumerate() {
-            let value = |x: &Tensor<4>, i| x.clone().narrow(0, i, 1).into_scalar::<f32>().to_bits();
+            let value = |x: &Tensor<2>, i| x.clone().narrow(0, i, 1).into_scalar::<f32>().to_bits();
             assert_eq!(value(points, i), value(&draw(i..i + 1)[k], 0), "sample {i}, point {k}");
             // The two explorations of a point share the path up to their step.
             assert_eq!(value(points, i) == value(points, i ^ 1), k <= at, "sample {i}, point {k}");
@@ -59,10 +60,7 @@ fn rows_branch_where_they_should_whatever_is_drawn_with_them() {
 
 #[test]
 fn one_that_does_not_fit_is_refused() {
-    let refusal = |branch, schedule| {
-        let sampling = Sampling { rule: SamplerKind::Branch(branch), ..Sampling::default() };
-        sampling.validate(schedule).into_iter().next()
-    };
+    let refusal = |branch: Branch, schedule| sampling(branch).validate("sampler", schedule).into_iter().next();
     assert_eq!(refusal(BRANCH, FLOW), None);
     assert_eq!(refusal(Branch { points: 9, ..BRANCH }, FLOW), None);
     for (branch, schedule, words) in [

@@ -9,10 +9,10 @@ fn sa_solver_of_first_order_is_ddim() {
     let times = grid(10, 3.0);
     for (schedule, k) in [FLOW, VP].into_iter().flat_map(|s| (0..10).map(move |k| (s, k))) {
         for tau in [0.3, 1.0] {
-            let (mean, std) = step(sa_solver(tau, 1), schedule, &times, k);
+            let (mean, std) = step(&sa_solver(tau, 1), schedule, &times, k);
             let (_, shrink) = Grid::new(schedule, times.clone()).span(k);
             let eta = ((1.0 - shrink.powf(2.0 * tau * tau)) / (1.0 - shrink * shrink)).sqrt();
-            let (expected, deviation) = step(ddim(eta), schedule, &times, k);
+            let (expected, deviation) = step(&ddim(eta), schedule, &times, k);
             assert!(
                 (mean - expected).abs() < 1e-9 && (std - deviation).abs() < 1e-12,
                 "{schedule:?} step {k}, τ = {tau}"
@@ -62,6 +62,6 @@ fn sa_solver_of_second_order_integrates_a_line_exactly() {
 
 #[test]
 fn a_corrector_brings_the_end_nearer() {
-    let (plain, corrected) = (error(SamplerKind::Dpm2(Dpm2 {}), 64), error(UNIPC, 64));
+    let (plain, corrected) = (error(&SamplerKind::Dpm2(Dpm2 {}), 64), error(&UNIPC, 64));
     assert!(corrected < 0.8 * plain, "{corrected} {plain}");
 }

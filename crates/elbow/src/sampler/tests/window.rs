@@ -60,7 +60,7 @@ fn steps_inside_are_the_sdes_and_steps_outside_eulers() {
         let grid = Grid::new(FLOW, times.clone());
         let walk = rule.get().walk(&grid, Key::new(0, Purpose::Step, 3));
         for (k, step) in walk.into_iter().enumerate() {
-            let expected = if (3..7).contains(&k) { inside } else { SamplerKind::Euler(Euler {}) };
+            let expected = if (3..7).contains(&k) { &inside } else { &SamplerKind::Euler(Euler {}) };
             assert_eq!(step, expected.get().step(&grid, k), "{sde:?} step {k}");
             assert_eq!(step.std > 0.0, (3..7).contains(&k), "{sde:?} step {k}");
         }
@@ -69,10 +69,7 @@ fn steps_inside_are_the_sdes_and_steps_outside_eulers() {
 
 #[test]
 fn one_that_does_not_fit_is_refused() {
-    let refusal = |window, schedule| {
-        let sampling = Sampling { rule: SamplerKind::Window(window), ..Sampling::default() };
-        sampling.validate(schedule).into_iter().next()
-    };
+    let refusal = |window: Window, schedule| sampling(window).validate("sampler", schedule).into_iter().next();
     let fine = Window::default();
     assert_eq!(refusal(Window { size: 9, ..fine }, FLOW), None);
     let ddim = Window { sde: Sde::Ddim(Ddim::default()), ..fine };

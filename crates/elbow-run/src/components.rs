@@ -1,0 +1,146 @@
+//! What a run works with, each part by itself: a command loads what it needs.
+
+use crate::{
+    data::{Data, Early},
+    error::{At, Error, Result},
+    event::{Progress, Watch},
+    memory,
+    recipe::Recipe,
+};
+use burn::tensor::Device;
+use elbow::{
+    Prompt, Reward,
+    config::Config,
+    eval::{self, Measured},
+    observer::Observer,
+    params::Params,
+    policy::{Policy, TextEncoder},
+    train::{TrainError, Trainer},
+};
+use elbow_models::policy::NetworkPolicy;
+use elbow_runlog::{RunFolder, checkpoint};
+
+/// What training needs: a model, prompts and a reward.
+pub struct Components {
+    /// The policy.
+    pub model: LoadedModel,
+    /// The prompts.
+    pub data: Data,
+    /// The training reward.
+    pub reward: Box<dyn Reward>,
+}
+
+impl Components {
+    /// Loads them as a recipe says. Nothing is written but embeddings of prompts, into their cache.
+    pub fn load(recipe: &Recipe, device: &Device, watch: &Watch<'_>) -> Result<Self> {
+        recipe.setting.reward.check_resolution(recipe.setting.model.resolution())?;
+        let data = Data::read(recipe)?;
+        let model = LoadedModel::load(recipe, &data.early, device, watch)?;
+        Ok(Self { model, data, reward: recipe.setting.reward.build() })
+    }
+
+    /// The micro-batch of a method: what it says, or for `"auto"` as many samples as fit into memory.
+    pub fn micro_batch(&self, config: &Config) -> usize {
+        memory::micro_batch(config, &self.model.policy, &self.model.device)
+    }
+
+    /// A trainer of these by a method, before its first epoch.
+    pub fn trainer(&self, config: &Config) -> Result<Trainer<'_>, TrainError> {
+        let mut method = config.build(self.model.policy.schedule())?;
+        method.batch.micro_batch = self.micro_batch(config);
+        Trainer::new(method, &self.model.policy, &*self.data.train, &*self.reward, self.model.device.clone())
+    }
+}
+
+/// The policy of a recipe, on its device.
+pub struct LoadedModel {
+    /// The policy under training or test.
+    pub policy: NetworkPolicy,
+    /// SHA-256 of the base weights.
+    pub sha256: String,
+    /// Where tensors live.
+    pub device: Device,
+}
+
+/// Which weights of a checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Weights {
+    /// The averaged ones, which evaluation uses.
+    Averaged,
+    /// Those of the last update.
+    Last,
+}
+
+impl Weights {
+    fn file(self) -> &'static str {
+        match self {
+            Self::Averaged => "ema.safetensors",
+            Self::Last => "weights.safetensors",
+        }
+    }
+}
+
+impl LoadedModel {
+    /// Loads the model of a recipe; `early` prompts are encoded before its network is read.
+    pub fn load(recipe: &Recipe, early: &Early, device: &Device, watch: &Watch<'_>) -> Result<Self> {
+        let prepare = |text: &dyn TextEncoder| {
+            if early.prompts.is_empty() {
+                return Ok(());
+            }
+            let mut prompts = early.prompts.clone();
+            // Guidance needs it.
+            prompts.push(Prompt::from(""));
+            let progress = |done, total| Progress(watch).progress("encoding prompts", done, total);
+            text.prepare(&prompts, &progress).at(|| early.place.clone())
+        };
+        let (policy, sha256) = recipe.setting.model.policy(recipe.method.seed, device, prepare)?;
+        Ok(Self { policy, sha256, device: device.clone() })
+    }
+
+    /// The epoch and the weights of a run's checkpoint: of the given epoch, or the last one.
+    pub fn trained(&self, folder: &RunFolder, epoch: Option<u64>, weights: Weights) -> Result<(u64, Params)> {
+        let mut all = checkpoint::all(&folder.checkpoints())?;
+        let found = match epoch {
+            None => all.pop(),
+            Some(epoch) => all.iter().position(|(step, _)| *step == epoch).map(|i| all.swap_remove(i)),
+        };
+        let Some((epoch, path)) = found else {
+            let run = folder.path().display();
+            return Err(match epoch {
+                Some(epoch) if !all.is_empty() => {
+                    let there: Vec<String> = all.iter().map(|(step, _)| step.to_string()).collect();
+                    Error::new(
+                        format!("{run} has no checkpoint of epoch {epoch}"),
+                        format!("there are those of epoch {}", there.join(", ")),
+                    )
+                }
+                _ => Error::new(
+                    format!("{run} has no checkpoint yet"),
+                    "let the run reach its first checkpoint (keep.checkpoint_every), or stop it with Ctrl-C, which writes one",
+                ),
+            });
+        };
+        let saved = checkpoint::read(&path)?;
+        let place = || format!("cannot use checkpoint {}", path.display());
+        let file = weights.file();
+        let missing =
+            || Error::new(format!("it has no {file}"), "choose another epoch: this checkpoint is not of a run");
+        let bytes = saved.files.get(file).ok_or_else(missing).at(place)?;
+        Ok((epoch, self.policy.initial().with_values_of(bytes).at(place)?))
+    }
+
+    /// Draws images for `prompts` under `params` (`None`: the base) as the recipe evaluates, and scores them.
+    pub fn measure(
+        &self,
+        recipe: &Recipe,
+        prompts: &[Prompt],
+        measures: &[&dyn Reward],
+        params: Option<&Params>,
+        watch: &Watch<'_>,
+    ) -> Result<Measured> {
+        let tensors = params.map(|params| params.tensors(&self.device));
+        let field = self.policy.bind(tensors.as_ref());
+        let config = &recipe.setting.eval.measure;
+        Ok(eval::measure(&self.policy, field, prompts, measures, config, &self.device, &Progress(watch))?)
+    }
+}

@@ -1,0 +1,44 @@
+//! What evaluation scores with: the reward, and where images can be scenes, GenEval's strict form and an independent judge.
+
+use crate::recipe::Recipe;
+use elbow::{Prompt, Reward, eval::Measured};
+use elbow_rewards::geneval::{GenEval, Mode};
+use elbow_world::{Record, SceneDetector, SceneJudge, scene::SIDE};
+use serde_json::Value;
+
+/// The judges of a recipe's held-out prompts, beside its reward. Detectors of scenes can say something of images of their size whose
+/// prompts come with GenEval's records.
+pub fn judges(recipe: &Recipe, test: &[Prompt]) -> Vec<Box<dyn Reward>> {
+    if recipe.setting.model.resolution() != SIDE || !test.iter().all(|prompt| Record::try_from(prompt).is_ok()) {
+        return Vec::new();
+    }
+    let detector = SceneDetector::new();
+    let mut dense = GenEval::new(detector.clone(), Mode::Dense);
+    dense.name = "geneval_dense".into();
+    let mut judge = GenEval::new(SceneJudge::new(), Mode::Strict);
+    judge.name = "judge".into();
+    vec![Box::new(GenEval::new(detector, Mode::Strict)), Box::new(judge), Box::new(dense)]
+}
+
+/// The judges, and the reward if none of them has its name.
+pub fn measures<'a>(judges: &'a [Box<dyn Reward>], reward: &'a dyn Reward) -> Vec<&'a dyn Reward> {
+    let mut measures: Vec<&dyn Reward> = judges.iter().map(|judge| &**judge).collect();
+    if measures.iter().all(|measure| measure.name() != reward.name()) {
+        measures.push(reward);
+    }
+    measures
+}
+
+/// `eval_reward_<name>` and `eval_reward_<name>_<tag>` of every measure.
+pub fn entries(measured: &Measured, measures: &[&dyn Reward]) -> Vec<(String, Value)> {
+    let mut entries = Vec::new();
+    for measure in measures {
+        let name = measure.name();
+        let Some(summary) = measured.summary(name) else { continue };
+        entries.push((format!("eval_reward_{name}"), Value::from(summary.mean)));
+        for (tag, mean) in summary.by_tag {
+            entries.push((format!("eval_reward_{name}_{tag}"), Value::from(mean)));
+        }
+    }
+    entries
+}

@@ -1,0 +1,175 @@
+//! What a recipe says: the method's configuration plus the model, the prompts, the reward and what the run keeps.
+
+use crate::{error::Result, model::Model, reward::RewardConfig};
+use elbow::{config::Config, eval::EvalConfig, method::MethodError};
+use elbow_world::prompts::TaskWeights;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+use toml::Table;
+
+/// Everything a run is made of.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Recipe {
+    /// The method: what decides a run's numbers.
+    pub method: Config,
+    /// Model, prompts, reward and what is kept.
+    pub setting: Setting,
+}
+
+/// What the method is applied to.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Setting {
+    /// The policy.
+    pub model: Model,
+    /// Where prompts come from.
+    pub prompts: PromptsConfig,
+    /// What scores images.
+    pub reward: RewardConfig,
+    /// How the model is measured before, during and after training.
+    pub eval: Eval,
+    /// What the run folder keeps.
+    pub keep: Keep,
+}
+
+/// Where prompts come from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum PromptsConfig {
+    /// The embedded scenes: training prompts by task, held-out prompts for evaluation.
+    Scenes {
+        /// How often each task is drawn for training.
+        #[serde(default)]
+        weights: TaskWeights,
+    },
+    /// Files that end in `.jsonl`, one object a line with `prompt` and whatever the reward wants to know (for `geneval`: `tag`,
+    /// `include` and perhaps `exclude`), or in `.txt`, one prompt a line.
+    Files {
+        /// File with the prompts to train on.
+        train: PathBuf,
+        /// File with the prompts to evaluate on.
+        test: PathBuf,
+    },
+}
+
+impl Default for PromptsConfig {
+    fn default() -> Self {
+        Self::Scenes { weights: TaskWeights::default() }
+    }
+}
+
+/// How the model is measured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Eval {
+    /// Held-out prompts a task; prompt files are used whole.
+    pub prompts_per_task: usize,
+    /// Images, seed, steps and cadence.
+    pub measure: EvalConfig,
+}
+
+impl Default for Eval {
+    fn default() -> Self {
+        Self { prompts_per_task: 25, measure: EvalConfig::default() }
+    }
+}
+
+/// What the run folder keeps.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Keep {
+    /// Epochs between checkpoints; the last epoch and an interrupt always write one.
+    pub checkpoint_every: u64,
+    /// Checkpoints kept.
+    pub checkpoints: usize,
+    /// Epochs between image grids; 0 keeps none.
+    pub images_every: u64,
+}
+
+impl Default for Keep {
+    fn default() -> Self {
+        Self { checkpoint_every: 10, checkpoints: 2, images_every: 5 }
+    }
+}
+
+impl Setting {
+    /// The top-level keys that are its own; all others are the method's.
+    pub(super) const KEYS: [&str; 5] = ["model", "prompts", "reward", "eval", "keep"];
+}
+
+impl Recipe {
+    /// The recipe with every field written out.
+    pub(super) fn to_table(&self) -> Result<Table> {
+        let mut table = Table::try_from(&self.method)?;
+        table.extend(Table::try_from(&self.setting)?);
+        Ok(table)
+    }
+
+    /// The recipe with every field written out, as `config.toml` holds it. The setting has sections only, so it can follow.
+    pub fn to_toml(&self) -> Result<String> {
+        Ok(format!("{}\n{}", toml::to_string(&self.method)?, toml::to_string(&self.setting)?))
+    }
+
+    /// Where another recipe says something else: `key: here → there`.
+    pub fn differences(&self, other: &Self) -> Result<Vec<String>> {
+        let (mut here, mut there) = (Vec::new(), Vec::new());
+        flatten("", &toml::Value::Table(self.to_table()?), &mut here);
+        flatten("", &toml::Value::Table(other.to_table()?), &mut there);
+        let value = |list: &[(String, String)], key: &str| {
+            list.iter().find(|(k, _)| k == key).map_or_else(|| "nothing".to_owned(), |(_, v)| v.clone())
+        };
+        let mut keys: Vec<&String> = here.iter().chain(&there).map(|(key, _)| key).collect();
+        keys.sort();
+        keys.dedup();
+        let changed = keys.into_iter().map(|key| (key, value(&here, key), value(&there, key)));
+        Ok(changed.filter(|(_, a, b)| a != b).map(|(key, a, b)| format!("{key}: {a} → {b}")).collect())
+    }
+
+    /// Checks what types cannot, of the method and of the setting.
+    pub fn validate(&self) -> Result<(), MethodError> {
+        // A model folder says its path when it is opened; on which one its method runs is checked then again.
+        let schedule = self.setting.model.schedule();
+        let mut problems = self.method.build(schedule).err().map(|error| error.problems).unwrap_or_default();
+        problems.extend(self.setting_problems());
+        if problems.is_empty() { Ok(()) } else { Err(MethodError { problems }) }
+    }
+
+    /// What is wrong with the setting; one sentence each.
+    fn setting_problems(&self) -> Vec<String> {
+        let Setting { model, prompts, reward, eval, keep } = &self.setting;
+        let (measure, mut problems) = (&eval.measure, reward.problems());
+        problems.extend(model.problems());
+        for (key, value) in [
+            ("eval.prompts_per_task", eval.prompts_per_task),
+            ("eval.measure.images_per_prompt", measure.images_per_prompt),
+            ("eval.measure.micro_batch", measure.micro_batch),
+            ("keep.checkpoint_every", keep.checkpoint_every as usize),
+            ("keep.checkpoints", keep.checkpoints),
+        ] {
+            if value == 0 {
+                problems.push(format!("{key} = 0: must be at least 1"));
+            }
+        }
+        problems.extend(measure.sampler.build().validate("eval.measure.sampler", model.schedule()));
+        if let PromptsConfig::Scenes { weights: w } = prompts {
+            let all = [w.single_object, w.two_object, w.counting, w.colors, w.position, w.color_attr];
+            if all.iter().any(|w| !(w.is_finite() && *w >= 0.0)) || all.iter().all(|&w| w == 0.0) {
+                problems.push("prompts.weights: none may be negative, and at least one must be positive".into());
+            }
+        }
+        problems
+    }
+}
+
+/// Values by dotted key.
+fn flatten(path: &str, value: &toml::Value, out: &mut Vec<(String, String)>) {
+    match value {
+        toml::Value::Table(table) => {
+            for (key, value) in table {
+                flatten(&if path.is_empty() { key.clone() } else { format!("{path}.{key}") }, value, out);
+            }
+        }
+        value => out.push((path.to_owned(), value.to_string())),
+    }
+}

@@ -1,0 +1,379 @@
+//! A run under way: its folder, its epochs, its evaluations and checkpoints.
+
+use crate::{
+    components::Components,
+    error::{At, Error, Result},
+    event::{Event, Progress, Watch},
+    judges, machine, pictures,
+    plan::Plan,
+    recipe::Recipe,
+};
+use elbow::{
+    Reward,
+    config::MicroBatch,
+    eval::Measured,
+    policy::Policy,
+    train::{EpochReport, Trainer},
+};
+use elbow_runlog::{EventWriter, MetricsWriter, RunFolder, checkpoint, grid, metrics, save_png, write_atomic};
+use serde_json::{Map, Value, json};
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
+
+/// A run of a recipe on its components. It writes into its folder and tells what happens by events.
+pub struct Run<'a> {
+    /// Set it from wherever to stop before the next epoch: [`Run::step`] then saves and returns [`Status::Stopped`].
+    pub stop: Arc<AtomicBool>,
+    recipe: Recipe,
+    components: &'a Components,
+    watch: &'a Watch<'a>,
+    trainer: Trainer<'a>,
+    judges: Vec<Box<dyn Reward>>,
+    folder: RunFolder,
+    metrics: MetricsWriter,
+    events: EventWriter,
+    /// The epoch of the last checkpoint.
+    saved: u64,
+    /// The base on the held-out prompts, once it was measured.
+    base: Option<Measured>,
+    /// The latest evaluation of what is trained, and its epoch.
+    latest: Option<(u64, Measured)>,
+    /// Seconds that an epoch should take.
+    planned: Option<f64>,
+}
+
+/// How a run stands after a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// An epoch was trained.
+    Training,
+    /// Nothing was trained: it was asked to stop, and what was trained is saved.
+    Stopped,
+    /// Nothing was trained: all epochs are.
+    Done,
+}
+
+/// The held-out prompts before and after training.
+#[derive(Clone, Debug)]
+pub struct Results {
+    /// Under the base weights.
+    pub base: Measured,
+    /// Under the averaged weights after the last epoch.
+    pub tuned: Measured,
+}
+
+impl<'a> Run<'a> {
+    /// A new run. Its folder must not be there, or be empty. A micro-batch of `"auto"` is chosen now and written into the recipe.
+    pub fn create(
+        path: impl AsRef<Path>,
+        recipe: Recipe,
+        components: &'a Components,
+        watch: &'a Watch<'a>,
+    ) -> Result<Self> {
+        let mut recipe = recipe;
+        recipe.method.batch.micro_batch = MicroBatch::Size(components.micro_batch(&recipe.method));
+        let trainer = components.trainer(&recipe.method)?;
+        let folder = create_folder(path.as_ref(), &recipe, components)?;
+        Self::open(folder, recipe, trainer, components, watch)
+    }
+
+    /// A run that was stopped or killed, where its last checkpoint stands. `recipe` is what [`crate::recipe::of_run`] says. The folder
+    /// changes once everything is known to load.
+    pub fn resume(folder: RunFolder, recipe: Recipe, components: &'a Components, watch: &'a Watch<'a>) -> Result<Self> {
+        let mut trainer = components.trainer(&recipe.method)?;
+        same_inputs(&folder, components)?;
+        load_checkpoint(&folder, &mut trainer)?;
+        rewind(&folder, &recipe, trainer.state.epoch)?;
+        Self::open(folder, recipe, trainer, components, watch)
+    }
+
+    fn open(
+        folder: RunFolder,
+        recipe: Recipe,
+        trainer: Trainer<'a>,
+        components: &'a Components,
+        watch: &'a Watch<'a>,
+    ) -> Result<Self> {
+        let metrics = MetricsWriter::open(folder.metrics())?;
+        let events = match trainer.state.epoch {
+            0 => EventWriter::create(folder.path())?,
+            epoch => EventWriter::resume(folder.path(), epoch + 1)?,
+        };
+        Ok(Self {
+            stop: Arc::default(),
+            judges: judges::judges(&recipe, &components.data.test),
+            saved: trainer.state.epoch,
+            recipe,
+            components,
+            watch,
+            trainer,
+            folder,
+            metrics,
+            events,
+            base: None,
+            latest: None,
+            planned: None,
+        })
+    }
+
+    /// What is run.
+    pub fn recipe(&self) -> &Recipe {
+        &self.recipe
+    }
+
+    /// Where it writes.
+    pub fn folder(&self) -> &RunFolder {
+        &self.folder
+    }
+
+    /// Epochs trained so far.
+    pub fn epoch(&self) -> u64 {
+        self.trainer.state.epoch
+    }
+
+    /// Points that each image is evaluated at in an update.
+    pub fn points(&self) -> usize {
+        self.trainer.method().points(self.components.model.policy.schedule())
+    }
+
+    /// How many parameters are trained.
+    pub fn parameters(&self) -> usize {
+        self.trainer.state.current.values().len()
+    }
+
+    /// Seconds that an epoch should take, known from the first step on where there was something to train.
+    pub fn planned(&self) -> Option<f64> {
+        self.planned
+    }
+
+    /// Trains one epoch, with evaluation and checkpoint when they are due. The first step measures the base before. After an error
+    /// the run stands, and is saved, as it was before the epoch.
+    pub fn step(&mut self) -> Result<Status> {
+        self.begin()?;
+        let total = self.recipe.method.epochs;
+        if self.epoch() >= total {
+            return Ok(Status::Done);
+        }
+        if self.stop.load(Ordering::SeqCst) {
+            self.save_progress()?;
+            return Ok(Status::Stopped);
+        }
+        let start = Instant::now();
+        let report = match self.trainer.epoch(&Progress(self.watch)) {
+            Ok(report) => report,
+            Err(error) => {
+                self.save_progress()?;
+                let folder = self.folder.path().display();
+                return Err(error).at(|| format!("training stopped; the epochs before are saved in {folder}"));
+            }
+        };
+        let epoch = self.epoch();
+        let record = self.record(&report)?;
+        self.write(&record)?;
+        self.write_pictures(&report)?;
+        (self.watch)(Event::Epoch { epoch, record: &record, samples: &report.samples, took: start.elapsed() });
+        if epoch.is_multiple_of(self.recipe.setting.keep.checkpoint_every) || epoch == total {
+            self.save()?;
+        }
+        Ok(Status::Training)
+    }
+
+    /// Steps until all epochs are trained, or the run is asked to stop.
+    pub fn steps(&mut self) -> Result<Status> {
+        loop {
+            match self.step()? {
+                Status::Training => {}
+                status => return Ok(status),
+            }
+        }
+    }
+
+    /// Measures what was trained, and writes `result.json` and a picture of before and after.
+    pub fn finish(mut self) -> Result<Results> {
+        self.begin()?;
+        self.save_progress()?;
+        let tuned = match self.latest.take() {
+            Some((epoch, measured)) if epoch == self.epoch() => measured,
+            _ => self.measure(self.epoch())?,
+        };
+        let base = self.base.take().expect("invariant: a run that began has measured its base");
+        let measures = self.measures();
+        let scores = |measured: &Measured| Value::from_iter(judges::entries(measured, &measures));
+        let results = json!({ "base": scores(&base), "tuned": scores(&tuned) });
+        let text = serde_json::to_string_pretty(&results)?;
+        write_atomic(&self.folder.path().join("result.json"), text.as_bytes())?;
+        let (before, after) = (pictures::measured(&base, 24), pictures::measured(&tuned, 24));
+        let image = grid::before_after(("base", &before), ("tuned", &after), 6, 4);
+        save_png(&self.folder.images().join("before-after.png"), &image)?;
+        (self.watch)(Event::Finished { base: &base, tuned: &tuned });
+        Ok(Results { base, tuned })
+    }
+
+    /// Before the first step: plans what an epoch takes, and measures the base.
+    fn begin(&mut self) -> Result<()> {
+        if self.base.is_some() {
+            return Ok(());
+        }
+        if self.epoch() < self.recipe.method.epochs {
+            // What is wrong with a reward is said when it matters, in the first epoch.
+            self.planned = Plan::measure(&self.recipe, self.components, 0.0).ok().map(|plan| plan.epoch());
+        }
+        let base = self.measure(0)?;
+        if self.epoch() == 0 {
+            let mut record = Map::from_iter([("epoch".to_owned(), Value::from(0))]);
+            record.extend(judges::entries(&base, &self.measures()));
+            self.write(&record)?;
+        }
+        self.base = Some(base);
+        Ok(())
+    }
+
+    fn measures(&self) -> Vec<&dyn Reward> {
+        judges::measures(&self.judges, &*self.components.reward)
+    }
+
+    /// Measures the averaged weights, which stand at `epoch`; 0 is the base.
+    fn measure(&self, epoch: u64) -> Result<Measured> {
+        let Components { model, data, .. } = self.components;
+        let params = (epoch > 0).then_some(&self.trainer.state.ema);
+        let measured = model.measure(&self.recipe, &data.test, &self.measures(), params, self.watch)?;
+        (self.watch)(Event::Evaluation { epoch, measured: &measured });
+        Ok(measured)
+    }
+
+    /// An epoch's line of the record, with an evaluation if one is due. The last epoch has none of its own accord: a record does not
+    /// depend on how many follow, so a longer run begins with the same ones.
+    fn record(&mut self, report: &EpochReport) -> Result<Map<String, Value>> {
+        let (epoch, every) = (self.epoch(), self.recipe.setting.eval.measure.every);
+        let mut record = report.record.clone();
+        record.extend(self.planned.map(|seconds| ("time_planned".to_owned(), Value::from(seconds))));
+        if every > 0 && epoch.is_multiple_of(every) {
+            let measured = self.measure(epoch)?;
+            record.extend(judges::entries(&measured, &self.measures()));
+            self.latest = Some((epoch, measured));
+        }
+        Ok(record)
+    }
+
+    fn write(&mut self, record: &Map<String, Value>) -> Result<()> {
+        self.metrics.append(record)?;
+        let epoch = record["epoch"].as_u64().unwrap_or(0);
+        let scalars = record.iter().filter_map(|(key, value)| Some((key.as_str(), value.as_f64()? as f32)));
+        self.events.scalars(epoch, scalars.filter(|(key, _)| *key != "epoch"))?;
+        Ok(())
+    }
+
+    fn write_pictures(&mut self, report: &EpochReport) -> Result<()> {
+        let (epoch, every) = (self.epoch(), self.recipe.setting.keep.images_every);
+        if every == 0 || !epoch.is_multiple_of(every) {
+            return Ok(());
+        }
+        let image = grid::grid(&pictures::samples(&report.samples, 16), 8, 4);
+        save_png(&self.folder.images().join(format!("epoch-{epoch:05}.png")), &image)?;
+        Ok(self.events.image(epoch, "samples", &image)?)
+    }
+
+    /// Saves what no checkpoint holds yet.
+    fn save_progress(&mut self) -> Result<()> {
+        if self.saved == self.epoch() { Ok(()) } else { self.save() }
+    }
+
+    fn save(&mut self) -> Result<()> {
+        let state = &self.trainer.state;
+        let (files, counters) = state.save();
+        let files: Vec<(&str, &[u8])> = files.iter().map(|(name, bytes)| (*name, bytes.as_slice())).collect();
+        let root = self.folder.checkpoints();
+        let path = checkpoint::write(&root, state.epoch, &files, &json!({ "counters": counters }))?;
+        checkpoint::keep_last(&root, self.recipe.setting.keep.checkpoints)?;
+        self.saved = state.epoch;
+        (self.watch)(Event::Checkpoint { epoch: self.saved, path: &path });
+        Ok(())
+    }
+}
+
+/// Makes the folder of a new run, with its recipe and what it was made on and with.
+fn create_folder(path: &Path, recipe: &Recipe, components: &Components) -> Result<RunFolder> {
+    let text = recipe.to_toml()?;
+    let folder = RunFolder::create(path)?;
+    let mut manifest = machine::facts();
+    manifest["seed"] = json!(recipe.method.seed);
+    if let Some((name, commit)) = recipe.setting.model.commit() {
+        manifest["model"] = json!({ "hub": name, "commit": commit });
+    }
+    manifest["base_sha256"] = json!(components.model.sha256);
+    manifest["prompts_sha256"] = json!(components.data.sha256);
+    manifest["device"] = json!(format!("{:?}", components.model.device));
+    manifest["arguments"] = json!(std::env::args().skip(1).collect::<Vec<_>>());
+    write_atomic(&folder.manifest(), serde_json::to_string_pretty(&manifest)?.as_bytes())?;
+    write_atomic(&folder.config(), text.as_bytes())?;
+    Ok(folder)
+}
+
+/// An error if the base or the prompts are not those that the run started with.
+fn same_inputs(folder: &RunFolder, components: &Components) -> Result<()> {
+    let manifest = manifest(folder)?;
+    let inputs = [
+        ("base_sha256", &components.model.sha256, "base weights"),
+        ("prompts_sha256", &components.data.sha256, "prompts"),
+    ];
+    for (key, now, what) in inputs {
+        if manifest[key] != json!(now) {
+            return Err(Error::new(
+                format!("the {what} differ from those that {} was started with", folder.path().display()),
+                "restore the files it was started with, or start a new run with --run",
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// What a run was made on and with.
+pub fn manifest(folder: &RunFolder) -> Result<Value> {
+    let path = folder.manifest();
+    let text = std::fs::read_to_string(&path).at(|| format!("cannot read {}", path.display()))?;
+    serde_json::from_str(&text).map_err(|error| {
+        Error::new(format!("{} is damaged: {error}", path.display()), "restore the file, or start a new run with --run")
+    })
+}
+
+/// Puts the state of the last checkpoint into the trainer. Nothing on disk changes but what a kill left half done.
+fn load_checkpoint(folder: &RunFolder, trainer: &mut Trainer<'_>) -> Result<()> {
+    let Some((_, path)) = checkpoint::recover(&folder.checkpoints())? else { return Ok(()) };
+    let saved = checkpoint::read(&path)?;
+    let state = trainer.state.load(&saved.files, &saved.state["counters"]).map_err(|error| {
+        Error::new(
+            format!("cannot use checkpoint {}: {error}", path.display()),
+            "delete this checkpoint folder to go on from the one before it",
+        )
+    })?;
+    let epochs = trainer.method().epochs;
+    if state.epoch > epochs {
+        return Err(Error::new(
+            format!("{} has finished {} epochs already, and epochs = {epochs}", folder.path().display(), state.epoch),
+            format!("go on with --set epochs={} or more", state.epoch + 1),
+        ));
+    }
+    trainer.state = state;
+    Ok(())
+}
+
+/// Makes a folder say what it said after `epoch`, and that the run is to become as long as the recipe says.
+fn rewind(folder: &RunFolder, recipe: &Recipe, epoch: u64) -> Result<()> {
+    let text = recipe.to_toml()?;
+    if std::fs::read_to_string(folder.config()).ok().as_deref() != Some(&*text) {
+        write_atomic(&folder.config(), text.as_bytes())?;
+    }
+    if epoch > 0 {
+        metrics::truncate_after(&folder.metrics(), epoch)?;
+    } else if folder.metrics().exists() {
+        // Before the first checkpoint a run starts again, with the measurement of the base.
+        write_atomic(&folder.metrics(), b"")?;
+    }
+    Ok(())
+}

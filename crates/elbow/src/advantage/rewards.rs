@@ -1,0 +1,97 @@
+//! The rewards of a batch as numbers, by group.
+
+use crate::batch::Sample;
+
+/// Mean and population deviation of some numbers.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Moments {
+    /// Mean; NaN of nothing.
+    pub mean: f64,
+    /// √ of the mean squared distance to the mean.
+    pub std: f64,
+    /// How many.
+    pub count: usize,
+    /// Whether they are all equal (or none).
+    pub agree: bool,
+}
+
+impl Moments {
+    /// Of the given numbers.
+    pub fn of(values: &[f64]) -> Self {
+        let n = values.len() as f64;
+        let agree = values.windows(2).all(|w| w[0] - w[1] == 0.0);
+        // The mean of equal numbers is that number, whatever the rounding of their sum.
+        let mean = if agree { values.first().copied().unwrap_or(f64::NAN) } else { values.iter().sum::<f64>() / n };
+        let std = (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n).sqrt();
+        Self { mean, std, count: values.len(), agree }
+    }
+}
+
+/// One number a sample, and the group of each.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rewards {
+    /// Sample after sample; `None` is missing.
+    pub values: Vec<Option<f64>>,
+    /// The group of each sample.
+    pub groups: Vec<usize>,
+}
+
+impl Rewards {
+    /// The rewards of samples.
+    pub fn of(samples: &[Sample]) -> Self {
+        let groups = samples.iter().map(|sample| sample.group).collect();
+        Self { values: samples.iter().map(Sample::value).collect(), groups }
+    }
+
+    /// What samples scored by each reward of a sum, with its weight; none of a single reward.
+    pub fn of_parts(samples: &[Sample]) -> Vec<(f64, Self)> {
+        let Some(first) = samples.iter().find_map(|sample| sample.reward.as_ref().ok()) else { return Vec::new() };
+        let rewards = |k: usize| {
+            let value = |sample: &Sample| sample.reward.as_ref().ok().map(|score| score.parts[k].value);
+            Self::of(samples).with(samples.iter().map(value).collect())
+        };
+        first.parts.iter().enumerate().map(|(k, part)| (part.weight, rewards(k))).collect()
+    }
+
+    /// The same samples with other numbers.
+    #[must_use]
+    pub fn with(&self, values: Vec<Option<f64>>) -> Self {
+        Self { values, groups: self.groups.clone() }
+    }
+
+    /// Samples and rewards of each group, missing rewards left out.
+    pub fn members(&self) -> Vec<Vec<(usize, f64)>> {
+        let count = self.groups.iter().max().map_or(0, |last| last + 1);
+        let mut members = vec![Vec::new(); count];
+        for (i, (&group, value)) in self.groups.iter().zip(&self.values).enumerate() {
+            members[group].extend(value.map(|value| (i, value)));
+        }
+        members
+    }
+
+    /// Moments of each group, missing rewards left out.
+    pub fn moments(&self) -> Vec<Moments> {
+        let moments = |members: Vec<(usize, f64)>| {
+            let values: Vec<f64> = members.into_iter().map(|(_, value)| value).collect();
+            Moments::of(&values)
+        };
+        self.members().into_iter().map(moments).collect()
+    }
+
+    /// Moments of the whole batch.
+    pub fn total(&self) -> Moments {
+        Moments::of(&self.values.iter().flatten().copied().collect::<Vec<_>>())
+    }
+
+    /// `f(reward, moments of its group)` for every reward that is there.
+    pub fn map(&self, f: impl Fn(f64, Moments) -> f64) -> Vec<Option<f64>> {
+        let moments = self.moments();
+        let pairs = self.values.iter().zip(&self.groups);
+        pairs.map(|(value, &group)| value.map(|value| f(value, moments[group]))).collect()
+    }
+
+    /// Rewards in deviations of their group.
+    pub fn standardized(&self) -> Vec<Option<f64>> {
+        self.map(|reward, group| (reward - group.mean) / (group.std + 1e-6))
+    }
+}

@@ -1,0 +1,191 @@
+//! What trains: one choice on each axis, and the numbers around them.
+//!
+//! A recipe is read as a [`Config`](crate::config::Config), which builds a method of the variants that come with the library. A
+//! method can also be put together by hand, of anybody's variants.
+
+use crate::{
+    advantage::Advantage,
+    behavior::{BehaviorLag, Ema},
+    collection::Collection,
+    kl::{Kl, Proximal},
+    likelihood::Likelihood,
+    noise::{Key, Purpose},
+    objective::Objective,
+    optimizer::OptimizerConfig,
+    sampler::{self, Sampling},
+    schedule::Schedule,
+    setting::{BatchSize, Setting, StartNoise},
+};
+
+/// Everything that decides a run's numbers, apart from the policy, the prompts and the reward.
+pub struct Method {
+    /// Decides every random number of the run.
+    pub seed: u64,
+    /// Rounds of rollout, reward and update that the run is to have.
+    pub epochs: u64,
+    /// Which samples start from the same noise.
+    pub start_noise: StartNoise,
+    /// How many samples an epoch draws, and how they are split.
+    pub batch: BatchSize,
+    /// How rollouts are drawn.
+    pub sampler: Sampling,
+    /// Which samples make an epoch.
+    pub collection: Box<dyn Collection>,
+    /// How a log-probability is read off the network.
+    pub likelihood: Box<dyn Likelihood>,
+    /// How advantages and log-probabilities become a loss.
+    pub objective: Box<dyn Objective>,
+    /// What keeps the policy near the reference.
+    pub kl: Kl,
+    /// What keeps the policy near the behavior policy.
+    pub proximal: Proximal,
+    /// How the samples of one prompt are compared.
+    pub advantage: Box<dyn Advantage>,
+    /// How far the policy that draws rollouts lags behind.
+    pub behavior: BehaviorLag,
+    /// The averaged weights that are evaluated.
+    pub ema: Ema,
+    /// AdamW.
+    pub optimizer: OptimizerConfig,
+    /// Largest share of missing rewards in an epoch before the run stops with an error.
+    pub max_missing: f64,
+}
+
+/// Everything that is wrong with a method, at once.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the configuration cannot run:\n{}", problems.iter().map(|p| format!("  - {p}")).collect::<Vec<_>>().join("\n"))]
+pub struct MethodError {
+    /// One sentence each: what is wrong, with its numbers, and what to change.
+    pub problems: Vec<String>,
+}
+
+impl Method {
+    /// Samples that an advantage compares: those of a prompt, or those of it that branch at the same step.
+    pub fn compared(&self) -> usize {
+        self.sampler.rule.branches().map_or(self.batch.group_size, |branches| branches.explorations.max(1))
+    }
+
+    /// Points that each sample is evaluated at, on a path.
+    pub fn points(&self, schedule: Schedule) -> usize {
+        let grid = self.sampler.grid(schedule);
+        self.likelihood.count(&self.sampler.rule.walk(&grid, Key::new(self.seed, Purpose::Step, 0)))
+    }
+
+    /// What variants may know of each other.
+    fn setting(&self, schedule: Schedule) -> Setting {
+        let grid = self.sampler.grid(schedule);
+        let walk = self.sampler.rule.walk(&grid, Key::new(self.seed, Purpose::Step, 0));
+        let stochastic = sampler::stochastic(&walk);
+        Setting {
+            batch: self.batch,
+            start_noise: self.start_noise,
+            compared: self.compared(),
+            stochastic_steps: stochastic.len(),
+            remembers: stochastic.iter().any(|&k| walk[k].mean.remembers()),
+            moves: self.sampler.rule.moves(),
+            scored: self.likelihood.scored(),
+            meaning: self.advantage.meaning(),
+            compares_groups: self.advantage.compares_groups(),
+            grid,
+        }
+    }
+
+    /// Checks what types cannot: batch arithmetic, ranges, and whether the choices fit together.
+    pub fn validate(&self, schedule: Schedule) -> Result<(), MethodError> {
+        let mut problems = self.validate_batch();
+        problems.extend(self.validate_ranges());
+        let sampler = self.sampler.validate("sampler", schedule);
+        let sampler_works = sampler.is_empty();
+        problems.extend(sampler);
+        problems.extend(self.advantage.validate());
+        if sampler_works {
+            let setting = self.setting(schedule);
+            problems.extend(self.validate_starts(&setting));
+            problems.extend(self.likelihood.validate(&setting));
+            problems.extend(self.objective.validate(&setting));
+            problems.extend(self.collection.validate(&setting));
+        }
+        if problems.is_empty() { Ok(()) } else { Err(MethodError { problems }) }
+    }
+
+    fn validate_batch(&self) -> Vec<String> {
+        let BatchSize { groups, group_size, updates, micro_batch } = self.batch;
+        let mut problems = Vec::new();
+        if group_size < 2 && self.advantage.compares_groups() {
+            problems.push(format!(
+                "batch.group_size = {group_size}: an advantage compares at least 2 samples of one prompt"
+            ));
+        }
+        if group_size == 0 {
+            problems.push("batch.group_size = 0: at least one sample a prompt".into());
+        }
+        if updates == 0 || groups == 0 || groups % updates != 0 {
+            problems.push(format!(
+                "batch.groups = {groups} cannot be split evenly into batch.updates = {updates} optimizer steps \
+                 ({groups} groups × {group_size} samples = {} samples an epoch): make groups a multiple of updates",
+                groups * group_size
+            ));
+        }
+        if self.behavior.on_policy && updates > 1 {
+            problems.push(format!(
+                "behavior.on_policy = true and batch.updates = {updates}: after the first update nothing remembers the weights \
+                 that drew the samples; set batch.updates = 1"
+            ));
+        }
+        if micro_batch == 0 {
+            problems.push("batch.micro_batch = 0: at least one sample goes through the network at a time".into());
+        }
+        problems
+    }
+
+    fn validate_starts(&self, setting: &Setting) -> Vec<String> {
+        let (size, shared) = (self.batch.group_size, self.start_noise == StartNoise::PerGroup);
+        let mut problems = Vec::new();
+        if shared && setting.stochastic_steps == 0 {
+            problems.push(
+                "start_noise = \"per-group\" and a sampler without noise: all samples of a prompt would be the same. Use a \
+                 stochastic sampler, or \"per-sample\""
+                    .into(),
+            );
+        }
+        if let Some(branches) = self.sampler.rule.branches() {
+            let (points, explorations) = (branches.points, branches.explorations);
+            if !shared {
+                problems.push(
+                    "this sampler branches, and compares samples that are one up to a step: set start_noise = \"per-group\""
+                        .into(),
+                );
+            }
+            if points * explorations != size {
+                problems.push(format!(
+                    "this sampler branches: points = {points} × explorations = {explorations} make {} samples of a prompt, and \
+                     batch.group_size = {size}: make them equal",
+                    points * explorations
+                ));
+            }
+        }
+        problems
+    }
+
+    fn validate_ranges(&self) -> Vec<String> {
+        let mut problems = self.optimizer.validate();
+        for (name, weight) in [("kl.weight", self.kl.weight), ("proximal.weight", self.proximal.weight)] {
+            if !(weight >= 0.0 && weight.is_finite()) {
+                problems.push(format!("{name} = {weight}: must be 0 (off) or a positive number"));
+            }
+        }
+        for (name, share) in [
+            ("behavior.max", self.behavior.max),
+            ("ema.max_decay", self.ema.max_decay),
+            ("max_missing", self.max_missing),
+        ] {
+            if !(0.0..=1.0).contains(&share) {
+                problems.push(format!("{name} = {share}: must lie between 0 and 1"));
+            }
+        }
+        problems
+    }
+}
+
+#[cfg(test)]
+mod tests;

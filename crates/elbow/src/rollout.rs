@@ -1,0 +1,206 @@
+//! What a collection draws with: the prompts of an epoch, the policy that draws, and the reward.
+
+use crate::{
+    advantage::{Advantage, History},
+    batch::{Batch, Sample},
+    draw::{Drawing, Judged, Seat},
+    likelihood::Likelihood,
+    noise::{Key, Purpose},
+    observer::Observer,
+    policy::{Conditioning, EncodeError, Policy, VelocityField},
+    prompts::{Prompt, PromptSource},
+    reward::{Reward, RewardError, Score},
+    sampler::Sampling,
+    setting::{BatchSize, StartNoise},
+};
+use burn::tensor::Device;
+use std::{
+    ops::Range,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+/// Why an epoch's samples could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum RolloutError {
+    /// A prompt cannot be encoded.
+    #[error(transparent)]
+    Encode(#[from] EncodeError),
+    /// Too many samples without a reward.
+    #[error(
+        "{missing} of {total} rewards `{name}` are missing in epoch {epoch} (max_missing = {limit}); the first: {first}"
+    )]
+    Missing {
+        /// The reward.
+        name: String,
+        /// Samples without a score.
+        missing: usize,
+        /// Samples that were drawn.
+        total: usize,
+        /// The epoch.
+        epoch: u64,
+        /// The configured share.
+        limit: f64,
+        /// Why the first is missing.
+        first: String,
+    },
+}
+
+/// Everything that decides the samples of one epoch.
+pub struct Rollout<'a> {
+    /// The run's seed.
+    pub seed: u64,
+    /// The epoch.
+    pub epoch: u64,
+    /// Encodes prompts and decodes latents.
+    pub policy: &'a dyn Policy,
+    /// The field of the behavior weights, with guidance.
+    pub field: &'a dyn VelocityField,
+    /// Where prompts come from.
+    pub prompts: &'a dyn PromptSource,
+    /// What scores.
+    pub reward: &'a dyn Reward,
+    /// How samples are drawn.
+    pub sampling: &'a Sampling,
+    /// How log-probabilities are read off the network.
+    pub likelihood: &'a dyn Likelihood,
+    /// How samples of a group are compared.
+    pub advantage: &'a dyn Advantage,
+    /// Earlier rewards by prompt.
+    pub history: &'a History,
+    /// Samples an epoch, and how they are split.
+    pub batch: BatchSize,
+    /// Samples that are compared with each other.
+    pub compared: usize,
+    /// Which samples start from the same noise.
+    pub start_noise: StartNoise,
+    /// Largest share of missing rewards.
+    pub max_missing: f64,
+    /// Forward passes side by side.
+    pub in_flight: usize,
+    /// Where tensors live.
+    pub device: &'a Device,
+    /// Is told of progress.
+    pub observer: &'a dyn Observer,
+    /// How long scoring has taken so far.
+    pub reward_time: Mutex<Duration>,
+}
+
+impl Rollout<'_> {
+    /// How long scoring has taken so far.
+    pub fn reward_time(&self) -> Duration {
+        *self.reward_time.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Draws and scores groups of the epoch, which are numbered: the same number, the same group.
+    pub fn groups(&self, numbers: Range<usize>) -> Result<Batch, RolloutError> {
+        let prompts = self.new_prompts(numbers.start, numbers.len());
+        let seats = self.seats(&prompts, numbers.start);
+        self.draw("rollout", self.sampling, &prompts, seats, self.likelihood.needs_path())
+    }
+
+    /// New prompts for groups from the number `first` on.
+    pub fn new_prompts(&self, first: usize, count: usize) -> Vec<Arc<Prompt>> {
+        let key = Key::new(self.seed, Purpose::Prompt, self.epoch).sample(first as u64);
+        self.prompts.draw(key, count).into_iter().map(Arc::new).collect()
+    }
+
+    /// The samples to draw for prompts whose groups are numbered from `first` on, prompt after prompt.
+    pub fn seats(&self, prompts: &[Arc<Prompt>], first: usize) -> Vec<Seat> {
+        let size = self.batch.group_size;
+        let seat = |i: usize| {
+            let number = first * size + i;
+            let sample = self.sample(prompts, first, i);
+            let start = match self.start_noise {
+                StartNoise::PerSample => number,
+                StartNoise::PerGroup => number / size * size,
+            };
+            Seat { sample, start: self.start(start) }
+        };
+        (0..prompts.len() * size).map(seat).collect()
+    }
+
+    /// Sample `i` of prompts whose groups are numbered from `first` on.
+    pub fn sample(&self, prompts: &[Arc<Prompt>], first: usize, i: usize) -> Sample {
+        let size = self.batch.group_size;
+        let key = self.key(first * size + i);
+        Sample {
+            row: i / size,
+            group: i / self.compared,
+            shared_key: self.key((first + i / size) * size),
+            ..Sample::new(Arc::clone(&prompts[i / size]), key)
+        }
+    }
+
+    /// The key of the steps of a sample of the epoch, by its number.
+    pub fn key(&self, number: usize) -> Key {
+        Key::new(self.seed, Purpose::Step, self.epoch).sample(number as u64)
+    }
+
+    /// The key of a start noise of the epoch, by its number.
+    pub fn start(&self, number: usize) -> Key {
+        Key { purpose: Purpose::Start, ..self.key(number) }
+    }
+
+    /// Encodes prompts, one row each.
+    pub fn encode(&self, prompts: &[Arc<Prompt>]) -> Result<Conditioning, EncodeError> {
+        let prompts: Vec<Prompt> = prompts.iter().map(|prompt| Prompt::clone(prompt)).collect();
+        self.policy.encode(&prompts)
+    }
+
+    /// Draws samples of the given prompts and scores them.
+    pub fn draw(
+        &self,
+        phase: &'static str,
+        sampling: &Sampling,
+        prompts: &[Arc<Prompt>],
+        seats: Vec<Seat>,
+        keep_path: bool,
+    ) -> Result<Batch, RolloutError> {
+        let needs = self.reward.needs();
+        let drawing = Drawing {
+            policy: self.policy,
+            field: self.field,
+            sampling,
+            keep_path,
+            micro_batch: self.batch.micro_batch,
+            in_flight: self.in_flight,
+            judge_together: needs.whole_groups,
+            device: self.device,
+            phase,
+            observer: self.observer,
+        };
+        let drawn = drawing.draw(seats, self.encode(prompts)?, |request| self.reward.score(request));
+        let Judged { mut batch, verdicts, time } = drawn;
+        *self.reward_time.lock().unwrap_or_else(PoisonError::into_inner) += time;
+        for (sample, score) in batch.samples.iter_mut().zip(verdicts) {
+            sample.reward = finite(score);
+        }
+        self.few_missing(&batch.samples)?;
+        Ok(batch)
+    }
+
+    /// An error if too many of these samples have no reward.
+    fn few_missing(&self, samples: &[Sample]) -> Result<(), RolloutError> {
+        let errors: Vec<&RewardError> = samples.iter().filter_map(|sample| sample.reward.as_ref().err()).collect();
+        if errors.len() as f64 <= self.max_missing * samples.len() as f64 {
+            return Ok(());
+        }
+        Err(RolloutError::Missing {
+            name: self.reward.name().to_owned(),
+            missing: errors.len(),
+            total: samples.len(),
+            epoch: self.epoch,
+            limit: self.max_missing,
+            first: errors[0].to_string(),
+        })
+    }
+}
+
+/// A score that is not finite is none.
+fn finite(score: Result<Score, RewardError>) -> Result<Score, RewardError> {
+    match score {
+        Ok(score) if !score.value.is_finite() => Err(RewardError::Failed(format!("the score is {}", score.value))),
+        score => score,
+    }
+}
