@@ -1,7 +1,8 @@
 //! What a constructor says of its network: tensors, how fresh ones start, layers that take adapters, and what costs.
 //!
-//! A layout is the record of a constructor that ran on no tensors ([`Layout::of`] is beside the source that it runs on). It follows from the sizes of a network
-//! alone and holds no values, so that of a model of many billion parameters costs as little as that of the nano model.
+//! A layout is the record of a constructor that ran on no tensors ([`Layout::of`] is beside the source that it runs
+//! on). It follows from the sizes of a network alone and holds no values, so that of a model of many billion parameters
+//! costs as little as that of the nano model.
 
 use elbow::{noise::Key, params::Params};
 

@@ -1,9 +1,10 @@
 //! Reinforcement-learning post-training for diffusion and flow-matching image models.
 //!
-//! A **policy** is a velocity field with parameters ([`policy`]). A **sampler** draws samples from it ([`mod@sampler`]), a
-//! **collection** decides which of them make an epoch ([`collection`]), a **reward** scores them ([`mod@reward`]), an **advantage** compares those of one prompt ([`mod@advantage`]), a
-//! **likelihood** says where to look at the network again and how to read a log-probability off it
-//! ([`mod@likelihood`]), and an **objective** turns advantages and log-probabilities into a loss ([`objective`]).
+//! A **policy** is a velocity field with parameters ([`policy`]). A **sampler** draws samples from it
+//! ([`mod@sampler`]), a **collection** decides which of them make an epoch ([`collection`]), a **reward** scores them
+//! ([`mod@reward`]), an **advantage** compares those of one prompt ([`mod@advantage`]), a **likelihood** says where to
+//! look at the network again and how to read a log-probability off it ([`mod@likelihood`]), and an **objective** turns
+//! advantages and log-probabilities into a loss ([`objective`]).
 //!
 //! Those are the design space of *Rethinking the Design Space of RL for Diffusion Models* (arXiv 2602.04663). An algorithm
 //! is a [`config::Config`] that names one variant on each axis; the loop ([`train`]) knows no algorithm.
