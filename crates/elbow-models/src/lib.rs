@@ -2,7 +2,7 @@
 //!
 //! A network is written once, as a constructor that asks a [weight source](weight_source) for named layers. With
 //! tensors ([`elbow::params::Tensors`]) that makes the network, each time it is bound, which costs nothing: tensors are
-//! shared. On a source that records it makes the [layout](layout): names, shapes, fresh values, adapted layers, and
+//! shared. On a source that records it makes the [layout]: names, shapes, fresh values, adapted layers, and
 //! [cost]. Architecture and weights stay apart, so one set of frozen weights serves the reference, the behavior and the
 //! trained policy.
 

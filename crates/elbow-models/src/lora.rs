@@ -65,7 +65,7 @@ impl LoraConfig {
     }
 
     /// What makes this unusable for a network with tensors of the given names and shapes, a line each.
-    pub fn problems<'a>(&self, tensors: impl IntoIterator<Item = (&'a str, &'a [usize])>) -> Vec<String> {
+    pub fn validate<'a>(&self, tensors: impl IntoIterator<Item = (&'a str, &'a [usize])>) -> Vec<String> {
         let matrices = tensors.into_iter().filter(|(_, shape)| shape.len() == 2);
         let layers: Vec<&str> = matrices.filter_map(|(name, _)| name.strip_suffix(".weight")).collect();
         let unmatched = |target: &&String| !layers.iter().any(|layer| names(target, layer));
@@ -115,7 +115,7 @@ mod tests {
     #[test]
     fn targets_that_match_nothing_are_named() {
         let lora = LoraConfig { target_modules: vec!["to_q".into(), "to_qq".into()], ..LoraConfig::default() };
-        let problems = lora.problems([("attn.to_q.weight", &[2, 3][..]), ("to_qq.weight", &[2, 3, 1, 1][..])]);
+        let problems = lora.validate([("attn.to_q.weight", &[2, 3][..]), ("to_qq.weight", &[2, 3, 1, 1][..])]);
         assert!(problems.len() == 1 && problems[0].contains("\"to_qq\""), "{problems:?}");
     }
 }

@@ -100,7 +100,7 @@ impl Source {
         let side = options.resolution / vae.reduction();
         let (latent, text) = ([vae.latent_channels, side, side], Arc::new(text));
         let source = Self { network, latent, scheduler, weights, vae, vae_weights, text };
-        let problems = source.misfits(options.resolution);
+        let problems = source.validate(options.resolution);
         if problems.is_empty() {
             return Ok(source);
         }
@@ -108,7 +108,7 @@ impl Source {
     }
 
     /// What of the parts does not fit the network, a line each.
-    fn misfits(&self, resolution: usize) -> Vec<String> {
+    fn validate(&self, resolution: usize) -> Vec<String> {
         let (reduction, (token, pooled)) = (self.vae.reduction(), self.network.text_widths());
         let (text_token, text_pooled) = self.text.widths();
         let mut problems = Vec::new();

@@ -61,10 +61,10 @@ impl Network {
     }
 
     /// What of latents, training and memory does not suit the network, a line each.
-    pub fn problems(&self, latent: [usize; 3], tuning: &Tuning, checkpointing: Checkpointing) -> Vec<String> {
+    pub fn validate(&self, latent: [usize; 3], tuning: &Tuning, checkpointing: Checkpointing) -> Vec<String> {
         let mut problems: Vec<String> = self.latent_problem(latent).into_iter().collect();
         if let Tuning::Lora(lora) = tuning {
-            problems.extend(lora.problems(self.layout().shapes()));
+            problems.extend(lora.validate(self.layout().shapes()));
         }
         if checkpointing != Checkpointing::None {
             problems.extend(self.checkpointing_problem().map(|problem| format!("checkpointing: {problem}")));
@@ -151,8 +151,8 @@ pub struct NetworkPolicy {
 
 impl NetworkPolicy {
     /// What does not fit together, a line each.
-    pub fn problems(&self) -> Vec<String> {
-        self.network.problems(self.latent, &self.tuning, self.checkpointing)
+    pub fn validate(&self) -> Vec<String> {
+        self.network.validate(self.latent, &self.tuning, self.checkpointing)
     }
 
     /// A copy of the base weights.

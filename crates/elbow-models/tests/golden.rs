@@ -206,7 +206,7 @@ fn a_policy_starts_at_its_reference_and_trains_factors_alone() {
         decoder: Decoder::Pixels,
         seed: 0,
     };
-    assert_eq!((policy.problems(), policy.base()), (Vec::new(), golden.weights.clone()));
+    assert_eq!((policy.validate(), policy.base()), (Vec::new(), golden.weights.clone()));
     let (initial, device) = (policy.initial(), Device::flex().autodiff());
     let leaves = initial.tensors(&device);
     let (reference, _) = golden.forward("dev", &*policy.bind(None), &Device::flex());
@@ -221,7 +221,7 @@ fn a_policy_starts_at_its_reference_and_trains_factors_alone() {
     }
     policy.latent = [4, 7, 4];
     policy.tuning = Tuning::Lora(LoraConfig { target_modules: vec!["to_qq".to_owned()], ..LoraConfig::default() });
-    assert_eq!(policy.problems().len(), 2, "{:?}", policy.problems());
+    assert_eq!(policy.validate().len(), 2, "{:?}", policy.validate());
 }
 
 #[test]

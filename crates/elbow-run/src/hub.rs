@@ -9,7 +9,7 @@ pub use download::{Wanted, fetch};
 use std::path::Path;
 
 /// What is wrong with where a recipe says that its model is, one sentence each.
-pub fn problems(path: Option<&Path>, hub: Option<&str>, revision: Option<&str>) -> Vec<String> {
+pub fn validate(path: Option<&Path>, hub: Option<&str>, revision: Option<&str>) -> Vec<String> {
     let mut problems = Vec::new();
     match (path, hub) {
         (None, None) => problems.push("model.path is missing: name the folder of a model".into()),
@@ -47,7 +47,7 @@ mod tests {
     #[test]
     fn names_are_checked() {
         let told = |path: Option<&str>, hub, revision| {
-            let mut told = problems(path.map(Path::new), hub, revision).join("\n");
+            let mut told = validate(path.map(Path::new), hub, revision).join("\n");
             if hub.is_some() && !cfg!(feature = "hub") {
                 assert!(told.contains("--features elbow-cli/hub"), "{told}");
                 told = told.split("model.hub: this program").next().expect("a part").to_owned();

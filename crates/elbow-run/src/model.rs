@@ -134,7 +134,7 @@ impl Default for Model {
 
 impl Model {
     /// What is wrong with it, as far as types cannot tell; one sentence each.
-    pub fn problems(&self) -> Vec<String> {
+    pub fn validate(&self) -> Vec<String> {
         let mut problems = Vec::new();
         if let Self::Nano { tuning: Tuning::Lora(lora), .. } | Self::Diffusers(Diffusers { lora, .. }) = self
             && lora.rank == 0
@@ -142,7 +142,7 @@ impl Model {
             problems.push("the rank of LoRA is 0: must be at least 1".into());
         }
         let Self::Diffusers(folder) = self else { return problems };
-        problems.extend(hub::problems(folder.path.as_deref(), folder.hub.as_deref(), folder.revision.as_deref()));
+        problems.extend(hub::validate(folder.path.as_deref(), folder.hub.as_deref(), folder.revision.as_deref()));
         for (key, value) in [
             ("resolution", folder.resolution),
             ("text_length", folder.text_length),
@@ -191,7 +191,7 @@ impl Model {
                 let (mut policy, hash) = embedded::policy(weights.as_deref(), *schedule, tuning, seed, device)?;
                 policy.checkpointing = *checkpointing;
                 policy.precision = *precision;
-                fits(policy.problems())?;
+                no_problems(policy.validate())?;
                 prepare(&*policy.text)?;
                 Ok((policy, hash))
             }
@@ -309,7 +309,7 @@ impl Diffusers {
         let place = || format!("cannot use model {}", self.name());
         let source = self.open().at(place)?;
         let tuning = Tuning::Lora(self.lora.clone()).of(&source.network);
-        fits(source.network.problems(source.latent, &tuning, self.checkpointing)).at(place)?;
+        no_problems(source.network.validate(source.latent, &tuning, self.checkpointing)).at(place)?;
         let hash = source.digest().at(place)?;
         let setup = Setup {
             tuning,
@@ -325,7 +325,7 @@ impl Diffusers {
     }
 }
 
-fn fits(problems: Vec<String>) -> Result<()> {
+fn no_problems(problems: Vec<String>) -> Result<()> {
     if problems.is_empty() {
         return Ok(());
     }

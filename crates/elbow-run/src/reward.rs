@@ -104,7 +104,7 @@ impl RewardConfig {
     }
 
     /// What is wrong with it, one sentence each.
-    pub fn problems(&self) -> Vec<String> {
+    pub fn validate(&self) -> Vec<String> {
         let Self::Sum { parts } = self else { return Vec::new() };
         let mut problems = Vec::new();
         if parts.is_empty() {

@@ -1,6 +1,6 @@
 //! Functions of `f64` tensors on devices that only add and multiply them.
 //!
-//! Log-probabilities are `f64` where the device has it ([`wide`](crate::gaussian::wide)). Graphics interfaces (wgpu, Vulkan) may
+//! Log-probabilities are `f64` where the device has it ([`to_f64`](crate::gaussian::to_f64)). Graphics interfaces (wgpu, Vulkan) may
 //! have `f64` and still no exponential, logarithm or power of it, and what they compute for one is noise, without an error.
 //! There, `exp` is made of sums and products,
 //!

@@ -156,7 +156,7 @@ impl Estimate {
         let channels = sizes.network.latent_channels();
         let row = Row { latent: [channels, side, side], text: sizes.network.text_tokens(model.text_length) };
         let tuning = Tuning::Lora(model.lora.clone()).of(&sizes.network);
-        let problems = sizes.network.problems(row.latent, &tuning, model.checkpointing);
+        let problems = sizes.network.validate(row.latent, &tuning, model.checkpointing);
         if !problems.is_empty() {
             return Err(failure::error(problems.join("\n"), "the model's section of the recipe must fit the network"));
         }

@@ -61,7 +61,7 @@ impl FluxConfig {
     /// Reads `transformer/config.json` of a `FluxTransformer2DModel`.
     pub fn from_json(json: &str) -> Result<Self, ConfigError> {
         let config: Self = config_json::read(json, "FluxTransformer2DModel")?;
-        let problems = config.problems();
+        let problems = config.validate();
         config_json::checked(config, problems)
     }
 
@@ -87,7 +87,7 @@ impl FluxConfig {
     }
 
     /// What makes these sizes unusable, a line each.
-    pub fn problems(&self) -> Vec<String> {
+    pub fn validate(&self) -> Vec<String> {
         let mut problems = Vec::new();
         let (axes, head) = (&self.axes_dims_rope, self.attention_head_dim);
         if self.patch_size != 1 {

@@ -74,7 +74,7 @@ impl MmditConfig {
     /// Reads `transformer/config.json` of an `SD3Transformer2DModel`.
     pub fn from_json(json: &str) -> Result<Self, ConfigError> {
         let config: Self = config_json::read(json, "SD3Transformer2DModel")?;
-        let problems = config.problems();
+        let problems = config.validate();
         config_json::checked(config, problems)
     }
 
@@ -106,7 +106,7 @@ impl MmditConfig {
     }
 
     /// What makes these sizes unusable, a line each.
-    pub fn problems(&self) -> Vec<String> {
+    pub fn validate(&self) -> Vec<String> {
         let mut problems = Vec::new();
         let sizes = [
             ("patch_size", self.patch_size),

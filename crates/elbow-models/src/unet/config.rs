@@ -118,12 +118,12 @@ impl UnetConfig {
     /// Reads `unet/config.json` of a `UNet2DConditionModel`.
     pub fn from_json(json: &str) -> Result<Self, ConfigError> {
         let config: Self = config_json::read_only(json, "UNet2DConditionModel", ONLY)?;
-        let problems = config.problems();
+        let problems = config.validate();
         config_json::checked(config, problems)
     }
 
     /// What makes these sizes unusable, a line each.
-    pub fn problems(&self) -> Vec<String> {
+    pub fn validate(&self) -> Vec<String> {
         let channels = &self.block_out_channels;
         let levels = channels.len();
         let mut problems = Vec::new();

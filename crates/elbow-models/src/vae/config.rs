@@ -87,12 +87,12 @@ impl VaeConfig {
     /// Reads `vae/config.json` of an `AutoencoderKL`.
     pub fn from_json(json: &str) -> Result<Self, ConfigError> {
         let config: Self = config_json::read_only(json, "AutoencoderKL", ONLY)?;
-        let problems = config.problems();
+        let problems = config.validate();
         config_json::checked(config, problems)
     }
 
     /// What makes these sizes unusable, a line each.
-    pub fn problems(&self) -> Vec<String> {
+    pub fn validate(&self) -> Vec<String> {
         let (levels, groups) = (self.block_out_channels.len(), self.norm_num_groups);
         let mut problems = Vec::new();
         for (name, len) in
@@ -138,7 +138,7 @@ impl VaeConfig {
 
     /// Channels of the lowest resolution.
     pub(super) fn deepest(&self) -> usize {
-        *self.block_out_channels.last().expect("invariant: `problems` asks for a level")
+        *self.block_out_channels.last().expect("invariant: `validate` asks for a level")
     }
 
     /// Levels of the encoder, from full resolution down.

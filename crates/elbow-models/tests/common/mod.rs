@@ -104,7 +104,7 @@ pub(crate) fn check(
 pub(crate) fn factors(reference: &Named, layout: &Layout, target_modules: &[&str]) -> (Params, f64) {
     let target_modules = target_modules.iter().map(|&t| t.to_owned()).collect();
     let lora = LoraConfig { rank: 2, alpha: 4.0, target_modules };
-    assert_eq!(lora.problems(layout.shapes()), Vec::<String>::new());
+    assert_eq!(lora.validate(layout.shapes()), Vec::<String>::new());
     let factors = under(reference, "factor.").into_iter().map(|(name, (shape, values))| (name, shape, values));
     let file = Params::new(factors).to_safetensors(None);
     let fresh = lora.initial(layout.shapes(), Key::new(0, Purpose::Initialization, 1));

@@ -97,7 +97,7 @@ fn adapters_go_where_the_network_has_attention() {
         let folder = whole(pipeline);
         let policy = load(folder.path(), Tuning::default(), 1);
         assert_eq!((policy.initial().entries().len(), policy.prediction), (2 * layers, prediction), "{pipeline}");
-        assert_eq!(policy.problems(), Vec::<String>::new(), "{pipeline}");
+        assert_eq!(policy.validate(), Vec::<String>::new(), "{pipeline}");
     }
 }
 

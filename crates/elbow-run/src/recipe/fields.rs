@@ -138,8 +138,8 @@ impl Recipe {
     /// What is wrong with the setting; one sentence each.
     fn setting_problems(&self) -> Vec<String> {
         let Setting { model, prompts, reward, eval, keep } = &self.setting;
-        let (measure, mut problems) = (&eval.measure, reward.problems());
-        problems.extend(model.problems());
+        let (measure, mut problems) = (&eval.measure, reward.validate());
+        problems.extend(model.validate());
         for (key, value) in [
             ("eval.prompts_per_task", eval.prompts_per_task),
             ("eval.measure.images_per_prompt", measure.images_per_prompt),

@@ -6,7 +6,7 @@ use serde_json::Value;
 /// Notes and numbers, as a checkpoint holds them; both empty if there is nothing to remember.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Memory {
-    /// Anything that is text or counts. A number that must come back exactly is stored by its [bits](bits).
+    /// Anything that is text or counts. A number that must come back exactly is stored by its bits.
     pub notes: Value,
     /// Named tensors.
     pub tensors: Params,
