@@ -167,7 +167,7 @@ impl Params {
     pub fn from_safetensors(file: &[u8]) -> Result<Self, WeightError> {
         let read = SafeTensors::deserialize(file)?;
         let mut names: Vec<&str> = read.names().into_iter().map(AsRef::as_ref).collect();
-        // Where a tensor lies in the file: the order it was written in.
+        // Where a tensor lies in the file, whose writer sorts tensors of one type by their names.
         names.sort_by_key(|name| read.tensor(name).map_or(0, |view| view.data().as_ptr() as usize));
         let mut found = read_safetensors(file)?;
         Ok(Self::new(names.into_iter().filter_map(|name| {

@@ -8,7 +8,7 @@ use serde_json::Value;
 pub struct Memory {
     /// Anything that is text or counts. A number that must come back exactly is stored by its bits.
     pub notes: Value,
-    /// Named tensors.
+    /// Named tensors. Look each up by its name: a checkpoint gives them back in another order.
     pub tensors: Params,
 }
 

@@ -237,9 +237,11 @@ fn recalled(memory: &Memory) -> Vec<Kept> {
         return Vec::new();
     }
     let mut all: Vec<Kept> = Vec::deserialize(&memory.notes).expect("invariant: the notes are this collection's own");
-    let mut paths = memory.tensors.entries().iter();
-    for sample in all.iter_mut().flat_map(|kept| &mut kept.samples) {
-        let path = paths.next().expect("invariant: one path a sample");
+    for (i, sample) in all.iter_mut().flat_map(|kept| &mut kept.samples).enumerate() {
+        // By name: a file has tensors in the order of their names, where 10 comes before 2.
+        let name = format!("path.{i}");
+        let mut entries = memory.tensors.entries().iter();
+        let path = entries.find(|entry| entry.name == name).expect("invariant: one path a sample");
         sample.path = memory.tensors.values()[path.range.clone()].to_vec();
     }
     all

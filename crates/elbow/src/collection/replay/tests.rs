@@ -243,3 +243,14 @@ fn what_does_not_go_together_is_told() {
         assert!(problems.len() == 1 && problems[0].contains(word), "{problems:?}");
     }
 }
+
+/// Sixteen paths: a file has them in the order of their names, where 10 comes before 2.
+#[test]
+fn every_kept_sample_has_its_own_path_after_a_checkpoint() {
+    let sample = |i: usize| KeptSample { reward: 0.0, parts: Vec::new(), log_prob: 0.0, path: vec![i as f32; 3] };
+    let kept = |i: usize| Kept { prompt: "a".into(), margin: 0.0, samples: vec![sample(2 * i), sample(2 * i + 1)] };
+    let all: Vec<Kept> = (0..8).map(kept).collect();
+    let memory = remembered(&all);
+    let tensors = Params::from_safetensors(&memory.tensors.to_safetensors(None)).expect("its own file");
+    assert_eq!(recalled(&Memory { tensors, ..memory }), all);
+}
