@@ -43,6 +43,7 @@ fn epoch(policy: &NetworkPolicy, likelihood: LikelihoodKind, steps: usize) -> us
             group_size: GROUP_SIZE,
             updates: 1,
             micro_batch: MicroBatch::Size(MICRO_BATCH),
+            ..BatchConfig::default()
         },
         advantage: AdvantageKind::Standard(Standard::default()),
         sampler: SamplerConfig { rule, steps, ..SamplerConfig::default() },

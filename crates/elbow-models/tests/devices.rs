@@ -109,7 +109,13 @@ fn off(got: &[f32], expected: &[f32]) -> f64 {
 #[test]
 #[expect(clippy::print_stderr, reason = "seen with --nocapture")]
 fn an_epoch_on_a_device_is_that_on_the_cpu() {
-    let batch = BatchConfig { groups: 2, group_size: 4, updates: 1, micro_batch: MicroBatch::Size(4) };
+    let batch = BatchConfig {
+        groups: 2,
+        group_size: 4,
+        updates: 1,
+        micro_batch: MicroBatch::Size(4),
+        ..BatchConfig::default()
+    };
     let advantage = AdvantageKind::Standard(Standard::default());
     let elbo = Config {
         batch,

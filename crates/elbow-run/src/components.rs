@@ -4,13 +4,14 @@ use crate::{
     data::{Data, Early},
     error::{At, Error, Result},
     event::{Progress, Watch},
+    machine::sha256,
     memory,
     recipe::Recipe,
 };
 use burn::tensor::Device;
 use elbow::{
     Prompt, Reward,
-    config::Config,
+    config::{Config, Reuse},
     eval::{self, Measured},
     observer::Observer,
     params::Params,
@@ -19,6 +20,7 @@ use elbow::{
 };
 use elbow_models::policy::NetworkPolicy;
 use elbow_runlog::{RunFolder, checkpoint};
+use std::path::Path;
 
 /// What training needs: a model, prompts and a reward.
 pub struct Components {
@@ -28,6 +30,10 @@ pub struct Components {
     pub data: Data,
     /// The training reward.
     pub reward: Box<dyn Reward>,
+    /// Weights that the objective learns from.
+    pub teachers: Vec<Params>,
+    /// SHA-256 of their values, one after the other.
+    pub teachers_sha256: Option<String>,
 }
 
 impl Components {
@@ -36,7 +42,12 @@ impl Components {
         recipe.setting.reward.check_resolution(recipe.setting.model.resolution())?;
         let data = Data::read(recipe)?;
         let model = LoadedModel::load(recipe, &data.early, device, watch)?;
-        Ok(Self { model, data, reward: recipe.setting.reward.build() })
+        let objective = recipe.method.objective.get();
+        let teachers: Vec<Params> =
+            objective.teachers().into_iter().map(|place| model.teacher(place)).collect::<Result<_>>()?;
+        let bytes: Vec<u8> = teachers.iter().flat_map(|t| t.values()).flat_map(|value| value.to_le_bytes()).collect();
+        let teachers_sha256 = (!teachers.is_empty()).then(|| sha256(&bytes));
+        Ok(Self { model, data, reward: recipe.setting.reward.build(), teachers, teachers_sha256 })
     }
 
     /// The micro-batch of a method: what it says, or for `"auto"` as many samples as fit into memory.
@@ -44,11 +55,25 @@ impl Components {
         memory::micro_batch(config, &self.model.policy, &self.model.device)
     }
 
+    /// Whether updates of a method take velocities from the rollout: what it says, or for `"auto"` whether a micro-batch of an update
+    /// gives the rollout's bits.
+    pub fn reuse_velocities(&self, config: &Config) -> Result<Reuse> {
+        if config.batch.reuse_velocities != Reuse::Auto {
+            return Ok(config.batch.reuse_velocities);
+        }
+        let useful =
+            config.likelihood.get().needs_path() && crate::plan::off_policy(config) && !config.behavior.on_policy;
+        Ok(if useful && self.trainer(config)?.reproduces()? { Reuse::Yes } else { Reuse::No })
+    }
+
     /// A trainer of these by a method, before its first epoch.
     pub fn trainer(&self, config: &Config) -> Result<Trainer<'_>, TrainError> {
         let mut method = config.build(self.model.policy.schedule())?;
         method.batch.micro_batch = self.micro_batch(config);
-        Trainer::new(method, &self.model.policy, &*self.data.train, &*self.reward, self.model.device.clone())
+        let device = self.model.device.clone();
+        let mut trainer = Trainer::new(method, &self.model.policy, &*self.data.train, &*self.reward, device)?;
+        trainer.teachers.clone_from(&self.teachers);
+        Ok(trainer)
     }
 }
 
@@ -127,6 +152,17 @@ impl LoadedModel {
             || Error::new(format!("it has no {file}"), "choose another epoch: this checkpoint is not of a run");
         let bytes = saved.files.get(file).ok_or_else(missing).at(place)?;
         Ok((epoch, self.policy.initial().with_values_of(bytes).at(place)?))
+    }
+
+    /// The weights of a teacher: the averaged ones of a run's last checkpoint, or a safetensors file of what this model trains.
+    fn teacher(&self, place: &str) -> Result<Params> {
+        let path = Path::new(place);
+        let at = || format!("cannot use teacher {place}");
+        if path.is_dir() {
+            return Ok(self.trained(&RunFolder::open(path).at(at)?, None, Weights::Averaged)?.1);
+        }
+        let bytes = std::fs::read(path).at(at)?;
+        self.policy.initial().with_values_of(&bytes).at(at)
     }
 
     /// Draws images for `prompts` under `params` (`None`: the base) as the recipe evaluates, and scores them.

@@ -196,6 +196,7 @@ fn training(error: &TrainError) -> Option<String> {
             "mend what the reward needs and go on with --resume, or start a new run with other prompts or a higher max_missing"
         }
         TrainError::NotFinite { .. } => "start a new run with a lower optimizer.learning_rate",
+        TrainError::Teachers { .. } => "name as many teachers in the recipe as the objective asks for",
         TrainError::Method(error) => return hint(error),
         TrainError::Encode(error) | TrainError::Rollout(RolloutError::Encode(error)) => return hint(error),
     };

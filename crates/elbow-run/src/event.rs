@@ -18,6 +18,11 @@ pub enum Event<'a> {
         /// Of how many.
         total: usize,
     },
+    /// Something that runs and is probably not meant.
+    Warning {
+        /// A sentence or two.
+        text: &'a str,
+    },
     /// The policy was measured on the held-out prompts.
     Evaluation {
         /// Epochs trained; 0 is the base.

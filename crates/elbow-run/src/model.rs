@@ -178,6 +178,21 @@ impl Model {
         }
     }
 
+    /// The time shift of its grid: what a folder's scheduler says for its resolution, dynamic shifting included; 1 for the nano model.
+    /// `None` if there is no folder yet.
+    pub fn shift(&self) -> Option<f64> {
+        match self {
+            Self::Nano { .. } => Some(1.0),
+            Self::Diffusers(folder) => {
+                let place =
+                    folder.path.clone().or_else(|| folder.hub.is_some().then(|| folder.folder().ok()).flatten())?;
+                // A token is 2 × 2 of a latent that is an eighth of the picture to a side.
+                let side = folder.resolution / 16;
+                Some(scheduler(&place)?.shift.by(side * side))
+            }
+        }
+    }
+
     /// The policy and the SHA-256 of its base. All that can be wrong with a folder is found before its weights are read. Its network
     /// is read after `prepare`: text encoders that are loaded for prompts there are gone by then.
     pub fn policy(

@@ -46,6 +46,8 @@ pub struct Run<'a> {
     latest: Option<(u64, Measured)>,
     /// Seconds that an epoch should take.
     planned: Option<f64>,
+    /// Whether far ratios were warned of.
+    warned: bool,
 }
 
 /// How a run stands after a step.
@@ -77,7 +79,9 @@ impl<'a> Run<'a> {
         watch: &'a Watch<'a>,
     ) -> Result<Self> {
         let mut recipe = recipe;
+        recipe.fill_in();
         recipe.method.batch.micro_batch = MicroBatch::Size(components.micro_batch(&recipe.method));
+        recipe.method.batch.reuse_velocities = components.reuse_velocities(&recipe.method)?;
         let trainer = components.trainer(&recipe.method)?;
         let folder = create_folder(path.as_ref(), &recipe, components)?;
         Self::open(folder, recipe, trainer, components, watch)
@@ -119,6 +123,7 @@ impl<'a> Run<'a> {
             base: None,
             latest: None,
             planned: None,
+            warned: false,
         })
     }
 
@@ -176,6 +181,7 @@ impl<'a> Run<'a> {
         let epoch = self.epoch();
         let record = self.record(&report)?;
         self.write(&record)?;
+        self.warn_of_ratios(&record);
         self.write_pictures(&report)?;
         (self.watch)(Event::Epoch { epoch, record: &record, samples: &report.samples, took: start.elapsed() });
         if epoch.is_multiple_of(self.recipe.setting.keep.checkpoint_every) || epoch == total {
@@ -220,6 +226,9 @@ impl<'a> Run<'a> {
         if self.base.is_some() {
             return Ok(());
         }
+        for text in self.trainer.method().warnings(self.components.model.policy.schedule()) {
+            (self.watch)(Event::Warning { text: &text });
+        }
         if self.epoch() < self.recipe.method.epochs {
             // What is wrong with a reward is said when it matters, in the first epoch.
             self.planned = Plan::measure(&self.recipe, self.components, 0.0).ok().map(|plan| plan.epoch());
@@ -232,6 +241,20 @@ impl<'a> Run<'a> {
         }
         self.base = Some(base);
         Ok(())
+    }
+
+    /// Says once that the policies of an epoch lie far apart.
+    fn warn_of_ratios(&mut self, record: &Map<String, Value>) {
+        let largest = record.get("logratio_max").and_then(Value::as_f64).unwrap_or(0.0);
+        if largest > 1.0 && !self.warned {
+            self.warned = true;
+            let epoch = self.epoch();
+            let text = format!(
+                "epoch {epoch}: |ln ρ| is up to {largest:.2}. It is a mean over latent dimensions and seldom passes 0.01: a step may own the \
+                 gradient (`elbow plan` shows their weights), or the learning rate is too high"
+            );
+            (self.watch)(Event::Warning { text: &text });
+        }
     }
 
     fn measures(&self) -> Vec<&dyn Reward> {
@@ -308,6 +331,9 @@ fn create_folder(path: &Path, recipe: &Recipe, components: &Components) -> Resul
     }
     manifest["base_sha256"] = json!(components.model.sha256);
     manifest["prompts_sha256"] = json!(components.data.sha256);
+    if let Some(hash) = &components.teachers_sha256 {
+        manifest["teachers_sha256"] = json!(hash);
+    }
     manifest["device"] = json!(format!("{:?}", components.model.device));
     manifest["arguments"] = json!(std::env::args().skip(1).collect::<Vec<_>>());
     write_atomic(&folder.manifest(), serde_json::to_string_pretty(&manifest)?.as_bytes())?;
@@ -329,6 +355,12 @@ fn same_inputs(folder: &RunFolder, components: &Components) -> Result<()> {
                 "restore the files it was started with, or start a new run with --run",
             ));
         }
+    }
+    if manifest["teachers_sha256"] != json!(components.teachers_sha256) {
+        return Err(Error::new(
+            format!("the teachers differ from those that {} was started with", folder.path().display()),
+            "restore the files it was started with, or start a new run with --run",
+        ));
     }
     Ok(())
 }

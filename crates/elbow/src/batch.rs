@@ -70,6 +70,8 @@ pub struct Batch {
     pub prompts: Conditioning,
     /// Points `[N, D]` at every time of the grid, the clean samples last; only these if nothing asked for more.
     pub points: Vec<Tensor<2>>,
+    /// Velocities `[N, D]` that the weights which drew the samples had at every point but the last; none if they were not kept.
+    pub velocities: Vec<Tensor<2>>,
     /// The times they were drawn on, and the path.
     pub grid: Arc<Grid>,
     /// The deviation of each step of the sampler's rule, were all of them stochastic.
@@ -110,10 +112,12 @@ impl Batch {
     pub fn select(&self, rows: &[usize]) -> Self {
         let indices: Vec<i32> = rows.iter().map(|&row| row as i32).collect();
         let indices = Tensor::<1, Int>::from_data(TensorData::new(indices, [rows.len()]), &self.clean().device());
+        let select = |all: &[Tensor<2>]| all.iter().map(|each| each.clone().select(0, indices.clone())).collect();
         Self {
             samples: rows.iter().map(|&row| self.samples[row].clone()).collect(),
             prompts: self.prompts.clone(),
-            points: self.points.iter().map(|point| point.clone().select(0, indices.clone())).collect(),
+            points: select(&self.points),
+            velocities: select(&self.velocities),
             grid: Arc::clone(&self.grid),
             stds: Arc::clone(&self.stds),
             guidance: self.guidance,
@@ -126,9 +130,11 @@ impl Batch {
     /// If there are none.
     #[must_use]
     pub fn cat(parts: Vec<Self>) -> Self {
-        let points = (0..parts[0].points.len())
-            .map(|k| Tensor::cat(parts.iter().map(|part| part.points[k].clone()).collect(), 0))
-            .collect();
+        let joined = |all: fn(&Self) -> &[Tensor<2>]| -> Vec<Tensor<2>> {
+            let at = |k: usize| Tensor::cat(parts.iter().map(|part| all(part)[k].clone()).collect(), 0);
+            (0..all(&parts[0]).len()).map(at).collect()
+        };
+        let (points, velocities) = (joined(|part| &part.points), joined(|part| &part.velocities));
         let prompts = Conditioning::cat(&parts.iter().map(|part| &part.prompts).collect::<Vec<_>>());
         let (grid, stds) = (Arc::clone(&parts[0].grid), Arc::clone(&parts[0].stds));
         let guidance = parts[0].guidance;
@@ -144,7 +150,7 @@ impl Batch {
             first_row += rows;
             first_group += groups;
         }
-        Self { samples, prompts, points, grid, stds, guidance }
+        Self { samples, prompts, points, velocities, grid, stds, guidance }
     }
 }
 

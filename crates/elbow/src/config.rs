@@ -4,7 +4,7 @@ use crate::{
     advantage::AdvantageKind,
     behavior::{BehaviorLag, Ema},
     collection::CollectionKind,
-    kl::{Kl, Proximal},
+    kl::{Kl, Proximal, Tightness},
     likelihood::LikelihoodKind,
     method::{Method, MethodError},
     objective::ObjectiveKind,
@@ -27,6 +27,9 @@ pub struct Config {
     pub epochs: u64,
     /// Which samples start from the same noise.
     pub start_noise: StartNoise,
+    /// With `start_noise = "per-group"`, how far each sample starts from the noise of its group: √(1 − s²) ε + s δ, with a δ of its own.
+    /// 0 is the same noise for all, 1 one of its own (Neighbor GRPO, arXiv 2511.16955).
+    pub start_spread: f64,
     /// How many samples an epoch draws, and how they are split.
     pub batch: BatchConfig,
     /// How rollouts are drawn.
@@ -41,6 +44,8 @@ pub struct Config {
     pub kl: Kl,
     /// What keeps the policy near the behavior policy.
     pub proximal: Proximal,
+    /// What keeps an ELBO near the log-probability that it bounds.
+    pub tightness: Tightness,
     /// How the samples of one prompt are compared.
     pub advantage: AdvantageKind,
     /// How far the policy that draws rollouts lags behind.
@@ -59,6 +64,7 @@ impl Default for Config {
             seed: 0,
             epochs: 100,
             start_noise: StartNoise::default(),
+            start_spread: 0.0,
             batch: BatchConfig::default(),
             sampler: SamplerConfig::default(),
             collection: CollectionKind::default(),
@@ -66,6 +72,7 @@ impl Default for Config {
             objective: ObjectiveKind::default(),
             kl: Kl::default(),
             proximal: Proximal::default(),
+            tightness: Tightness::default(),
             advantage: AdvantageKind::default(),
             behavior: BehaviorLag::default(),
             ema: Ema::default(),
@@ -88,19 +95,95 @@ pub struct BatchConfig {
     /// Samples in one forward pass, or `"auto"`: as many, up to 64, as fit into memory when the run is created. Speed and memory
     /// depend on it, and the last bits of sums.
     pub micro_batch: MicroBatch,
+    /// Leave groups whose rewards agree out of updates altogether (Flow-GRPO, DAPO). Otherwise they keep what does not come from their
+    /// advantage: the penalties, and the pull of objectives like PEPG and NFT to the weights that drew.
+    pub drop_zero_variance: bool,
+    /// Whether updates take the velocities of the weights that drew from the rollout in place of a forward pass, where the likelihood asks
+    /// at points of the path; they are kept in memory beside these. `"auto"`: where a test when the run is created gives equal bits.
+    pub reuse_velocities: Reuse,
 }
 
 impl Default for BatchConfig {
     fn default() -> Self {
-        Self { groups: 48, group_size: 24, updates: 1, micro_batch: MicroBatch::default() }
+        Self {
+            groups: 48,
+            group_size: 24,
+            updates: 1,
+            micro_batch: MicroBatch::default(),
+            drop_zero_variance: false,
+            reuse_velocities: Reuse::default(),
+        }
     }
 }
 
 impl BatchConfig {
     /// The sizes as numbers.
     pub fn build(self) -> BatchSize {
-        let Self { groups, group_size, updates, micro_batch } = self;
-        BatchSize { groups, group_size, updates, micro_batch: micro_batch.size() }
+        let Self { groups, group_size, updates, micro_batch, drop_zero_variance, reuse_velocities } = self;
+        BatchSize {
+            groups,
+            group_size,
+            updates,
+            micro_batch: micro_batch.size(),
+            drop_zero_variance,
+            reuse_velocities: reuse_velocities == Reuse::Yes,
+        }
+    }
+}
+
+/// Whether something computed before is used again: true, false, or the word `"auto"`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reuse {
+    /// Decided by a test when the run is created; until then, no.
+    #[default]
+    Auto,
+    /// It is.
+    Yes,
+    /// It is computed again.
+    No,
+}
+
+impl Serialize for Reuse {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Auto => to.serialize_str("auto"),
+            Self::Yes => to.serialize_bool(true),
+            Self::No => to.serialize_bool(false),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Reuse {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_any(ReadReuse)
+    }
+}
+
+struct ReadReuse;
+
+impl de::Visitor<'_> for ReadReuse {
+    type Value = Reuse;
+
+    fn expecting(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        to.write_str("true, false or \"auto\"")
+    }
+
+    fn visit_bool<E: de::Error>(self, yes: bool) -> Result<Reuse, E> {
+        Ok(if yes { Reuse::Yes } else { Reuse::No })
+    }
+
+    fn visit_str<E: de::Error>(self, word: &str) -> Result<Reuse, E> {
+        if word == "auto" { Ok(Reuse::Auto) } else { Err(E::invalid_value(de::Unexpected::Str(word), &self)) }
+    }
+}
+
+impl JsonSchema for Reuse {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Reuse".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({ "type": ["boolean", "string"] })
     }
 }
 
@@ -182,6 +265,7 @@ impl Config {
             seed: self.seed,
             epochs: self.epochs,
             start_noise: self.start_noise,
+            start_spread: self.start_spread,
             batch: self.batch.build(),
             sampler: self.sampler.build(),
             collection: self.collection.build(),
@@ -189,6 +273,7 @@ impl Config {
             objective: self.objective.build(),
             kl: self.kl,
             proximal: self.proximal,
+            tightness: self.tightness,
             advantage: self.advantage.build(),
             behavior: self.behavior,
             ema: self.ema,

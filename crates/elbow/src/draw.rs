@@ -9,7 +9,7 @@ use crate::{
     policy::{Conditioning, Policy, VelocityField},
     prompts::Prompt,
     reward::Request,
-    sampler::{self, Sampling},
+    sampler::{self, Keep, Sampling},
 };
 use burn::tensor::{Device, Tensor};
 use image::RgbImage;
@@ -29,6 +29,15 @@ pub struct Seat {
     pub sample: Sample,
     /// The key of its start noise.
     pub start: Key,
+    /// A noise δ of its own, and how much of it: it starts from √(1 − s²) ε + s δ.
+    pub apart: Option<(Key, f64)>,
+}
+
+impl Seat {
+    /// One that starts from the noise of the given key.
+    pub fn new(sample: Sample, start: Key) -> Self {
+        Self { sample, start, apart: None }
+    }
 }
 
 /// What samples are drawn with.
@@ -40,8 +49,8 @@ pub struct Drawing<'a> {
     pub field: &'a dyn VelocityField,
     /// By which rule, in how many steps.
     pub sampling: &'a Sampling,
-    /// Keep every point of the walk, not the clean samples alone.
-    pub keep_path: bool,
+    /// What is kept of the walk.
+    pub keep: Keep,
     /// Samples in one forward pass.
     pub micro_batch: usize,
     /// Forward passes side by side.
@@ -83,54 +92,57 @@ impl Drawing<'_> {
         judge: impl Fn(&Request<'_>) -> Vec<T> + Send,
     ) -> Judged<T> {
         let grid = Arc::new(self.sampling.grid(self.policy.schedule()));
-        let (mut samples, starts): (Vec<Sample>, Vec<Key>) =
-            seats.into_iter().map(|seat| (seat.sample, seat.start)).unzip();
-        for sample in &mut samples {
-            sample.walk = self.sampling.rule.walk(&grid, sample.key).into();
+        let mut seats = seats;
+        for seat in &mut seats {
+            seat.sample.walk = self.sampling.rule.walk(&grid, seat.sample.key).into();
         }
-        let (total, size) = (samples.len(), self.micro_batch.max(1));
+        let (total, size) = (seats.len(), self.micro_batch.max(1));
         let (send, receive) = mpsc::channel::<Part>();
         let done = AtomicUsize::new(0);
         let draw = |number: usize, send: &mpsc::Sender<Part>| {
             let rows = number * size..total.min((number + 1) * size);
-            let start = noise::normal(starts[rows.clone()].iter().copied(), self.policy.dims(), self.device);
-            let walks: Vec<_> = samples[rows.clone()].iter().map(|sample| (sample.key, &*sample.walk)).collect();
-            let conditions: Vec<usize> = samples[rows.clone()].iter().map(|sample| sample.row).collect();
+            let seats = &seats[rows.clone()];
+            let start = start(seats, self.policy.dims(), self.device);
+            let walks: Vec<_> = seats.iter().map(|seat| (seat.sample.key, &*seat.sample.walk)).collect();
+            let conditions: Vec<usize> = seats.iter().map(|seat| seat.sample.row).collect();
             let cond = prompts.select(&conditions);
-            let points = sampler::walk(self.field, &grid, start, &cond, &walks, self.keep_path);
-            let latents = points.last().expect("invariant: a walk ends").clone();
+            let path = sampler::walk(self.field, &grid, start, &cond, &walks, alike(seats), self.keep);
+            let latents = path.points.last().expect("invariant: a walk ends").clone();
             let images = self.policy.decode(latents.clone());
             send.send(Part { number, images, latents }).expect("invariant: the judge outlives the senders");
             let done = done.fetch_add(rows.len(), Ordering::Relaxed) + rows.len();
             self.observer.progress(self.phase, done, total);
-            points
+            path
         };
-        let (points, (images, verdicts, time)) = std::thread::scope(|scope| {
-            let judging = scope.spawn(|| self.judge(&samples, receive, judge));
-            let mut points = Vec::new();
+        let ((points, velocities), (images, verdicts, time)) = std::thread::scope(|scope| {
+            let judging = scope.spawn(|| self.judge(&seats, receive, judge));
+            let (mut points, mut velocities) = (Vec::new(), Vec::new());
             let draw = |number| draw(number, &send);
-            lanes::in_order(self.in_flight, total.div_ceil(size), draw, |part| points.push(part));
+            lanes::in_order(self.in_flight, total.div_ceil(size), draw, |path| {
+                points.push(path.points);
+                velocities.push(path.velocities);
+            });
             drop(send);
-            (points, judging.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            ((points, velocities), judging.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         });
-        for (sample, image) in samples.iter_mut().zip(images) {
-            sample.image = Arc::new(image);
-        }
+        let drawn = |(seat, image): (Seat, RgbImage)| Sample { image: Arc::new(image), ..seat.sample };
+        let samples = seats.into_iter().zip(images).map(drawn).collect();
         let stds = (0..grid.steps()).map(|k| self.sampling.rule.step(&grid, k).std).collect();
         let guidance = self.sampling.guidance;
-        let batch = Batch { samples, prompts, points: joined(points), grid, stds, guidance };
+        let (points, velocities) = (joined(points), joined(velocities));
+        let batch = Batch { samples, prompts, points, velocities, grid, stds, guidance };
         Judged { batch, verdicts, time }
     }
 
     /// Pictures and verdicts in order, and how long the judge took.
     fn judge<T>(
         &self,
-        samples: &[Sample],
+        seats: &[Seat],
         receive: mpsc::Receiver<Part>,
         judge: impl Fn(&Request<'_>) -> Vec<T>,
     ) -> (Vec<RgbImage>, Vec<T>, Duration) {
-        let prompts: Vec<Arc<Prompt>> = samples.iter().map(|sample| Arc::clone(&sample.prompt)).collect();
-        let groups: Vec<usize> = samples.iter().map(|sample| sample.group).collect();
+        let prompts: Vec<Arc<Prompt>> = seats.iter().map(|seat| Arc::clone(&seat.sample.prompt)).collect();
+        let groups: Vec<usize> = seats.iter().map(|seat| seat.sample.group).collect();
         let mut time = Duration::ZERO;
         let mut ask = |first: usize, images: &[RgbImage], latents: &Tensor<2>| {
             let rows = first..first + images.len();
@@ -161,8 +173,77 @@ impl Drawing<'_> {
     }
 }
 
+/// The points that samples start from `[N, D]`.
+fn start(seats: &[Seat], dims: usize, device: &Device) -> Tensor<2> {
+    let start = noise::normal(seats.iter().map(|seat| seat.start), dims, device);
+    let share = |seat: &Seat| seat.apart.map_or(0.0, |(_, share)| share);
+    let own = noise::normal(seats.iter().map(|seat| seat.apart.map_or(seat.start, |(key, _)| key)), dims, device);
+    match sampler::scaled(own, seats.iter().map(share)) {
+        None => start,
+        Some(own) => {
+            let kept = seats.iter().map(|seat| (1.0 - share(seat).powi(2)).sqrt());
+            sampler::scaled(start, kept).map_or(own.clone(), |start| start + own)
+        }
+    }
+}
+
+/// For each sample the first with the same start noise and the same prompt.
+fn alike(seats: &[Seat]) -> Vec<usize> {
+    let same = |a: &Seat, b: &Seat| a.start == b.start && a.apart == b.apart && a.sample.row == b.sample.row;
+    let first = |i: usize| (0..i).find(|&before| same(&seats[before], &seats[i])).unwrap_or(i);
+    (0..seats.len()).map(first).collect()
+}
+
 /// The points of all parts, time after time.
 fn joined(parts: Vec<Vec<Tensor<2>>>) -> Vec<Tensor<2>> {
     let times = parts.first().map_or(0, Vec::len);
     (0..times).map(|k| Tensor::cat(parts.iter().map(|points| points[k].clone()).collect(), 0)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::noise::Purpose;
+
+    /// Starts of a group are standard normal, and correlated by 1 − s².
+    #[test]
+    fn starts_spread_around_one_noise() {
+        let (dims, device) = (40_000, Device::flex());
+        let key = Key::new(0, Purpose::Start, 0);
+        let correlation = |spread: f64| {
+            let seat = |i: u64| {
+                let sample = Sample::new(Arc::new("a".into()), key.sample(i));
+                Seat { apart: Some((key.sample(i).draw(1), spread)), ..Seat::new(sample, key) }
+            };
+            let values: Vec<f64> = start(&[seat(0), seat(1)], dims, &device).into_data().iter::<f64>().collect();
+            let (a, b) = values.split_at(dims);
+            let mean = |product: &dyn Fn(usize) -> f64| (0..dims).map(product).sum::<f64>() / dims as f64;
+            for square in [mean(&|i| a[i] * a[i]), mean(&|i| b[i] * b[i])] {
+                assert!((square - 1.0).abs() < 0.03, "{spread}: {square}");
+            }
+            mean(&|i| a[i] * b[i])
+        };
+        for spread in [0.0, 0.3, 0.8, 1.0] {
+            let got = correlation(spread);
+            assert!((got - (1.0 - spread * spread)).abs() < 0.03, "{spread}: {got}");
+        }
+    }
+
+    #[test]
+    fn samples_are_alike_by_start_and_prompt() {
+        let key = Key::new(0, Purpose::Start, 0);
+        let seat = |start: u64, row: usize, apart: Option<u64>| {
+            let sample = Sample { row, ..Sample::new(Arc::new("a".into()), key) };
+            Seat { apart: apart.map(|i| (key.sample(i), 0.5)), ..Seat::new(sample, key.sample(start)) }
+        };
+        let seats = [
+            seat(1, 0, None),
+            seat(2, 0, None),
+            seat(1, 0, None),
+            seat(1, 1, None),
+            seat(1, 0, Some(4)),
+            seat(2, 0, None),
+        ];
+        assert_eq!(alike(&seats), [0, 1, 0, 3, 4, 1]);
+    }
 }

@@ -10,7 +10,7 @@ use crate::{
     policy::{EncodeError, Policy, VelocityField},
     prompts::Prompt,
     reward::{Request, Reward},
-    sampler::SamplerConfig,
+    sampler::{Keep, SamplerConfig},
 };
 use burn::tensor::Device;
 use image::RgbImage;
@@ -101,20 +101,20 @@ pub fn measure(
 ) -> Result<Measured, EncodeError> {
     let unconditional = policy.encode(&["".into()])?;
     let sampling = config.sampler.build();
-    let field = Guided { field, scale: sampling.guidance, unconditional };
+    let field = Guided { field, scale: sampling.guidance, detach: false, unconditional };
     let shared: Vec<Arc<Prompt>> = prompts.iter().cloned().map(Arc::new).collect();
     let seat = |i: usize| {
         let row = i / config.images_per_prompt;
         let start = Key::new(config.seed, Purpose::Evaluation, 0).sample(i as u64);
         // Noise of stochastic steps: draws of the same key other than the start's.
         let key = Key { epoch: 1, ..start };
-        Seat { sample: Sample { row, group: row, ..Sample::new(Arc::clone(&shared[row]), key) }, start }
+        Seat::new(Sample { row, group: row, ..Sample::new(Arc::clone(&shared[row]), key) }, start)
     };
     let drawing = Drawing {
         policy,
         field: &field,
         sampling: &sampling,
-        keep_path: false,
+        keep: Keep::default(),
         micro_batch: config.micro_batch,
         in_flight: lanes::count(device),
         judge_together: rewards.iter().any(|reward| reward.needs().whole_groups),

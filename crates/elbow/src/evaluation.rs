@@ -21,6 +21,8 @@ pub enum Weights {
     Lagged,
     /// The base, before training.
     Reference,
+    /// The base under the guidance of `kl.guidance`, or as everything else is guided where that says nothing.
+    GuidedReference,
     /// One of the trainer's [teachers](crate::train::Trainer::teachers), by number.
     Teacher(usize),
 }
@@ -34,6 +36,8 @@ pub struct Fields<'a> {
     pub lagged: Option<&'a dyn VelocityField>,
     /// The base.
     pub reference: &'a dyn VelocityField,
+    /// The base under a guidance of its own. `None`: it has none.
+    pub guided_reference: Option<&'a dyn VelocityField>,
     /// Further policies over the same base.
     pub teachers: &'a [Box<dyn VelocityField + 'a>],
 }
@@ -44,6 +48,7 @@ impl Fields<'_> {
         match weights {
             Weights::Lagged if self.lagged.is_none() => self.resolve(Weights::Behavior),
             Weights::Behavior if self.behavior.is_none() => Weights::Current,
+            Weights::GuidedReference if self.guided_reference.is_none() => Weights::Reference,
             weights => weights,
         }
     }
@@ -59,6 +64,7 @@ impl Fields<'_> {
             Weights::Behavior => self.behavior.expect(known),
             Weights::Lagged => self.lagged.expect(known),
             Weights::Reference => self.reference,
+            Weights::GuidedReference => self.guided_reference.expect(known),
             Weights::Teacher(i) => &*self.teachers[i],
         }
     }
@@ -68,6 +74,8 @@ impl Fields<'_> {
 pub struct Groups<'a> {
     /// Their advantages `[B]`.
     pub advantages: Tensor<1>,
+    /// The same as numbers.
+    pub values: Vec<f64>,
     /// B samples.
     pub samples: &'a [Sample],
     /// All samples of the update: their rewards and clean latents, for objectives that compare a sample with its group.
@@ -77,7 +85,36 @@ pub struct Groups<'a> {
 impl<'a> Groups<'a> {
     /// Samples with these advantages, of a batch.
     pub fn new(advantages: &[f64], samples: &'a [Sample], batch: &'a Batch, device: &Device) -> Self {
-        Self { advantages: rows(advantages, device), samples, batch }
+        Self { advantages: rows(advantages, device), values: advantages.to_vec(), samples, batch }
+    }
+
+    /// How many samples the group of each has.
+    pub fn sizes(&self) -> Vec<usize> {
+        let mut sizes = vec![0; self.samples.len()];
+        for members in self.members() {
+            members.iter().for_each(|&i| sizes[i] = members.len());
+        }
+        sizes
+    }
+
+    /// The mean of some numbers `[B]` over each sample's group, `[B]`.
+    pub fn means(&self, values: Tensor<1>) -> Tensor<1> {
+        let weights = vec![1.0; self.samples.len()];
+        self.weighted_sums(values, &weights, &weights)
+    }
+
+    /// Σ_j w_j values_j / Σ_j n_j over the group of each sample `[B]`; 0 where the divisor is 0.
+    pub fn weighted_sums(&self, values: Tensor<1>, weights: &[f64], norms: &[f64]) -> Tensor<1> {
+        let (n, device) = (self.samples.len(), values.device());
+        let mut matrix = vec![0.0; n * n];
+        for members in self.members() {
+            let norm: f64 = members.iter().map(|&j| norms[j]).sum();
+            for (&i, &j) in members.iter().flat_map(|i| members.iter().map(move |j| (i, j))) {
+                matrix[i * n + j] = if norm == 0.0 { 0.0 } else { weights[j] / norm };
+            }
+        }
+        let matrix: Tensor<2> = rows(&matrix, &device).reshape([n, n]);
+        matrix.matmul(values.reshape([n, 1])).reshape([n])
     }
 
     /// The numbers of the samples of each group, 0 to B − 1.
@@ -133,6 +170,9 @@ impl<'a> Evaluation<'a> {
         if let Some(velocity) = velocities.borrow().get(&resolved) {
             return velocity.clone();
         }
+        if let Some(velocity) = query.drawn.as_ref().filter(|_| resolved == Weights::Behavior) {
+            return velocity.clone();
+        }
         let velocity = fields.get(resolved).velocity(query.x.clone(), query.t.clone(), &query.cond);
         velocities.borrow_mut().insert(resolved, velocity.clone());
         velocity
@@ -175,12 +215,18 @@ impl<'a> Evaluation<'a> {
         self.log_prob(Weights::Current) - self.log_prob(Weights::Behavior)
     }
 
+    /// L under the current weights without gradient `[B]`, if it has been computed.
+    pub fn known_log_prob(&self) -> Option<Tensor<1>> {
+        self.log_probs.borrow().get(&Weights::Current).map(|log_prob| log_prob.clone().inner())
+    }
+
     /// ln ρ without gradient, if it has been computed or costs no forward pass.
     pub fn known_log_ratio(&self) -> Option<Tensor<1>> {
         let known = match &self.source {
-            Source::Network { fields, velocities, .. } => {
+            Source::Network { query, fields, velocities } => {
                 let behavior = fields.resolve(Weights::Behavior);
-                behavior == Weights::Current || velocities.borrow().contains_key(&behavior)
+                let known = velocities.borrow().contains_key(&behavior) || query.drawn.is_some();
+                behavior == Weights::Current || known
             }
             Source::Numbers(_) => self.log_probs.borrow().contains_key(&Weights::Behavior),
         };
@@ -197,6 +243,11 @@ impl<'a> Evaluation<'a> {
         self.network().2.borrow().len()
     }
 
+    /// Draws of each sample: N / B.
+    pub fn draws(&self) -> usize {
+        self.network().0.draws()
+    }
+
     /// Brings one number a row of the query to one a sample, `[N] → [B]`, as log-probabilities are.
     pub fn merge(&self, rows: Tensor<1>) -> Tensor<1> {
         self.network().0.merge(rows)
@@ -204,7 +255,7 @@ impl<'a> Evaluation<'a> {
 
     /// Mean over the draws of each sample, `[N] → [B]`.
     pub fn mean(&self, rows: Tensor<1>) -> Tensor<1> {
-        let draws = self.network().0.draws();
+        let draws = self.draws();
         let samples = rows.dims()[0] / draws;
         let mean: Tensor<2> = rows.reshape([draws, samples]).mean_dim(0);
         mean.reshape([samples])
@@ -212,7 +263,7 @@ impl<'a> Evaluation<'a> {
 
     /// The number of each sample for each of its draws, `[B] → [N]`.
     pub fn repeat(&self, samples: Tensor<1>) -> Tensor<1> {
-        samples.repeat_dim(0, self.network().0.draws())
+        samples.repeat_dim(0, self.draws())
     }
 
     /// ln ρ of every draw on its own `[N]`, with gradient.
@@ -226,12 +277,30 @@ impl<'a> Evaluation<'a> {
         self.network().0.target.clone()
     }
 
-    /// The Gaussian steps that are scored, with KL(π_b ‖ π_θ) = mean (μ_θ − μ_b)²/(2 std²) of each, a mean over latent dimensions
+    /// The Gaussian steps that are scored, with KL(π_w ‖ π_θ) = mean (μ_θ − μ_w)²/(2 std²) of each, a mean over latent dimensions
     /// `[N]`, with gradient; `None` unless the likelihood is that of steps.
-    pub fn steps(&self) -> Option<(&Transitions, Tensor<1>)> {
+    pub fn steps(&self, weights: Weights) -> Option<(&Transitions, Tensor<1>)> {
         let steps = self.network().0.transitions.as_ref()?;
         let scale = steps.slope.clone().square() / (steps.std.clone().square() * 2.0);
-        Some((steps, self.distance(Weights::Behavior) * scale))
+        Some((steps, self.distance(weights) * scale))
+    }
+
+    /// What the guidance scale divided log-probabilities by; 1 where it does not enter.
+    pub fn divisor(&self) -> f64 {
+        self.network().0.divisor
+    }
+
+    /// The clean samples that a velocity `[N, D]` predicts at the query's points, on any path.
+    pub fn clean(&self, velocity: Tensor<2>) -> Tensor<2> {
+        let (query, ..) = self.network();
+        let column = |rows: &Tensor<1>| -> Tensor<2> { rows.clone().reshape([velocity.dims()[0], 1]) };
+        to_f64(query.x.clone()) * column(&query.signal) - to_f64(velocity.clone()) * column(&query.gain)
+    }
+
+    /// Weight α/(σΔ) of the distance of velocities in the divergence of paths `[N]` (Girsanov); (1 − t)/t on rectified flow. 10⁻³ is
+    /// added to σΔ.
+    pub fn path_weight(&self) -> Tensor<1> {
+        self.network().0.path_weight.clone()
     }
 
     /// mean ‖v_θ − v‖² to the velocity of other weights, or the same of clean samples, `[B]`, with gradient.

@@ -41,6 +41,11 @@ pub fn power<const D: usize>(x: Tensor<D>, p: f64) -> Tensor<D> {
     narrow(x, |x| x.powf_scalar(p))
 }
 
+/// ln x of each element, x positive.
+pub fn ln<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    narrow(x, Tensor::log)
+}
+
 fn narrow<const D: usize>(x: Tensor<D>, f: impl Fn(Tensor<D>) -> Tensor<D>) -> Tensor<D> {
     if native(&x) { f(x) } else { f(x.cast(FloatDType::F32)).cast(FloatDType::F64) }
 }

@@ -5,17 +5,24 @@
 //!
 //! | kind | value |
 //! |---|---|
-//! | girsanov | mean ‖v_θ − v_ref‖² (the path KL with weight 1) |
+//! | girsanov | mean ‖v_θ − v_ref‖² (the divergence of paths with weight 1) |
+//! | path | α/(σΔ + 10⁻³) mean ‖v_θ − v_ref‖²: that divergence by Girsanov's theorem, on any path; (1 − t)/t on rectified flow |
+//! | step | mean (μ_θ − μ_ref)²/(2 s²) of the scored steps N(μ, s² I): the divergence of the two Gaussians, over dimensions |
+//! | step-dt | the same times the length of the step, which is Flow-GRPO's code: its σ_t is s/√∣Δt∣ (arXiv 2505.05470) |
 //! | k1 | d |
 //! | k2 | d²/2 |
 //! | k3 | e^{−d} − 1 + d |
 //! | k3-reversed | e^{d} − 1 − d (the reference code's sign) |
 //!
+//! Distances of velocities and of means are averaged over the draws of a sample whatever the ratio compares; k1 to k3 are those of L.
+//! With `guidance` the reference is the base under a guidance of its own, which the policy is drawn to (CRD, arXiv 2603.14128: 4.5).
+//!
 //! `importance` multiplies by ρ, which makes the value an estimate under the current policy instead of the behavior's.
 
 use crate::{
     evaluation::{Evaluation, Weights},
-    functions, gaussian,
+    functions,
+    setting::{Scored, Setting},
 };
 use burn::tensor::Tensor;
 use schemars::JsonSchema;
@@ -28,6 +35,12 @@ pub enum KlKind {
     /// Squared distance of velocities (arXiv 2602.04663).
     #[default]
     Girsanov,
+    /// Squared distance of velocities by Girsanov's weight: the divergence of paths, on any schedule.
+    Path,
+    /// Divergence of the Gaussian steps that a trajectory's likelihood scores.
+    Step,
+    /// The same times the length of the step (Flow-GRPO's code, arXiv 2505.05470).
+    StepDt,
     /// Log-ratio: unbiased, its gradient is zero on average.
     K1,
     /// Half the squared log-ratio.
@@ -61,11 +74,14 @@ pub struct Kl {
     pub importance: bool,
     /// Whom the policy is kept near.
     pub reference: Anchor,
+    /// Classifier-free guidance of the base that the policy is kept near, if it is another than the sampler's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guidance: Option<f64>,
 }
 
 impl Default for Kl {
     fn default() -> Self {
-        Self { kind: KlKind::Girsanov, weight: 1e-4, importance: false, reference: Anchor::Base }
+        Self { kind: KlKind::Girsanov, weight: 1e-4, importance: false, reference: Anchor::Base, guidance: None }
     }
 }
 
@@ -76,14 +92,16 @@ impl Kl {
             return None;
         }
         let anchor = match self.reference {
-            Anchor::Base => Weights::Reference,
+            Anchor::Base => Weights::GuidedReference,
             Anchor::Lagged => Weights::Lagged,
         };
         let d = || e.log_prob(Weights::Current) - e.log_prob(anchor);
         let value = match self.kind {
-            KlKind::Girsanov => {
-                let difference = gaussian::to_f64(e.velocity(Weights::Current) - e.velocity(anchor));
-                e.merge(gaussian::mean(difference.square()))
+            KlKind::Girsanov => e.mean(e.distance(anchor)),
+            KlKind::Path => e.mean(e.distance(anchor) * e.path_weight()),
+            KlKind::Step | KlKind::StepDt => {
+                let (steps, divergence) = e.steps(anchor).expect("invariant: refused unless steps are scored");
+                e.mean(if self.kind == KlKind::Step { divergence } else { divergence * steps.dt.clone() })
             }
             KlKind::K1 => d(),
             KlKind::K2 => d().square() * 0.5,
@@ -91,6 +109,41 @@ impl Kl {
             KlKind::K3Reversed => functions::exp(d()) - 1.0 - d(),
         };
         Some(if self.importance { value * e.ratio() } else { value })
+    }
+
+    /// What keeps it from being a penalty in `setting`, one sentence each.
+    pub fn validate(&self, setting: &Setting) -> Vec<String> {
+        let mut problems = Vec::new();
+        let of_steps = matches!(self.kind, KlKind::Step | KlKind::StepDt);
+        if self.weight != 0.0 && of_steps && !matches!(setting.scored, Scored::Steps { .. }) {
+            problems.push("kl.kind = \"step\" compares the steps that likelihood `trajectory` scores: use \"girsanov\" or \"path\"".into());
+        }
+        if let Some(guidance) = self.guidance {
+            if !(guidance > 0.0 && guidance.is_finite()) {
+                problems.push(format!("kl.guidance = {guidance}: must be a positive number"));
+            }
+            if self.reference != Anchor::Base {
+                problems.push("kl.guidance is that of the base: set kl.reference = \"base\", or leave it out".into());
+            }
+        }
+        problems
+    }
+}
+
+/// DiPOD's term (arXiv 2606.13795): λ · mean(−L_θ) on samples of the policy. Where L is an ELBO it drifts away from the log-probability
+/// that it bounds, and ratios do not show it; the term keeps the bound tight. It equals a shift of every advantage by λ in a policy
+/// gradient without ratio. The log has the mean of L as `log_prob`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tightness {
+    /// λ; 0 turns it off.
+    pub weight: f64,
+}
+
+impl Tightness {
+    /// −L of each sample `[B]`; `None` if it is off.
+    pub fn value(&self, e: &Evaluation<'_>) -> Option<Tensor<1>> {
+        (self.weight != 0.0).then(|| -e.log_prob(Weights::Current))
     }
 }
 

@@ -7,7 +7,7 @@ use crate::{
     advantage::Advantage,
     behavior::{BehaviorLag, Ema},
     collection::Collection,
-    kl::{Kl, Proximal},
+    kl::{Kl, Proximal, Tightness},
     likelihood::Likelihood,
     noise::{Key, Purpose},
     objective::Objective,
@@ -25,6 +25,8 @@ pub struct Method {
     pub epochs: u64,
     /// Which samples start from the same noise.
     pub start_noise: StartNoise,
+    /// How far samples of one start noise start from it: √(1 − s²) ε + s δ.
+    pub start_spread: f64,
     /// How many samples an epoch draws, and how they are split.
     pub batch: BatchSize,
     /// How rollouts are drawn.
@@ -39,6 +41,8 @@ pub struct Method {
     pub kl: Kl,
     /// What keeps the policy near the behavior policy.
     pub proximal: Proximal,
+    /// What keeps an ELBO near the log-probability that it bounds.
+    pub tightness: Tightness,
     /// How the samples of one prompt are compared.
     pub advantage: Box<dyn Advantage>,
     /// How far the policy that draws rollouts lags behind.
@@ -50,6 +54,9 @@ pub struct Method {
     /// Largest share of missing rewards in an epoch before the run stops with an error.
     pub max_missing: f64,
 }
+
+/// A step whose slope/std is more than this many times that of the median one stands out.
+const OUTLIER: f64 = 10.0;
 
 /// Everything that is wrong with a method, at once.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -69,6 +76,40 @@ impl Method {
     pub fn points(&self, schedule: Schedule) -> usize {
         let grid = self.sampler.grid(schedule);
         self.likelihood.count(&self.sampler.rule.walk(&grid, Key::new(self.seed, Purpose::Step, 0)))
+    }
+
+    /// Whether a sample with advantage 0 adds nothing to the gradient.
+    pub fn rests_without_advantage(&self) -> bool {
+        let penalties = [self.kl.weight, self.proximal.weight, self.tightness.weight];
+        self.objective.rests() && penalties.iter().all(|&weight| weight == 0.0)
+    }
+
+    /// (slope/std)² of each step that the likelihood scores, and its place in the walk of the first sample: how much a change of the
+    /// velocity there counts. Empty if no steps are scored.
+    pub fn step_weights(&self, schedule: Schedule) -> Vec<(usize, f64)> {
+        let grid = self.sampler.grid(schedule);
+        self.likelihood.step_weights(&self.sampler.rule.walk(&grid, Key::new(self.seed, Purpose::Step, 0)))
+    }
+
+    /// What runs, and is probably not meant; one sentence each.
+    pub fn warnings(&self, schedule: Schedule) -> Vec<String> {
+        let weights = self.step_weights(schedule);
+        let mut sorted: Vec<f64> = weights.iter().map(|(_, weight)| weight.sqrt()).collect();
+        sorted.sort_by(f64::total_cmp);
+        let Some(&median) = sorted.get(sorted.len() / 2) else { return Vec::new() };
+        let times = self.sampler.grid(schedule).times;
+        let outliers = weights.iter().filter(|(_, weight)| weight.sqrt() > OUTLIER * median);
+        let warning = |&(k, weight): &(usize, f64)| {
+            format!(
+                "step {} (t = {:.3} to {:.3}) has {:.0} times the median's weight in the likelihood and owns the gradient: leave it out \
+                 by likelihood.fraction, or take a grid without such a step, sampler.grid = \"uniform\"",
+                k + 1,
+                times[k],
+                times[k + 1],
+                weight / (median * median),
+            )
+        };
+        outliers.map(warning).collect()
     }
 
     /// What variants may know of each other.
@@ -103,13 +144,14 @@ impl Method {
             problems.extend(self.validate_starts(&setting));
             problems.extend(self.likelihood.validate(&setting));
             problems.extend(self.objective.validate(&setting));
+            problems.extend(self.kl.validate(&setting));
             problems.extend(self.collection.validate(&setting));
         }
         if problems.is_empty() { Ok(()) } else { Err(MethodError { problems }) }
     }
 
     fn validate_batch(&self) -> Vec<String> {
-        let BatchSize { groups, group_size, updates, micro_batch } = self.batch;
+        let BatchSize { groups, group_size, updates, micro_batch, .. } = self.batch;
         let mut problems = Vec::new();
         if group_size < 2 && self.advantage.compares_groups() {
             problems.push(format!(
@@ -141,10 +183,14 @@ impl Method {
     fn validate_starts(&self, setting: &Setting) -> Vec<String> {
         let (size, shared) = (self.batch.group_size, self.start_noise == StartNoise::PerGroup);
         let mut problems = Vec::new();
-        if shared && setting.stochastic_steps == 0 {
+        if self.start_spread > 0.0 && !shared {
+            problems
+                .push("start_spread spreads the samples of one start noise: set start_noise = \"per-group\"".into());
+        }
+        if shared && self.start_spread == 0.0 && setting.stochastic_steps == 0 {
             problems.push(
                 "start_noise = \"per-group\" and a sampler without noise: all samples of a prompt would be the same. Use a \
-                 stochastic sampler, or \"per-sample\""
+                 stochastic sampler, start_spread > 0, or \"per-sample\""
                     .into(),
             );
         }
@@ -169,19 +215,28 @@ impl Method {
 
     fn validate_ranges(&self) -> Vec<String> {
         let mut problems = self.optimizer.validate();
-        for (name, weight) in [("kl.weight", self.kl.weight), ("proximal.weight", self.proximal.weight)] {
+        for (name, weight) in [
+            ("kl.weight", self.kl.weight),
+            ("proximal.weight", self.proximal.weight),
+            ("tightness.weight", self.tightness.weight),
+        ] {
             if !(weight >= 0.0 && weight.is_finite()) {
                 problems.push(format!("{name} = {weight}: must be 0 (off) or a positive number"));
             }
         }
-        for (name, share) in [
-            ("behavior.max", self.behavior.max),
-            ("ema.max_decay", self.ema.max_decay),
-            ("max_missing", self.max_missing),
-        ] {
+        for (name, share) in [("max_missing", self.max_missing), ("start_spread", self.start_spread)] {
             if !(0.0..=1.0).contains(&share) {
                 problems.push(format!("{name} = {share}: must lie between 0 and 1"));
             }
+        }
+        // At 1 nothing would ever move.
+        for (name, decay) in [("behavior.max", self.behavior.max), ("ema.max_decay", self.ema.max_decay)] {
+            if !(0.0..1.0).contains(&decay) {
+                problems.push(format!("{name} = {decay}: must be at least 0 and below 1"));
+            }
+        }
+        if !(self.behavior.rate >= 0.0 && self.behavior.rate.is_finite()) {
+            problems.push(format!("behavior.rate = {}: must be 0 or a positive number", self.behavior.rate));
         }
         problems
     }

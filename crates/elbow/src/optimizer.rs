@@ -99,9 +99,12 @@ impl OptimizerConfig {
             problems.push(format!("optimizer.half_life = {}: must be above 0", self.half_life));
         }
         for (name, value) in [("beta1", self.beta1), ("beta2", self.beta2)] {
-            if !(0.0..=1.0).contains(&value) {
-                problems.push(format!("optimizer.{name} = {value}: must lie between 0 and 1"));
+            if !(0.0..1.0).contains(&value) {
+                problems.push(format!("optimizer.{name} = {value}: must be at least 0 and below 1"));
             }
+        }
+        if !(self.weight_decay >= 0.0 && self.weight_decay.is_finite()) {
+            problems.push(format!("optimizer.weight_decay = {}: must be 0 or a positive number", self.weight_decay));
         }
         problems
     }

@@ -10,7 +10,7 @@ use crate::{
     policy::{Conditioning, EncodeError, Policy, VelocityField},
     prompts::{Prompt, PromptSource},
     reward::{Reward, RewardError, Score},
-    sampler::Sampling,
+    sampler::{Keep, Sampling},
     setting::{BatchSize, StartNoise},
 };
 use burn::tensor::Device;
@@ -74,6 +74,10 @@ pub struct Rollout<'a> {
     pub compared: usize,
     /// Which samples start from the same noise.
     pub start_noise: StartNoise,
+    /// How far samples of one start noise start from it.
+    pub start_spread: f64,
+    /// What the likelihood needs of the walks.
+    pub keep: Keep,
     /// Largest share of missing rewards.
     pub max_missing: f64,
     /// Forward passes side by side.
@@ -96,7 +100,7 @@ impl Rollout<'_> {
     pub fn groups(&self, numbers: Range<usize>) -> Result<Batch, RolloutError> {
         let prompts = self.new_prompts(numbers.start, numbers.len());
         let seats = self.seats(&prompts, numbers.start);
-        self.draw("rollout", self.sampling, &prompts, seats, self.likelihood.needs_path())
+        self.draw("rollout", self.sampling, &prompts, seats, self.keep)
     }
 
     /// New prompts for groups from the number `first` on.
@@ -111,11 +115,13 @@ impl Rollout<'_> {
         let seat = |i: usize| {
             let number = first * size + i;
             let sample = self.sample(prompts, first, i);
-            let start = match self.start_noise {
-                StartNoise::PerSample => number,
-                StartNoise::PerGroup => number / size * size,
-            };
-            Seat { sample, start: self.start(start) }
+            match self.start_noise {
+                StartNoise::PerSample => Seat::new(sample, self.start(number)),
+                StartNoise::PerGroup => {
+                    let apart = (self.start_spread > 0.0).then(|| (self.start(number).draw(1), self.start_spread));
+                    Seat { apart, ..Seat::new(sample, self.start(number / size * size)) }
+                }
+            }
         };
         (0..prompts.len() * size).map(seat).collect()
     }
@@ -155,21 +161,9 @@ impl Rollout<'_> {
         sampling: &Sampling,
         prompts: &[Arc<Prompt>],
         seats: Vec<Seat>,
-        keep_path: bool,
+        keep: Keep,
     ) -> Result<Batch, RolloutError> {
-        let needs = self.reward.needs();
-        let drawing = Drawing {
-            policy: self.policy,
-            field: self.field,
-            sampling,
-            keep_path,
-            micro_batch: self.batch.micro_batch,
-            in_flight: self.in_flight,
-            judge_together: needs.whole_groups,
-            device: self.device,
-            phase,
-            observer: self.observer,
-        };
+        let drawing = self.drawing(phase, sampling, keep);
         let drawn = drawing.draw(seats, self.encode(prompts)?, |request| self.reward.score(request));
         let Judged { mut batch, verdicts, time } = drawn;
         *self.reward_time.lock().unwrap_or_else(PoisonError::into_inner) += time;
@@ -178,6 +172,32 @@ impl Rollout<'_> {
         }
         self.few_missing(&batch.samples)?;
         Ok(batch)
+    }
+
+    /// Draws samples of the given prompts and does not score them.
+    pub fn unscored(
+        &self,
+        phase: &'static str,
+        prompts: &[Arc<Prompt>],
+        seats: Vec<Seat>,
+    ) -> Result<Batch, RolloutError> {
+        let drawing = self.drawing(phase, self.sampling, self.keep);
+        Ok(drawing.draw(seats, self.encode(prompts)?, |request| vec![(); request.images.len()]).batch)
+    }
+
+    fn drawing<'b>(&'b self, phase: &'static str, sampling: &'b Sampling, keep: Keep) -> Drawing<'b> {
+        Drawing {
+            policy: self.policy,
+            field: self.field,
+            sampling,
+            keep,
+            micro_batch: self.batch.micro_batch,
+            in_flight: self.in_flight,
+            judge_together: self.reward.needs().whole_groups,
+            device: self.device,
+            phase,
+            observer: self.observer,
+        }
     }
 
     /// An error if too many of these samples have no reward.

@@ -8,7 +8,8 @@
 
 use burn::tensor::Tensor;
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use std::fmt;
 
 /// The path from data to noise.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -88,6 +89,12 @@ impl Level {
     /// How much an error of the velocity moves the clean sample: x̂₀ − x₀ = −gain · (v̂ − v), gain = σ/Δ.
     pub fn clean_gain(self) -> f64 {
         self.sigma / self.determinant()
+    }
+
+    /// α/(σΔ + 10⁻³): the weight ½ g² (α/(Δσ))², g² = 2σΔ/α, of the squared distance of two velocities in the divergence of the paths
+    /// that they make (Girsanov's theorem); (1 − t)/t on rectified flow.
+    pub fn path_weight(self) -> f64 {
+        self.alpha / (self.sigma * self.determinant() + 1e-3)
     }
 
     /// How much an error of the velocity moves the noise: ε̂ − ε = gain · (v̂ − v), gain = α/Δ.
@@ -180,12 +187,128 @@ pub fn grid(steps: usize, by: f64) -> Vec<f64> {
     (0..steps).map(|i| shift(even(i), by)).chain([0.0]).collect()
 }
 
+/// The times that a walk from noise to data stops at.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Spacing {
+    /// [`grid`]: as `FlowMatchEulerDiscreteScheduler` of diffusers makes them, shifted twice.
+    #[default]
+    Diffusers,
+    /// Evenly from 1 to 0, shifted once: DanceGRPO's and MixGRPO's. The word `"pipeline"` says the same: FLUX's pipeline shifts
+    /// `linspace(1, 1/T, T)`.
+    Uniform,
+    /// Training steps of a thousand, evenly up from the second (T = 50: 981, 961, …, 1) and down to the first, where the walk ends:
+    /// Stable Diffusion 1 as its pipeline and DDPO (arXiv 2305.13301) draw. The shift has no effect.
+    Leading,
+    /// These T times, falling, and then 0. The shift has no effect.
+    Times(Vec<f64>),
+}
+
+impl Spacing {
+    /// The `steps + 1` times, from noise on.
+    pub fn times(&self, steps: usize, by: f64) -> Vec<f64> {
+        match self {
+            Self::Diffusers => grid(steps, by),
+            Self::Uniform => (0..=steps).map(|i| shift(1.0 - i as f64 / steps as f64, by)).collect(),
+            Self::Leading => {
+                let training_step = |i: usize| i * (SCALED_LINEAR_STEPS / steps) + 1;
+                let times = (0..steps).rev().map(|i| (training_step(i) + 1) as f64 / SCALED_LINEAR_STEPS as f64);
+                times.chain([1.0 / SCALED_LINEAR_STEPS as f64]).collect()
+            }
+            Self::Times(times) => times.iter().copied().chain([0.0]).collect(),
+        }
+    }
+
+    /// The same for any number of steps: of a list, diffusers' grid.
+    #[must_use]
+    pub fn of_any_length(&self) -> Self {
+        if matches!(self, Self::Times(_)) { Self::default() } else { self.clone() }
+    }
+
+    /// Why there are no such times in a walk of `steps`, one sentence each. `place` is where a recipe says it.
+    pub fn validate(&self, place: &str, steps: usize) -> Vec<String> {
+        let mut problems = Vec::new();
+        match self {
+            Self::Diffusers | Self::Uniform => {}
+            Self::Leading if steps > SCALED_LINEAR_STEPS / 2 => problems.push(format!(
+                "{place}.grid = \"leading\" and {place}.steps = {steps}: at most {} of {SCALED_LINEAR_STEPS} training steps",
+                SCALED_LINEAR_STEPS / 2
+            )),
+            Self::Leading => {}
+            Self::Times(times) => {
+                if times.len() != steps {
+                    let count = times.len();
+                    problems.push(format!("{place}.grid has {count} times and {place}.steps = {steps}: make them equal"));
+                }
+                let inside = times.iter().all(|t| *t > 0.0 && *t <= 1.0);
+                if !inside || times.windows(2).any(|pair| pair[0] <= pair[1]) {
+                    problems.push(format!("{place}.grid: times fall from 1 or below and stay above 0; 0 follows by itself"));
+                }
+            }
+        }
+        problems
+    }
+}
+
+impl Serialize for Spacing {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Diffusers => to.serialize_str("diffusers"),
+            Self::Uniform => to.serialize_str("uniform"),
+            Self::Leading => to.serialize_str("leading"),
+            Self::Times(times) => times.serialize(to),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Spacing {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_any(ReadSpacing)
+    }
+}
+
+struct ReadSpacing;
+
+impl<'de> de::Visitor<'de> for ReadSpacing {
+    type Value = Spacing;
+
+    fn expecting(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        to.write_str("\"diffusers\", \"uniform\", \"pipeline\", \"leading\", or a list of falling times")
+    }
+
+    fn visit_str<E: de::Error>(self, word: &str) -> Result<Spacing, E> {
+        match word {
+            "diffusers" => Ok(Spacing::Diffusers),
+            "uniform" | "pipeline" => Ok(Spacing::Uniform),
+            "leading" => Ok(Spacing::Leading),
+            _ => Err(E::invalid_value(de::Unexpected::Str(word), &self)),
+        }
+    }
+
+    fn visit_seq<A: de::SeqAccess<'de>>(self, mut list: A) -> Result<Spacing, A::Error> {
+        let mut times = Vec::new();
+        while let Some(time) = list.next_element()? {
+            times.push(time);
+        }
+        Ok(Spacing::Times(times))
+    }
+}
+
+impl JsonSchema for Spacing {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Spacing".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({ "type": ["string", "array"] })
+    }
+}
+
 /// Times of a walk from noise to data, and the path's levels there.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Grid {
     /// The path.
     pub schedule: Schedule,
-    /// T + 1 of them: 1 = t₀ > … > t_T = 0.
+    /// T + 1 of them, falling, from noise on.
     pub times: Vec<f64>,
     levels: Vec<Level>,
 }
@@ -209,7 +332,7 @@ impl Grid {
 
     /// Whether step `k` ends at data.
     pub fn is_last(&self, k: usize) -> bool {
-        k + 1 == self.steps()
+        self.times[k + 1] <= 0.0
     }
 
     /// Step `k` in λ = ln(α/σ): its length h, infinite from pure noise and to data, and e^{−h}, which is finite everywhere.
@@ -230,6 +353,45 @@ mod tests {
         let expected = [1.0, 0.9601, 0.9133, 0.8577, 0.7904, 0.7073, 0.6022, 0.4649, 0.2780, 0.0089, 0.0];
         let grid = grid(10, 3.0);
         assert!(grid.iter().zip(expected).all(|(a, b)| (a - b).abs() < 6e-5), "{grid:?}");
+    }
+
+    /// FLUX's pipeline shifts `linspace(1, 1/T, T)`, DanceGRPO `linspace(1, 0, T + 1)`: the same times.
+    #[test]
+    fn a_uniform_grid_is_shifted_once() {
+        let (steps, by) = (16, 3.0);
+        let uniform = Spacing::Uniform.times(steps, by);
+        let linspace = |i: usize| 1.0 + (1.0 / steps as f64 - 1.0) * i as f64 / (steps - 1) as f64;
+        let pipeline = (0..steps).map(|i| shift(linspace(i), by)).chain([0.0]);
+        assert!(uniform.iter().zip(pipeline).all(|(a, b)| (a - b).abs() < 1e-12), "{uniform:?}");
+        assert_eq!(uniform.len(), 17);
+        // Not diffusers' own, whose smallest level is shifted twice.
+        assert!((grid(steps, by)[steps - 1] - uniform[steps - 1]).abs() > 0.1);
+    }
+
+    /// 981, 961, …, 1 and then step 0, of a thousand numbered from 0.
+    #[test]
+    fn leading_steps_are_those_of_stable_diffusion() {
+        let times = Spacing::Leading.times(50, 1.0);
+        let steps: Vec<i64> = times.iter().map(|t| (t * 1000.0).round() as i64 - 1).collect();
+        assert_eq!((steps[0], steps[1], steps[49], steps[50], steps.len()), (981, 961, 1, 0, 51));
+        assert!(!Grid::new(STABLE_DIFFUSION, times).is_last(49), "its last step has noise");
+    }
+
+    #[test]
+    fn a_grid_is_a_word_or_a_list() {
+        let read = |text: &str| serde_json::from_str::<Spacing>(text);
+        assert_eq!(read("\"pipeline\"").expect("a word"), Spacing::Uniform);
+        let list = read("[0.999, 0.5, 0.25]").expect("a list");
+        assert_eq!(list.times(3, 3.0), [0.999, 0.5, 0.25, 0.0]);
+        assert_eq!(serde_json::to_string(&list).expect("text"), "[0.999,0.5,0.25]");
+        let error = read("\"evenly\"").expect_err("no word of it").to_string();
+        assert!(error.contains("\"diffusers\", \"uniform\""), "{error}");
+        assert!(list.validate("sampler", 3).is_empty());
+        for (times, part) in [(vec![0.5], "1 times"), (vec![0.2, 0.5, 0.1], "fall"), (vec![1.5, 0.5, 0.1], "fall")] {
+            let problems = Spacing::Times(times).validate("sampler", 3);
+            assert!(problems.len() == 1 && problems[0].contains(part), "{problems:?}");
+        }
+        assert_eq!(Spacing::Leading.validate("sampler", 501).len(), 1);
     }
 
     const STABLE_DIFFUSION: Schedule = Schedule::ScaledLinear { beta_start: 0.00085, beta_end: 0.012 };

@@ -15,6 +15,10 @@ pub struct BatchSize {
     pub updates: usize,
     /// Samples in one forward pass.
     pub micro_batch: usize,
+    /// Whether groups without variance are left out of updates, penalties and all.
+    pub drop_zero_variance: bool,
+    /// Whether updates take velocities of the weights that drew from the rollout, where the likelihood asks at points of the path.
+    pub reuse_velocities: bool,
 }
 
 /// Which samples of an epoch start from the same noise.
@@ -38,6 +42,8 @@ pub enum Scored {
         /// Whether divergences of steps are in the unit of the log-probability.
         gaussian_means: bool,
     },
+    /// Which of a group's points a step goes to.
+    Neighbors,
 }
 
 /// What an advantage means.

@@ -49,7 +49,13 @@ fn two() -> Sum {
 
 fn config() -> Config {
     Config {
-        batch: BatchConfig { groups: 4, group_size: 8, updates: 2, micro_batch: MicroBatch::Size(6) },
+        batch: BatchConfig {
+            groups: 4,
+            group_size: 8,
+            updates: 2,
+            micro_batch: MicroBatch::Size(6),
+            ..BatchConfig::default()
+        },
         advantage: Standard { deviation: Deviation::Group, ..Standard::default() }.into(),
         max_missing: 0.9,
         ..Config::default()

@@ -66,7 +66,13 @@ impl Reward for Near {
 
 fn config(micro_batch: usize) -> Config {
     Config {
-        batch: BatchConfig { groups: 3, group_size: 7, updates: 1, micro_batch: MicroBatch::Size(micro_batch) },
+        batch: BatchConfig {
+            groups: 3,
+            group_size: 7,
+            updates: 1,
+            micro_batch: MicroBatch::Size(micro_batch),
+            ..BatchConfig::default()
+        },
         advantage: Standard::default().into(),
         likelihood: Elbo {
             timesteps: Timesteps::Stratified { count: 2, first: false, fraction: 0.9 },
@@ -107,11 +113,18 @@ fn of_one_graph(trainer: &Trainer<'_>, policy: Toy, batch: &Batch) -> Vec<f64> {
     let rows: Vec<usize> = (0..batch.len()).filter(|&i| advantages[i].is_some()).collect();
     let (part, known) = (batch.select(&rows), advantages.iter().flatten().copied().collect::<Vec<f64>>());
     let unconditional = policy.encode(&["".into()]).expect("any prompt");
-    let guided = |field| Guided { field, scale: method.sampler.guidance, unconditional: unconditional.clone() };
+    let guided =
+        |field| Guided { field, scale: method.sampler.guidance, detach: false, unconditional: unconditional.clone() };
     let leaves = trainer.state.current.tensors(&Device::flex().autodiff());
     let reference = trainer.field(None);
     let behavior = trainer.field(Some(&trainer.state.behavior));
-    let fields = Fields { behavior: Some(&*behavior), lagged: None, reference: &*reference, teachers: &[] };
+    let fields = Fields {
+        behavior: Some(&*behavior),
+        lagged: None,
+        reference: &*reference,
+        guided_reference: None,
+        teachers: &[],
+    };
     let groups = Groups::new(&known, &part.samples, batch, &Device::flex());
     let mut gradient = trainer.state.current.zeros_like();
     let queries: Vec<_> = method.likelihood.queries(&part, batch).collect();

@@ -7,7 +7,8 @@ use elbow::{
     batch::{Batch, Sample},
     behavior::BehaviorLag,
     collection::{Collected, CollectionKind, Prefilter, Replay},
-    config::{BatchConfig, Config, MicroBatch},
+    config::{BatchConfig, Config, MicroBatch, Reuse},
+    kl::Kl,
     likelihood::{Density, Elbo, LikelihoodKind, Points, StepWeights, Timesteps, Trajectory, Weighting},
     noise::{Key, Purpose},
     objective::{
@@ -49,7 +50,13 @@ const HONEST: Near = Near { spoil: |_| None };
 
 fn config() -> Config {
     Config {
-        batch: BatchConfig { groups: 2, group_size: 32, updates: 1, micro_batch: MicroBatch::Size(64) },
+        batch: BatchConfig {
+            groups: 2,
+            group_size: 32,
+            updates: 1,
+            micro_batch: MicroBatch::Size(64),
+            ..BatchConfig::default()
+        },
         advantage: AdvantageKind::Standard(Standard::default()),
         optimizer: OptimizerConfig { learning_rate: 0.02, ..OptimizerConfig::default() },
         ..Config::default()
@@ -61,7 +68,7 @@ fn sampler(rule: SamplerKind) -> SamplerConfig {
 }
 
 fn sa_solver(tau: f64, order: usize) -> SamplerKind {
-    SamplerKind::SaSolver(SaSolver { tau, order })
+    SamplerKind::SaSolver(SaSolver { tau, order, ..SaSolver::default() })
 }
 
 /// Groups that share their start and branch at four steps of ten, eight images each.
@@ -190,7 +197,13 @@ fn objectives_of_velocities_steps_and_pairs_learn() {
 #[test]
 fn a_saved_state_continues_bit_for_bit() {
     let config = Config {
-        batch: BatchConfig { groups: 4, group_size: 8, updates: 2, micro_batch: MicroBatch::Size(5) },
+        batch: BatchConfig {
+            groups: 4,
+            group_size: 8,
+            updates: 2,
+            micro_batch: MicroBatch::Size(5),
+            ..BatchConfig::default()
+        },
         behavior: BehaviorLag { start: 0, rate: 0.1, max: 0.5, on_policy: false },
         ..config()
     };
@@ -260,14 +273,40 @@ fn too_many_missing_rewards_stop_the_epoch_and_change_nothing() {
     assert_eq!(trainer.state, before);
 }
 
+const AGREEING: Near = Near { spoil: |_| Some(Ok(0.3)) };
+
+/// A gradient that advantages alone make is 0 without them, and costs no forward pass.
 #[test]
 fn groups_that_agree_are_reported_and_train_nothing() {
-    let (policy, prompts, reward) = (Toy::default(), vec![Prompt::from("a point")], Near { spoil: |_| Some(Ok(0.3)) });
-    let mut trainer = trainer(&config(), &policy, &prompts, &reward);
-    let before = trainer.state.current.clone();
-    let record = trainer.epoch(&()).expect("an epoch").record;
-    assert_eq!((&record["zero_std_ratio"], &record["trained_samples"]), (&1.0.into(), &0.into()));
-    assert_eq!(trainer.state.current, before);
+    let (policy, prompts) = (Toy::default(), vec![Prompt::from("a point")]);
+    let grpo = Config { objective: Grpo::default().into(), kl: Kl { weight: 0.0, ..Kl::default() }, ..config() };
+    let dropped = Config { batch: BatchConfig { drop_zero_variance: true, ..config().batch }, ..config() };
+    for config in [grpo, dropped] {
+        let mut trainer = trainer(&config, &policy, &prompts, &AGREEING);
+        let before = trainer.state.current.clone();
+        let record = trainer.epoch(&()).expect("an epoch").record;
+        assert_eq!((&record["zero_std_ratio"], &record["trained_samples"]), (&1.0.into(), &0.into()));
+        assert_eq!(trainer.state.current, before);
+    }
+}
+
+/// A policy away from its base, whose samples all score alike: what remains is the penalty, and the policy goes home.
+#[test]
+fn without_any_preference_a_penalty_leads_back_to_the_base() {
+    let (policy, prompts) = (Toy::default(), vec![Prompt::from("a point")]);
+    let pepg = Config { kl: Kl { weight: 1.0, ..Kl::default() }, ..config() };
+    for config in [Config { objective: Grpo { clip: 0.1, ..Grpo::default() }.into(), ..pepg.clone() }, pepg] {
+        let mut trainer = trainer(&config, &policy, &prompts, &AGREEING);
+        let mut away = Vec::new();
+        Key::new(5, Purpose::Initialization, 1).extend_normals(2 * 32, &mut away);
+        let values = trainer.state.current.values_mut();
+        let first = values.len() - away.len();
+        values[first..].iter_mut().zip(away).for_each(|(value, noise)| *value += 0.1 * noise);
+        trainer.state.behavior = trainer.state.current.clone();
+        let mut epoch = || trainer.epoch(&()).expect("an epoch").record["kl_loss"].as_f64().expect("a number");
+        let distances: Vec<f64> = (0..60).map(|_| epoch()).collect();
+        assert!(distances[59] < 0.01 * distances[0], "{distances:?}");
+    }
 }
 
 /// One epoch's samples of a configuration, and the record they leave.
@@ -365,4 +404,43 @@ fn a_cheap_sample_without_a_reward_is_counted_and_never_zero() {
     let error = run(0.1).expect_err("an eighth of them is missing");
     let missing = matches!(error, TrainError::Rollout(RolloutError::Missing { missing: 10, total: 80, .. }));
     assert!(missing, "{error}");
+}
+
+/// Velocities of the rollout stand for a forward pass of the weights that drew: the same bits of everything, at fewer passes.
+#[test]
+fn velocities_of_the_rollout_are_used_again() {
+    let (policy, prompts) = (Toy::default(), vec![Prompt::from("a"), Prompt::from("b")]);
+    let paths = Config {
+        likelihood: LikelihoodKind::Elbo(Elbo { points: Points::Sampler, ..Elbo::default() }),
+        objective: Pepg::default().into(),
+        ..config()
+    };
+    let steps = Config {
+        sampler: sampler(SamplerKind::FlowSde(FlowSde::default())),
+        likelihood: Trajectory::default().into(),
+        objective: Grpo::default().into(),
+        ..config()
+    };
+    let guard = Config { objective: GrpoGuard::default().into(), ..steps.clone() };
+    let whole = Trajectory { ratio: elbow::likelihood::Ratio::PerSample, ..Trajectory::default() };
+    let whole = Config { likelihood: whole.into(), ..steps.clone() };
+    for config in [paths, steps, guard, whole] {
+        let run = |reuse_velocities| {
+            let batch = BatchConfig { updates: 2, micro_batch: MicroBatch::Size(12), reuse_velocities, ..config.batch };
+            let behavior = BehaviorLag { start: 0, rate: 0.2, max: 0.5, on_policy: false };
+            let config = Config { batch, behavior, ..config.clone() };
+            let mut trainer = trainer(&config, &policy, &prompts, &HONEST);
+            assert!(trainer.reproduces().expect("it draws"), "{config:?}");
+            let records: Vec<_> = (0..3).map(|_| trainer.epoch(&()).expect("an epoch").record).collect();
+            let batch = trainer.collect(&()).expect("an epoch").batch;
+            let passes = trainer.update(&batch, &()).expect("an update").passes;
+            let ratios: Vec<_> =
+                records.iter().map(|r| (r["logratio_std"].clone(), r["policy_loss"].clone())).collect();
+            (trainer.state.clone(), ratios, passes)
+        };
+        let ((state, ratios, passes), (again, again_ratios, more)) = (run(Reuse::Yes), run(Reuse::No));
+        assert_eq!((&state, &ratios), (&again, &again_ratios), "{config:?}");
+        assert!(ratios.iter().all(|(ratio, _)| ratio.as_f64().is_some_and(|r| r > 0.0)), "{ratios:?}");
+        assert!(passes < more, "{config:?}: {passes} {more}");
+    }
 }

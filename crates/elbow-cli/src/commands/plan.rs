@@ -96,6 +96,12 @@ fn text(plan: &Plan, recipe: &Recipe, built: &Method, schedule: Schedule) -> Str
         method.sampler.steps * guided,
         plan.passes / points.max(1) * guided,
     );
+    if let Some(weights) = step_weights(built, schedule) {
+        let _ = writeln!(out, "steps           {weights}");
+    }
+    for warning in built.warnings(schedule) {
+        let _ = writeln!(out, "warning         {warning}");
+    }
     let _ = writeln!(out, "time an epoch   {epoch:.1} s: {:.1} s drawing, {:.1} s training", plan.draw, plan.train);
     let _ = writeln!(
         out,
@@ -108,6 +114,18 @@ fn text(plan: &Plan, recipe: &Recipe, built: &Method, schedule: Schedule) -> Str
     let memory = machine::peak_memory().map_or_else(|| "unknown here".to_owned(), |m| format!("{m:.0} MiB"));
     let _ = write!(out, "memory          {memory} at the peak of the calibration, which has the run's micro-batches");
     out
+}
+
+/// How much each scored step counts in the likelihood, as multiples of the median step; nothing if no steps are scored.
+pub fn step_weights(method: &Method, schedule: Schedule) -> Option<String> {
+    let weights = method.step_weights(schedule);
+    if weights.is_empty() {
+        return None;
+    }
+    let median = median(weights.iter().map(|(_, weight)| *weight).collect());
+    let relative: Vec<String> =
+        weights.iter().map(|(k, weight)| format!("{}: {:.2}", k + 1, weight / median)).collect();
+    Some(format!("weight in the likelihood, over the median's: {}", relative.join(", ")))
 }
 
 /// What the epochs of a run took, beside what they should have.

@@ -31,8 +31,11 @@ impl Bars {
         self.bar.suspend(|| output::line(line));
     }
 
-    /// Shows how far a phase is; other events are not for a bar.
+    /// Shows how far a phase is, and prints warnings; other events are not for a bar.
     pub fn progress(&self, event: Event<'_>) {
+        if let Event::Warning { text } = event {
+            return self.say(&format!("warning: {text}"));
+        }
         let Event::Progress { phase, done, total } = event else { return };
         if !std::io::stderr().is_terminal() {
             return;

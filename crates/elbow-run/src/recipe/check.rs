@@ -44,7 +44,8 @@ struct Problem {
 pub fn read(mut table: Table, layers: &[Layer]) -> Result<Recipe> {
     let mut problems = Vec::new();
     check_fields(&Place::default(), &mut table, RENAMED, &mut problems);
-    let recipe = deserialize(table).map_err(|message| Error::new(message, HINT))?;
+    let mut recipe = deserialize(table).map_err(|message| Error::new(message, HINT))?;
+    recipe.fill_in();
     let checked = recipe.validate();
     if problems.is_empty() {
         checked?;

@@ -126,6 +126,19 @@ impl Recipe {
         Ok(changed.filter(|(_, a, b)| a != b).map(|(key, a, b)| format!("{key}: {a} → {b}")).collect())
     }
 
+    /// Takes what a recipe leaves to the model from it: the time shift of its samplers.
+    pub fn fill_in(&mut self) {
+        let samplers = [&mut self.method.sampler, &mut self.setting.eval.measure.sampler];
+        let open: Vec<_> = samplers.into_iter().filter(|sampler| sampler.shift.is_none()).collect();
+        if open.is_empty() {
+            return;
+        }
+        let shift = self.setting.model.shift();
+        for sampler in open {
+            sampler.shift = shift;
+        }
+    }
+
     /// Checks what types cannot, of the method and of the setting.
     pub fn validate(&self) -> Result<(), MethodError> {
         // A model folder says its path when it is opened; on which one its method runs is checked then again.

@@ -2,10 +2,12 @@
 //!
 //! A = (η/β)(R − mean of the group)
 //!
-//! β is the temperature of the optimum π* ∝ π_ref e^{R/β}, η the size of a proximal step. No division by a deviation: that
-//! would weight prompts by how much their samples differ.
+//! η is the size of a proximal step. Under a penalty w · KL(π ‖ π_ref) the optimum is π* ∝ π_ref e^{R/T} with the temperature
+//! **T = w β/η**, for EPG, PEPG and PAR: at a fixed point the gradient of (η/β) R − w ln(π/π_ref) is zero. β is the temperature where
+//! w = η, as in the paper's scripts, which use one number for both. w, η and β are those of one unit of L, a mean over dimensions.
+//! No division by a deviation: that would weight prompts by how much their samples differ.
 
-use super::{Advantage, History, Rewards};
+use super::{Advantage, History, Rewards, factor};
 use crate::batch::Sample;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -16,7 +18,7 @@ use serde::{Deserialize, Serialize};
 pub struct Exact {
     /// η, step size of the proximal iteration.
     pub eta: f64,
-    /// β, temperature.
+    /// β; the temperature is w β/η, w being `kl.weight`.
     pub beta: f64,
 }
 
@@ -34,6 +36,6 @@ impl Advantage for Exact {
     fn validate(&self) -> Vec<String> {
         let wrong = !(self.beta > 0.0 && self.beta.is_finite());
         let told = format!("advantage.beta = {}: must be a positive number", self.beta);
-        wrong.then_some(told).into_iter().collect()
+        wrong.then_some(told).into_iter().chain(factor("advantage.eta", self.eta)).collect()
     }
 }

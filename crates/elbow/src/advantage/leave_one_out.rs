@@ -2,7 +2,7 @@
 //!
 //! A_i = scale · (R_i − mean of R_j, j ≠ i) = scale · G/(G − 1) · (R_i − mean)
 
-use super::{Advantage, History, Rewards};
+use super::{Advantage, History, Rewards, factor};
 use crate::batch::Sample;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -28,5 +28,9 @@ impl Advantage for LeaveOneOut {
             let others = if group.count > 1 { count / (count - 1.0) } else { 0.0 };
             self.scale * others * (reward - group.mean)
         })
+    }
+
+    fn validate(&self) -> Vec<String> {
+        factor("advantage.scale", self.scale).into_iter().collect()
     }
 }

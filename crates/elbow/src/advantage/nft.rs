@@ -34,4 +34,9 @@ impl Advantage for Nft {
             0.5 + 0.5 * (deviations / self.max_advantage).clamp(-1.0, 1.0)
         })
     }
+
+    fn validate(&self) -> Vec<String> {
+        let told = format!("advantage.max_advantage = {}: must be a positive number", self.max_advantage);
+        (!(self.max_advantage > 0.0 && self.max_advantage.is_finite())).then_some(told).into_iter().collect()
+    }
 }

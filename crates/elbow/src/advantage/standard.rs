@@ -1,16 +1,17 @@
 //! The group-standardized advantage of GRPO and Flow-GRPO (arXiv 2505.05470, eq. 4), of one reward or several.
 //!
-//! A = scale · (R − mean of the group) / (deviation + 10⁻⁴)
+//! A = scale · (R − mean of the group) / (deviation + floor)
 //!
 //! | several rewards R_k of weight w_k | A |
 //! |---|---|
 //! | sum | of R = Σ w_k R_k |
 //! | normalize (MixGRPO, arXiv 2507.21802) | Σ w_k A_k, with A_k that of R_k |
-//! | decouple (GDPO, arXiv 2601.05242) | (Z − mean of the batch) / (deviation of the batch + 10⁻⁴), Z = Σ w_k A_k |
+//! | decouple (GDPO, arXiv 2601.05242) | (Z − mean of the batch) / (deviation of the batch + floor), Z = Σ w_k A_k |
 //!
+//! with a floor of 10⁻⁴ in Flow-GRPO, and an unbiased deviation (n − 1) with 10⁻⁸ in DanceGRPO (arXiv 2505.07818),
 //! and then c tanh(A/c), if there is a soft clip c (V-GRPO, arXiv 2604.23380).
 
-use super::{Advantage, History, Rewards};
+use super::{Advantage, History, Moments, Rewards, factor};
 use crate::batch::Sample;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -47,6 +48,10 @@ pub struct Standard {
     pub scale: f64,
     /// Whose deviation divides.
     pub deviation: Deviation,
+    /// Divide by n − 1 in the deviation, as DanceGRPO's code does, instead of n.
+    pub unbiased: bool,
+    /// Added to the deviation, above 0.
+    pub floor: f64,
     /// How several rewards become one; without effect on a single one.
     pub several: Several,
     /// c of c tanh(A/c), which bounds the result smoothly; 3 in V-GRPO.
@@ -56,18 +61,32 @@ pub struct Standard {
 
 impl Default for Standard {
     fn default() -> Self {
-        Self { scale: 1.0, deviation: Deviation::Batch, several: Several::Sum, soft_clip: None }
+        Self {
+            scale: 1.0,
+            deviation: Deviation::Batch,
+            unbiased: false,
+            floor: 1e-4,
+            several: Several::Sum,
+            soft_clip: None,
+        }
     }
 }
 
 impl Standard {
     /// One reward, standardized.
     fn standardize(&self, rewards: &Rewards) -> Vec<Option<f64>> {
-        let total = rewards.total().std;
+        let total = rewards.total();
         rewards.map(|reward, group| {
-            let deviation = if self.deviation == Deviation::Batch { total } else { group.std };
-            (reward - group.mean) / (deviation + EPSILON)
+            let whose = if self.deviation == Deviation::Batch { total } else { group };
+            (reward - group.mean) / self.divisor(whose)
         })
+    }
+
+    /// A deviation as it divides.
+    fn divisor(&self, of: Moments) -> f64 {
+        let n = of.count as f64;
+        let bias = if self.unbiased && of.count > 1 { (n / (n - 1.0)).sqrt() } else { 1.0 };
+        of.std * bias + self.floor
     }
 
     /// Σ w_k A_k; missing where the sum of the rewards is.
@@ -82,9 +101,6 @@ impl Standard {
     }
 }
 
-/// Keeps the quotient finite where there is no deviation.
-const EPSILON: f64 = 1e-4;
-
 impl Advantage for Standard {
     fn advantages(&self, samples: &[Sample], _: &History) -> Vec<Option<f64>> {
         let (rewards, parts) = (Rewards::of(samples), Rewards::of_parts(samples));
@@ -93,7 +109,7 @@ impl Advantage for Standard {
             Several::Decouple if !parts.is_empty() => {
                 let sums = rewards.with(self.sum_of_standardized(&rewards, &parts));
                 let all = sums.total();
-                sums.map(|z, _| (z - all.mean) / (all.std + EPSILON))
+                sums.map(|z, _| (z - all.mean) / self.divisor(all))
             }
             _ => self.standardize(&rewards),
         };
@@ -115,6 +131,12 @@ impl Advantage for Standard {
 
     fn validate(&self) -> Vec<String> {
         let wrong = self.soft_clip.filter(|c| c.is_nan() || *c <= 0.0);
-        wrong.map(|c| format!("advantage.soft_clip = {c}: must be above 0")).into_iter().collect()
+        let mut problems: Vec<String> =
+            wrong.map(|c| format!("advantage.soft_clip = {c}: must be above 0")).into_iter().collect();
+        problems.extend(factor("advantage.scale", self.scale));
+        if !(self.floor > 0.0 && self.floor.is_finite()) {
+            problems.push(format!("advantage.floor = {}: must be a positive number", self.floor));
+        }
+        problems
     }
 }

@@ -40,12 +40,16 @@ const KINDS: [AdvantageKind; 4] = [
     AdvantageKind::Standard(Standard {
         scale: 1.0,
         deviation: Deviation::Batch,
+        unbiased: false,
+        floor: 1e-4,
         several: Several::Sum,
         soft_clip: None,
     }),
     AdvantageKind::Standard(Standard {
         scale: 1.0,
         deviation: Deviation::Group,
+        unbiased: false,
+        floor: 1e-4,
         several: Several::Sum,
         soft_clip: None,
     }),
@@ -251,5 +255,34 @@ proptest! {
                 prop_assert!((x.unwrap_or(0.0) - y.unwrap_or(0.0)).abs() < 1e-6);
             }
         }
+    }
+}
+
+/// DanceGRPO's code: torch.std, which divides by n − 1, and 10⁻⁸.
+#[test]
+fn a_deviation_may_be_unbiased_and_have_another_floor() {
+    let samples = batch(&[1.0, 2.0, 6.0, 5.0, 5.0, 5.0], &[0, 0, 0, 1, 1, 1]);
+    let dance = Standard { deviation: Deviation::Group, unbiased: true, floor: 1e-8, ..Standard::default() };
+    let got = all(&dance, &samples);
+    for (got, reward) in got.iter().zip([1.0, 2.0, 6.0]) {
+        assert!((got - (reward - 3.0) / (7f64.sqrt() + 1e-8)).abs() < 1e-12, "{got}");
+    }
+    assert_eq!(got[3..], [0.0; 3]);
+    // One sample alone has no unbiased deviation, and none that matters.
+    assert_eq!(all(&dance, &batch(&[4.0], &[0])), [0.0]);
+}
+
+/// Two groups of one prompt are one past: DDPO draws a prompt as often as it comes.
+#[test]
+fn groups_of_one_prompt_are_pooled() {
+    let prompt = Arc::new(Prompt::from("a cat"));
+    let samples: Vec<Sample> = batch(&[1.0, 2.0, 3.0, 10.0], &[0, 0, 1, 1])
+        .into_iter()
+        .map(|sample| Sample { prompt: Arc::clone(&prompt), ..sample })
+        .collect();
+    let got = all(&PerPrompt { buffer: 4, min_count: 2 }, &samples);
+    let deviation = ((9.0 + 4.0 + 1.0 + 36.0) / 4.0f64).sqrt();
+    for (got, reward) in got.iter().zip([1.0, 2.0, 3.0, 10.0]) {
+        assert!((got - (reward - 4.0) / (deviation + 1e-6)).abs() < 1e-12, "{got}");
     }
 }

@@ -12,8 +12,6 @@ pub struct Plain {}
 
 impl Collection for Plain {
     fn collect(&self, rollout: &Rollout<'_>, _: &Memory) -> Result<Collected, RolloutError> {
-        let prompts = rollout.new_prompts(0, rollout.batch.groups);
-        let (seats, keep_path) = (rollout.seats(&prompts, 0), rollout.likelihood.needs_path());
-        Ok(Collected::all(rollout.draw("rollout", rollout.sampling, &prompts, seats, keep_path)?))
+        Ok(Collected::all(rollout.groups(0..rollout.batch.groups)?))
     }
 }

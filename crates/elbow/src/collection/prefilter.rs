@@ -13,7 +13,7 @@ use crate::{
     batch::Sample,
     draw::Seat,
     rollout::{Rollout, RolloutError},
-    sampler::{SamplerKind, Sampling},
+    sampler::{Keep, SamplerKind, Sampling},
     setting::{Setting, StartNoise},
 };
 use schemars::JsonSchema;
@@ -48,11 +48,16 @@ impl Collection for Prefilter {
                 group: i / count,
                 ..Sample::new(Arc::clone(&prompts[i / count]), rollout.key(i))
             };
-            Seat { sample, start: rollout.start(i) }
+            Seat::new(sample, rollout.start(i))
         };
         let seats = (0..groups * count).map(cheap_seat).collect();
-        let sampling = Sampling { rule: self.rule.build().into(), steps: self.steps, ..rollout.sampling.clone() };
-        let cheap = rollout.draw("prefilter", &sampling, &prompts, seats, false)?;
+        let sampling = Sampling {
+            rule: self.rule.build().into(),
+            steps: self.steps,
+            spacing: rollout.sampling.spacing.of_any_length(),
+            ..rollout.sampling.clone()
+        };
+        let cheap = rollout.draw("prefilter", &sampling, &prompts, seats, Keep::default())?;
         let rewards: Vec<Option<f64>> = cheap.samples.iter().map(Sample::value).collect();
 
         let mut seats = rollout.seats(&prompts, 0);
@@ -61,7 +66,7 @@ impl Collection for Prefilter {
                 seats[group * size + i].start = rollout.start(group * count + chosen);
             }
         }
-        let batch = rollout.draw("rollout", rollout.sampling, &prompts, seats, rollout.likelihood.needs_path())?;
+        let batch = rollout.draw("rollout", rollout.sampling, &prompts, seats, rollout.keep)?;
 
         let scored: Vec<f64> = rewards.iter().flatten().copied().collect();
         let name = rollout.reward.name();
@@ -93,7 +98,7 @@ impl Collection for Prefilter {
                     .into(),
             );
         }
-        let cheap = Sampling { rule: self.rule.build().into(), steps: (*steps).max(1), shift: 1.0, guidance: 1.0 };
+        let cheap = Sampling::plain(self.rule.build().into(), (*steps).max(1));
         let reasons = cheap.validate("collection", setting.grid.schedule);
         problems.extend(reasons.into_iter().map(|reason| format!("collection.rule: {reason}")));
         problems

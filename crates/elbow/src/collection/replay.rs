@@ -11,6 +11,10 @@
 //! so its clip, is that of samples drawn now. Late steps, where ratios of old paths are ill-conditioned, are left out by
 //! `likelihood.fraction`.
 //!
+//! π_c and π_b are compared by L_b − L_c summed over the scored steps, and L is a mean over latent dimensions unless
+//! `likelihood.reduction = "sum"`. With the mean, w is the D-th root of the paths' true ratio: it corrects which way the weights lean, and not
+//! by how much. The true ratio of D = 3072 dimensions is 0 or at its cap after a few epochs.
+//!
 //! The paper's abstract states these three parts and not their formulas: which paths are kept (the prompts whose best
 //! samples stand out most), for how long (until they are replayed, once) and the cap w₊ are choices of this module.
 
@@ -25,6 +29,7 @@ use crate::{
     prompts::Prompt,
     reward::{Part, Score},
     rollout::{Rollout, RolloutError},
+    sampler::Keep,
     setting::{Scored, Setting, StartNoise},
 };
 use burn::tensor::{Device, Tensor, TensorData};
@@ -86,6 +91,9 @@ struct KeptPart {
     value: f64,
 }
 
+/// Samples of several weights make a batch: what the newest had as velocities is not kept.
+const KEEP: Keep = Keep { points: true, velocities: false };
+
 impl Collection for Replay {
     fn collect(&self, rollout: &Rollout<'_>, memory: &Memory) -> Result<Collected, RolloutError> {
         let kept = recalled(memory);
@@ -95,7 +103,7 @@ impl Collection for Replay {
         let replayed: Vec<usize> = self.replayed(&slots, size);
         let seats = rollout.seats(&prompts, 0).into_iter().enumerate();
         let seats: Vec<Seat> = seats.filter(|(i, _)| !replayed.contains(i)).map(|(_, seat)| seat).collect();
-        let new = rollout.draw("rollout", rollout.sampling, &prompts, seats, true)?;
+        let new = rollout.draw("rollout", rollout.sampling, &prompts, seats, KEEP)?;
         let drawn = new.len();
 
         let due: Vec<&KeptSample> = slots.iter().flatten().flat_map(|kept| &kept.samples).collect();

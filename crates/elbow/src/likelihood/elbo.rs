@@ -9,14 +9,14 @@
 //! |---|---|
 //! | adaptive | −mean d² / sg(mean ∣d∣) / G |
 //! | simple | −mean e² / G² |
-//! | path-kl | −(1 − t)/(t + 10⁻³) mean e² |
+//! | path-kl | −α/(σΔ + 10⁻³) mean e²; on rectified flow −(1 − t)/(t + 10⁻³) mean e² |
 //! | t | −mean d² |
 //! | noise | −mean (α e/Δ)² |
 //! | awm-t | −t mean e² |
 //! | huber | −t (√(mean e² + 10⁻¹⁰) − 10⁻⁵) |
 //! | ghuber | −t ((mean e² + 10⁻¹⁰)^p − 10^(−10p)) / p |
 //!
-//! `normalizer` says whose d the m of adaptive is. path-kl is Girsanov's exact weight (g² = 2t/(1 − t)); adaptive makes the
+//! `normalizer` says whose d the m of adaptive is. path-kl is Girsanov's exact weight (g² = 2σΔ/α, on rectified flow 2t/(1 − t)); adaptive makes the
 //! gradient independent of the residual's scale.
 //! The last three are AWM's (arXiv 2509.25050), for rectified flow; its `Uniform` is simple, its `t**2` is t, and ghuber is
 //! twice huber at p = ½ and awm-t at p = 1. Departures from the reference code: sums in f64; adaptive's normalizer floor
@@ -45,7 +45,7 @@ pub enum Weighting {
     Adaptive,
     /// Velocity error, weight 1 (arXiv 2602.04663).
     Simple,
-    /// The exact path-KL weight (1 − t)/t; unstable in practice (arXiv 2602.04663).
+    /// The exact path-KL weight, (1 − t)/t on rectified flow; unstable in practice (arXiv 2602.04663).
     PathKl,
     /// Clean-sample error: t² times the velocity error on rectified flow, which AWM calls `t**2` (arXiv 2509.25050).
     T,
@@ -174,11 +174,10 @@ impl Likelihood for Elbo {
     fn validate(&self, setting: &Setting) -> Vec<String> {
         use Weighting::{Adaptive, AwmT, Ghuber, Huber, Noise, PathKl, Simple, T};
         let weighting = match self.weighting {
-            PathKl => Some("path-kl"),
             AwmT => Some("awm-t"),
             Huber => Some("huber"),
             Ghuber => Some("ghuber"),
-            Adaptive | Simple | T | Noise => None,
+            Adaptive | Simple | PathKl | T | Noise => None,
         };
         let mut problems = Vec::new();
         if let Some(name) = weighting.filter(|_| setting.grid.schedule != Schedule::RectifiedFlow) {
@@ -224,12 +223,13 @@ impl Elbo {
         let (clean, grid) = (batch.clean(), &batch.grid);
         let places: Vec<usize> = t.iter().map(|t| grid.times.partition_point(|g| g > t)).collect();
         let x = gather(&batch.points, &places);
+        let drawn = (!batch.velocities.is_empty()).then(|| gather(&batch.velocities, &places));
         let column = |values: Vec<f64>| -> Tensor<2> { rows(&values, &clean.device()).reshape([t.len(), 1]) };
         let levels: Vec<Level> = t.iter().map(|&t| grid.schedule.level(t)).collect();
         // In `f64`, since the difference is divided by a σ that is small near data.
         let signal = to_f64(clean.clone()) * column(levels.iter().map(|level| level.alpha).collect());
         let noise = (to_f64(x.clone()) - signal) / column(levels.iter().map(|level| level.sigma).collect());
-        self.query(batch, x, noise.cast(FloatDType::F32), t)
+        Query { drawn, ..self.query(batch, x, noise.cast(FloatDType::F32), t) }
     }
 
     fn query(&self, batch: &Batch, x: Tensor<2>, noise: Tensor<2>, t: &[f64]) -> Query {
@@ -237,14 +237,24 @@ impl Elbo {
         let target = batch.grid.schedule.target(batch.clean().clone(), noise, t);
         let score = self.score(target.clone(), rows(&gains, &x.device()), batch, t);
         let shared = self.weighting == Weighting::Adaptive && self.normalizer == Normalizer::Shared;
-        Query { shared, ..Query::new(x, t, batch, score).with_target(target) }
+        let divisor = self.divisor(batch.guidance);
+        Query { shared, divisor, ..Query::new(x, t, batch, score).with_target(target) }
+    }
+
+    /// What the guidance scale G divides by: it keeps ln ρ independent of G where both weights share the unconditional branch.
+    fn divisor(self, guidance: f64) -> f64 {
+        match self.weighting {
+            Weighting::Adaptive => guidance,
+            Weighting::Simple => guidance * guidance,
+            _ => 1.0,
+        }
     }
 
     fn score(self, target: Tensor<2>, gain: Tensor<1>, batch: &Batch, t: &[f64]) -> Score {
-        let (device, schedule, guidance) = (target.device(), batch.grid.schedule, batch.guidance);
+        let (device, schedule, divisor) = (target.device(), batch.grid.schedule, self.divisor(batch.guidance));
         let per_row = |f: &dyn Fn(f64) -> f64| rows(&t.iter().map(|&t| f(t)).collect::<Vec<_>>(), &device);
         let factor = per_row(&|t| match self.weighting {
-            Weighting::PathKl => (1.0 - t) / (t + 1e-3),
+            Weighting::PathKl => schedule.level(t).path_weight(),
             Weighting::Noise => schedule.level(t).noise_gain(),
             _ => t,
         });
@@ -257,9 +267,9 @@ impl Elbo {
                 Weighting::Adaptive => {
                     let measured = normalizer.map_or(error, |n| to_f64(n.clone()) - target.clone()).detach();
                     let size = (reduce(measured.abs(), Reduction::Mean) * gain.clone()).clamp_min(1e-5);
-                    square * gain.clone().square() / size / -guidance
+                    square * gain.clone().square() / size / -divisor
                 }
-                Weighting::Simple => square / -(guidance * guidance),
+                Weighting::Simple => square / -divisor,
                 Weighting::PathKl | Weighting::AwmT => -square * factor.clone(),
                 Weighting::T => -square * gain.clone().square(),
                 Weighting::Noise => -square * factor.clone().square(),

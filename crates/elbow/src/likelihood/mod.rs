@@ -8,7 +8,7 @@ mod timesteps;
 
 pub use elbo::{Draws, Normalizer, Points, Weighting};
 pub use timesteps::Timesteps;
-pub use trajectory::{Density, StepWeights};
+pub use trajectory::{Choice, Density, StepWeights};
 
 use crate::{
     axis::axis,
@@ -16,6 +16,7 @@ use crate::{
     gaussian::rows,
     policy::{Conditioning, VelocityField},
     sampler::Step,
+    schedule::Level,
     setting::{Scored, Setting},
 };
 use burn::tensor::{Device, Tensor, TensorData};
@@ -35,8 +36,16 @@ pub struct Query {
     pub t: Tensor<1>,
     /// N rows.
     pub cond: Conditioning,
-    /// σ/Δ `[N]`: how far an error of the velocity moves the clean sample.
+    /// σ/Δ `[N]`: how far an error of the velocity moves the clean sample, x̂₀ = (σ′ x − σ v)/Δ.
     pub gain: Tensor<1>,
+    /// σ′/Δ `[N]`.
+    pub signal: Tensor<1>,
+    /// α/(σΔ + 10⁻³) `[N]`: the weight of velocities in the divergence of paths.
+    pub path_weight: Tensor<1>,
+    /// What the guidance scale divides log-probabilities by; 1 if it does not.
+    pub divisor: f64,
+    /// The velocity that the weights which drew the samples had at these points `[N, D]`, where the rollout kept it.
+    pub drawn: Option<Tensor<2>>,
     /// The velocity that the score compares with `[N, D]`, if it does.
     pub target: Option<Tensor<2>>,
     /// The steps that are scored, if steps are.
@@ -76,12 +85,19 @@ impl Query {
     /// `[N]` off a velocity `[N, D]`.
     pub fn new(x: Tensor<2>, t: &[f64], part: &Batch, score: Score) -> Self {
         let device = x.device();
-        let gains: Vec<f64> = t.iter().map(|&t| part.grid.schedule.level(t).clean_gain()).collect();
+        let numbers = |of_level: fn(Level) -> f64| {
+            let values: Vec<f64> = t.iter().map(|&t| of_level(part.grid.schedule.level(t))).collect();
+            rows(&values, &device)
+        };
         Self {
             x,
             t: times(t, &device),
             cond: part.conditioning(),
-            gain: rows(&gains, &device),
+            gain: numbers(Level::clean_gain),
+            signal: numbers(|level| level.d_sigma / level.determinant()),
+            path_weight: numbers(Level::path_weight),
+            divisor: 1.0,
+            drawn: None,
             target: None,
             transitions: None,
             weight: None,
@@ -153,8 +169,12 @@ impl Query {
         let x = cat(&|q| q.x.clone());
         let numbers = |f: &dyn Fn(&Self) -> Tensor<1>| Tensor::cat(queries.iter().map(f).collect(), 0);
         let (t, gain) = (numbers(&|q| q.t.clone()), numbers(&|q| q.gain.clone()));
-        let all = |f: &dyn Fn(&Self) -> Option<Tensor<2>>| queries.iter().map(f).collect::<Option<Vec<_>>>();
-        let target = all(&|q| q.target.clone()).map(|targets| Tensor::cat(targets, 0));
+        let (signal, path_weight) = (numbers(&|q| q.signal.clone()), numbers(&|q| q.path_weight.clone()));
+        let divisor = queries.first().map_or(1.0, |q| q.divisor);
+        let all = |f: &dyn Fn(&Self) -> Option<Tensor<2>>| {
+            queries.iter().map(f).collect::<Option<Vec<_>>>().map(|all| Tensor::cat(all, 0))
+        };
+        let (target, drawn) = (all(&|q| q.target.clone()), all(&|q| q.drawn.clone()));
         let weights: Option<Vec<Tensor<1>>> = queries.iter().map(|q| q.weight.clone()).collect();
         let steps: Option<Vec<&Transitions>> = queries.iter().map(|q| q.transitions.as_ref()).collect();
         let transitions = steps.map(|steps| {
@@ -178,7 +198,22 @@ impl Query {
             Tensor::cat(scores.iter().map(part).collect(), 0)
         };
         let weight = weights.map(|weights| Tensor::cat(weights, 0));
-        Self { x, t, cond, gain, target, transitions, weight, shared, score: Box::new(score), merge }
+        Self {
+            x,
+            t,
+            cond,
+            gain,
+            signal,
+            path_weight,
+            divisor,
+            drawn,
+            target,
+            transitions,
+            weight,
+            shared,
+            score: Box::new(score),
+            merge,
+        }
     }
 }
 
@@ -208,6 +243,13 @@ pub trait Likelihood: Send + Sync {
 
     /// What log-probabilities are read off.
     fn scored(&self) -> Scored;
+
+    /// (slope/std)² of each step of a walk that is scored, and its place in the walk: how much a change of the velocity there counts in a
+    /// log-probability. Empty if none is.
+    fn step_weights(&self, walk: &[Step]) -> Vec<(usize, f64)> {
+        let _ = walk;
+        Vec::new()
+    }
 
     /// Points that a sample of this walk is evaluated at.
     fn count(&self, walk: &[Step]) -> usize;

@@ -97,24 +97,44 @@ fn cond(pooled: &[f32]) -> Conditioning {
 /// Samples with their paths; a latent has as many numbers as `shape`.
 fn drawn(rule: impl Into<SamplerKind>, steps: usize, shape: [usize; 3]) -> Batch {
     let (prompts, device) = (cond(&PROMPTS), Device::flex());
-    let sampling = SamplerConfig { rule: rule.into(), steps, shift: SHIFT, guidance: 1.0 }.build();
+    let sampling =
+        SamplerConfig { rule: rule.into(), steps, shift: Some(SHIFT), guidance: 1.0, ..SamplerConfig::default() }
+            .build();
     let grid = sampling.grid(Schedule::RectifiedFlow);
     let samples = samples(ROWS, &grid, &*sampling.rule);
     let starts = samples.iter().map(|sample| Key { purpose: Purpose::Start, ..sample.key });
     let start = noise::normal(starts, shape.iter().product(), &device);
     let walks: Vec<_> = samples.iter().map(|sample| (sample.key, &*sample.walk)).collect();
-    let points = sampler::walk(&Tanh::new(BEHAVIOR, &device), &grid, start, &prompts, &walks, true);
+    let points = sampler::walk(
+        &Tanh::new(BEHAVIOR, &device),
+        &grid,
+        start,
+        &prompts,
+        &walks,
+        (0..walks.len()).collect(),
+        sampler::Keep { points: true, velocities: false },
+    )
+    .points;
     let stds = (0..steps).map(|k| sampling.rule.step(&grid, k).std).collect();
-    Batch { samples, prompts, points, stds, grid: grid.into(), guidance: 1.0 }
+    Batch { samples, prompts, points, velocities: Vec::new(), stds, grid: grid.into(), guidance: 1.0 }
 }
 
 /// Given samples `[N, D]` on the grid of `steps`, as if some ODE sampler had drawn them.
 fn given(clean: Tensor<2>, steps: usize, guidance: f64) -> Batch {
     let n = clean.dims()[0];
-    let sampling = SamplerConfig { rule: Dpm2 {}.into(), steps, shift: SHIFT, guidance }.build();
+    let sampling =
+        SamplerConfig { rule: Dpm2 {}.into(), steps, shift: Some(SHIFT), guidance, ..SamplerConfig::default() }.build();
     let grid = sampling.grid(Schedule::RectifiedFlow);
     let (samples, prompts) = (samples(n, &grid, &*sampling.rule), cond(&vec![0.0; n]));
-    Batch { samples, prompts, points: vec![clean], stds: vec![0.0; steps].into(), grid: grid.into(), guidance }
+    Batch {
+        samples,
+        prompts,
+        points: vec![clean],
+        velocities: Vec::new(),
+        stds: vec![0.0; steps].into(),
+        grid: grid.into(),
+        guidance,
+    }
 }
 
 /// What a likelihood complains of where samples were drawn as those of `batch`.
@@ -123,7 +143,14 @@ fn refusal(likelihood: &dyn Likelihood, batch: &Batch) -> Option<String> {
     let stochastic = sampler::stochastic(walk);
     let setting = Setting {
         grid: (*batch.grid).clone(),
-        batch: BatchSize { groups: 2, group_size: 2, updates: 1, micro_batch: 4 },
+        batch: BatchSize {
+            groups: 2,
+            group_size: 2,
+            updates: 1,
+            micro_batch: 4,
+            drop_zero_variance: false,
+            reuse_velocities: false,
+        },
         start_noise: StartNoise::PerSample,
         compared: 2,
         stochastic_steps: stochastic.len(),
@@ -138,7 +165,7 @@ fn refusal(likelihood: &dyn Likelihood, batch: &Batch) -> Option<String> {
 
 /// Of samples that were drawn under the behavior weights: what they, and others, say of a query.
 fn fields<'a>(behavior: Option<&'a dyn VelocityField>, reference: &'a dyn VelocityField) -> Fields<'a> {
-    Fields { behavior, lagged: None, reference, teachers: &[] }
+    Fields { behavior, lagged: None, reference, guided_reference: None, teachers: &[] }
 }
 
 fn likelihoods(timesteps: Timesteps) -> Vec<LikelihoodKind> {

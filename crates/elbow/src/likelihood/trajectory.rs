@@ -10,12 +10,17 @@
 //! | gaussian | −(x_{k+1} − μ)²/(2s²) − ln s − ½ ln 2π |
 //! | squared-error | −(x_{k+1} − μ)², as with coefficients-preserving sampling (arXiv 2509.05952) |
 //!
+//! Where the mean moves with the velocity by `slope`, a change δ of the velocity moves ln π by (slope/s)² δ²/2. A step that ends at almost
+//! no noise has a slope/s a hundred times that of others and then owns the gradient ([`Likelihood::step_weights`]): DDIM's last noisy step
+//! on diffusers' grid is one.
+//!
 //! With `weights = "noise"` the objective's loss of step k counts s_k over the mean of s.
 
 use super::{Likelihood, Merge, Queries, Query, Ratio, Score, Transitions, gather, share};
 use crate::{
-    batch::Batch,
+    batch::{Batch, Sample},
     gaussian::{Reduction, log_density, reduce, rows, to_f64},
+    noise::{Key, Purpose},
     sampler::{self, Step, Visit},
     setting::{Scored, Setting},
 };
@@ -46,13 +51,25 @@ pub enum StepWeights {
     Noise,
 }
 
+/// Which steps are scored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Choice {
+    /// The first ones.
+    #[default]
+    First,
+    /// Others for each image, by a random permutation (DanceGRPO, arXiv 2505.07818).
+    Random,
+}
+
 /// Transition densities along the rollout.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Trajectory {
-    /// Share of the steps that are scored, from the first on (rounded down): 0.99 is 9 of 10. Those without a density are left
-    /// out; at least one is scored.
+    /// Share of the steps that are scored, rounded down: 0.99 is 9 of 10. Those without a density are left out; at least one is scored.
     pub fraction: f64,
+    /// Which of them.
+    pub choice: Choice,
     /// What a step's log-probability is.
     pub density: Density,
     /// What a ratio compares.
@@ -67,6 +84,7 @@ impl Default for Trajectory {
     fn default() -> Self {
         Self {
             fraction: 0.99,
+            choice: Choice::First,
             density: Density::Gaussian,
             ratio: Ratio::PerDraw,
             reduction: Reduction::Mean,
@@ -85,13 +103,25 @@ impl Likelihood for Trajectory {
         Scored::Steps { gaussian_means }
     }
 
+    fn step_weights(&self, walk: &[Step]) -> Vec<(usize, f64)> {
+        // Random choices come to every step that may be chosen.
+        let all = match self.choice {
+            Choice::First => self.first(walk),
+            Choice::Random => sampler::stochastic(walk),
+        };
+        all.into_iter().map(|k| (k, (walk[k].mean.v[0] / walk[k].std).powi(2))).collect()
+    }
+
     fn count(&self, walk: &[Step]) -> usize {
-        self.places(walk).len()
+        match self.choice {
+            Choice::First => self.first(walk).len(),
+            Choice::Random => self.chosen(sampler::stochastic(walk).len()),
+        }
     }
 
     fn queries<'a>(&self, part: &'a Batch, _: &'a Batch) -> Queries<'a> {
         let trajectory = *self;
-        let places: Vec<Vec<usize>> = part.samples.iter().map(|sample| trajectory.places(&sample.walk)).collect();
+        let places: Vec<Vec<usize>> = part.samples.iter().map(|sample| trajectory.places(sample)).collect();
         let count = places.iter().map(Vec::len).min().unwrap_or(0);
         let queries = (0..count).map(move |i| {
             let places: Vec<usize> = places.iter().map(|places| places[i]).collect();
@@ -120,9 +150,9 @@ impl Likelihood for Trajectory {
                     .into(),
             );
         }
-        if self.weights == StepWeights::Noise && self.ratio == Ratio::PerSample {
+        if self.weights == StepWeights::Noise && self.ratio != Ratio::PerDraw {
             problems.push(
-                "likelihood.weights = \"noise\" weighs single steps, and ratio = \"per-sample\" adds them up: use \"per-draw\""
+                "likelihood.weights = \"noise\" weighs single steps, and a ratio per sample brings them together: use ratio = \"per-draw\""
                     .into(),
             );
         }
@@ -131,12 +161,28 @@ impl Likelihood for Trajectory {
 }
 
 impl Trajectory {
-    /// The steps of a walk that are scored: of those that have a density, the ones within the fraction.
-    pub(super) fn places(self, walk: &[Step]) -> Vec<usize> {
+    /// The steps of a sample's walk that are scored.
+    pub(super) fn places(self, sample: &Sample) -> Vec<usize> {
+        if self.choice == Choice::First {
+            return self.first(&sample.walk);
+        }
+        let stochastic = sampler::stochastic(&sample.walk);
+        let key = Key { purpose: Purpose::Timestep, ..sample.key };
+        let chosen = key.permutation(stochastic.len()).into_iter().take(self.chosen(stochastic.len()));
+        chosen.map(|i| stochastic[i]).collect()
+    }
+
+    /// Of the steps that have a density, those within the fraction.
+    fn first(self, walk: &[Step]) -> Vec<usize> {
         let mut stochastic = sampler::stochastic(walk);
         let end = (walk.len() as f64 * self.fraction) as usize;
         stochastic.truncate(stochastic.partition_point(|&k| k < end).max(1));
         stochastic
+    }
+
+    /// How many of so many steps are chosen.
+    fn chosen(self, steps: usize) -> usize {
+        ((steps as f64 * self.fraction) as usize).clamp(1, steps.max(1))
     }
 
     /// One step of each sample, by its place in the sample's walk.
@@ -160,7 +206,8 @@ impl Trajectory {
         };
         let t: Vec<f64> = places.iter().map(|&k| grid.times[k]).collect();
         let score = self.score(x.clone(), next, steps);
-        Query { weight, transitions: Some(transitions), ..Query::new(x, &t, batch, score) }
+        let drawn = (!batch.velocities.is_empty()).then(|| gather(&batch.velocities, places));
+        Query { weight, drawn, transitions: Some(transitions), ..Query::new(x, &t, batch, score) }
     }
 
     /// Log-probability `[N]` of the points `next` after `x` (both `[N, D]`), by one step a row.

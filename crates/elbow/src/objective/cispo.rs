@@ -35,6 +35,10 @@ impl Objective for Cispo {
         -weight * advantages * e.log_prob(Weights::Current)
     }
 
+    fn rests(&self) -> bool {
+        true
+    }
+
     fn clipped(&self, e: &Evaluation<'_>, _: &Groups<'_>) -> Option<Tensor<1>> {
         let ratio = e.ratio().detach();
         let below = ratio.clone().lower_scalar(1.0 - self.low).float();

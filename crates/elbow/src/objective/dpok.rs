@@ -32,6 +32,10 @@ impl Objective for Dpok {
         -advantages * e.ratio().clamp(1.0 - self.clip, 1.0 + self.clip)
     }
 
+    fn rests(&self) -> bool {
+        true
+    }
+
     fn clipped(&self, e: &Evaluation<'_>, _: &Groups<'_>) -> Option<Tensor<1>> {
         Some((e.ratio().detach() - 1.0).abs().greater_scalar(self.clip).float())
     }

@@ -29,4 +29,8 @@ impl Objective for Epg {
         let loss = -advantages * e.log_prob(Weights::Current);
         if self.ratio { loss * e.ratio().detach() } else { loss }
     }
+
+    fn rests(&self) -> bool {
+        true
+    }
 }

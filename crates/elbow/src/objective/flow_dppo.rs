@@ -6,7 +6,7 @@
 
 use super::{Objective, Setting, positive, steps_only};
 use crate::{
-    evaluation::{Evaluation, Groups},
+    evaluation::{Evaluation, Groups, Weights},
     functions,
 };
 use burn::tensor::Tensor;
@@ -30,7 +30,7 @@ impl Default for FlowDppo {
 impl FlowDppo {
     /// 1 − m of every draw `[N]`; advantages and log-ratios `[N]`.
     fn stopped(self, e: &Evaluation<'_>, advantages: Tensor<1>, log_ratio: Tensor<1>) -> Tensor<1> {
-        let (_, divergence) = e.steps().expect("invariant: refused unless steps are scored");
+        let (_, divergence) = e.steps(Weights::Behavior).expect("invariant: refused unless steps are scored");
         let kind = advantages.dtype();
         let far = divergence.detach().greater_scalar(self.max_divergence).float().cast(kind);
         far * (advantages * log_ratio.detach()).greater_scalar(0.0).float().cast(kind)
@@ -43,6 +43,10 @@ impl Objective for FlowDppo {
         let (gain, log_ratio) = (e.repeat(advantages), e.log_ratio_rows());
         let stopped = self.stopped(e, gain.clone(), log_ratio.clone());
         e.mean((stopped - 1.0) * gain * functions::exp(log_ratio))
+    }
+
+    fn rests(&self) -> bool {
+        true
     }
 
     fn clipped(&self, e: &Evaluation<'_>, groups: &Groups<'_>) -> Option<Tensor<1>> {

@@ -36,6 +36,10 @@ impl Objective for Gmpo {
         -advantages * functions::exp(e.mean(bounded))
     }
 
+    fn rests(&self) -> bool {
+        true
+    }
+
     fn clipped(&self, e: &Evaluation<'_>, groups: &Groups<'_>) -> Option<Tensor<1>> {
         let advantages = groups.advantages.clone();
         let outside = (e.log_ratio_rows().detach() * e.repeat(advantages.sign())).greater_scalar(self.log_clip);

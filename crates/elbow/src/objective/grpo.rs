@@ -47,6 +47,10 @@ impl Objective for Grpo {
         (-gain.clone() * ratio).max_pair(-gain * clipped)
     }
 
+    fn rests(&self) -> bool {
+        true
+    }
+
     fn clipped(&self, e: &Evaluation<'_>, _: &Groups<'_>) -> Option<Tensor<1>> {
         let (ratio, [low, high]) = (e.ratio().detach(), self.range());
         Some(ratio.clone().lower_scalar(low).float() + ratio.greater_scalar(high).float())

@@ -8,7 +8,7 @@
 
 use super::{Objective, Setting, positive, steps_only};
 use crate::{
-    evaluation::{Evaluation, Groups},
+    evaluation::{Evaluation, Groups, Weights},
     functions,
 };
 use burn::tensor::Tensor;
@@ -34,7 +34,7 @@ impl Default for GrpoGuard {
 impl GrpoGuard {
     /// The normalized ratio of every draw `[N]`, with gradient.
     fn ratio(e: &Evaluation<'_>) -> Tensor<1> {
-        let (steps, drift) = e.steps().expect("invariant: refused unless steps are scored");
+        let (steps, drift) = e.steps(Weights::Behavior).expect("invariant: refused unless steps are scored");
         functions::exp((e.log_ratio_rows() + drift) * steps.std.clone())
     }
 }
@@ -45,8 +45,12 @@ impl Objective for GrpoGuard {
         let gain = e.repeat(advantages.clamp(-self.max_advantage, self.max_advantage));
         let ratio = Self::ratio(e);
         let clipped = ratio.clone().clamp(1.0 - self.clip, 1.0 + self.clip);
-        let (steps, _) = e.steps().expect("invariant: refused unless steps are scored");
+        let (steps, _) = e.steps(Weights::Behavior).expect("invariant: refused unless steps are scored");
         e.mean((-gain.clone() * ratio).max_pair(-gain * clipped) / steps.dt.clone())
+    }
+
+    fn rests(&self) -> bool {
+        true
     }
 
     fn clipped(&self, e: &Evaluation<'_>, _: &Groups<'_>) -> Option<Tensor<1>> {

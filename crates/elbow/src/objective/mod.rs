@@ -25,6 +25,18 @@ pub trait Objective: Send + Sync {
         false
     }
 
+    /// Whether a sample with advantage 0 adds nothing to the gradient. Then groups without variance need no forward pass if there is no
+    /// penalty either.
+    fn rests(&self) -> bool {
+        false
+    }
+
+    /// Where the weights of the teachers are that it asks for ([`Weights::Teacher`](crate::evaluation::Weights::Teacher)), one place each.
+    /// Whoever runs a recipe loads them into [`Trainer::teachers`](crate::train::Trainer::teachers).
+    fn teachers(&self) -> Vec<&str> {
+        Vec::new()
+    }
+
     /// Share-of-samples indicator `[B]` of a ratio outside the clip range, for objectives that clip.
     fn clipped(&self, e: &Evaluation<'_>, groups: &Groups<'_>) -> Option<Tensor<1>> {
         let _ = (e, groups);
@@ -67,7 +79,7 @@ axis! {
     ram::Ram,
     /// Divergence to the behavior policy inside the reward (RPG, arXiv 2505.17508).
     rpg::Rpg,
-    /// Trajectory balance with a batch baseline (arXiv 2201.13259).
+    /// Trajectory balance with a group's baseline (arXiv 2201.13259).
     trajectory_balance::TrajectoryBalance,
     /// The best sample of a group preferred to its worst (online Diffusion-DPO, arXiv 2311.12908).
     dpo::Dpo,

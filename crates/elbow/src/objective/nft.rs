@@ -2,7 +2,8 @@
 //!
 //! loss = −(M/b) [ r L(v⁺) + (1 − r) L(v⁻) ],  v± = v_b ± b (v_θ − v_b),  r in [0, 1] the advantage (`advantage.kind = "nft"`)
 //!
-//! L(v) is the ELBO that velocity v would have; the reference uses the adaptive weighting, normalized for each branch on its own.
+//! L(v) is the ELBO that velocity v would have, without the division by the guidance scale that ratios of arXiv 2602.04663 have; the
+//! reference uses the adaptive weighting, normalized for each branch on its own.
 //! With the error e = v_b − u and δ = v_θ − v_b, L = −mean (v − u)² gives r‖e + bδ‖² + (1 − r)‖e − bδ‖² =
 //! ‖e‖² + 2b(2r − 1) e·δ + b²‖δ‖²: a policy gradient with A = 2r − 1, held to the behavior policy by a term that no reward
 //! enters.
@@ -39,7 +40,7 @@ impl Objective for Nft {
         let step = (e.velocity(Weights::Current) - behavior.clone()) * self.mix;
         let good = e.log_prob_of(behavior.clone() + step.clone());
         let bad = e.log_prob_of(behavior - step);
-        (good * advantages.clone() + bad * (1.0 - advantages)) * (-self.scale / self.mix)
+        (good * advantages.clone() + bad * (1.0 - advantages)) * (-self.scale / self.mix * e.divisor())
     }
 
     fn validate(&self, setting: &Setting) -> Vec<String> {

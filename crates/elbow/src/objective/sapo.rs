@@ -40,6 +40,10 @@ impl Objective for Sapo {
         -(gate(self.tau_positive) * good + gate(self.tau_negative) * bad)
     }
 
+    fn rests(&self) -> bool {
+        true
+    }
+
     fn validate(&self, _: &Setting) -> Vec<String> {
         positive([("objective.tau_positive", self.tau_positive), ("objective.tau_negative", self.tau_negative)])
             .collect()

@@ -2,13 +2,14 @@
 
 mod golden;
 mod identities;
+mod temperature;
 
 use super::*;
 use crate::{
     batch::{Batch, Sample},
     evaluation::{Fields, Weights},
     gaussian::{self, to_f64},
-    kl::{Anchor, Kl, KlKind, Proximal},
+    kl::{Anchor, Kl, KlKind, Proximal, Tightness},
     likelihood::{Elbo, Likelihood, Query, Ratio, Timesteps, Weighting},
     noise::{self, Key, Purpose},
     policy::{Conditioning, VelocityField},
@@ -75,6 +76,7 @@ fn drawn(config: &SamplerConfig, points: Vec<Tensor<2>>) -> Batch {
         samples: GROUPS.into_iter().enumerate().map(sample).collect(),
         prompts: Conditioning { tokens: Tensor::zeros([1, 1, 1], &device), mask: None, pooled: None },
         points,
+        velocities: Vec::new(),
         stds: (0..grid.steps()).map(|k| sampling.rule.step(&grid, k).std).collect(),
         grid: grid.into(),
         guidance: sampling.guidance,
@@ -133,7 +135,7 @@ fn evaluate(behavior: Option<[f64; B]>, value: &dyn Fn(&Evaluation<'_>) -> Tenso
     let behavior = behavior.map(|b| table(&query, &b, &Device::flex()));
     let reference = table(&query, &REFERENCE, &Device::flex());
     let behavior = behavior.as_ref().map(|b| b as &dyn VelocityField);
-    let fields = Fields { behavior, lagged: None, reference: &reference, teachers: &[] };
+    let fields = Fields { behavior, lagged: None, reference: &reference, guided_reference: None, teachers: &[] };
     let values = value(&Evaluation::new(&query, &current, &fields));
     let gradient = current.0.grad(&values.clone().sum().backward()).expect("depends on the weights");
     (numbers(values), numbers(gradient))
@@ -307,7 +309,8 @@ fn large_advantages_are_clamped_by_grpo_only() {
 fn only_what_is_asked_for_is_computed() {
     let query = query();
     let current = table(&query, &CURRENT, &Device::flex());
-    let fields = Fields { behavior: Some(&Never), lagged: None, reference: &Never, teachers: &[] };
+    let fields =
+        Fields { behavior: Some(&Never), lagged: None, reference: &Never, guided_reference: None, teachers: &[] };
     let e = Evaluation::new(&query, &current, &fields);
     let got = numbers(losses(EPG[1].get(), ADVANTAGES, &e));
     assert!(got.iter().zip(ADVANTAGES).zip(CURRENT).all(|((got, a), l)| (got + a * l).abs() < 1e-4), "{got:?}");
@@ -331,7 +334,7 @@ fn divergences() {
         .into_iter()
         .flat_map(|k| [(k, false), (k, true)])
     {
-        let kl = Kl { kind, weight: 0.3, importance, reference: Anchor::Base };
+        let kl = Kl { kind, weight: 0.3, importance, reference: Anchor::Base, guidance: None };
         let (got, _) = evaluate(Some(BEHAVIOR), &|e| kl.value(e).expect("on"));
         for i in 0..B {
             let d = l[i] - r[i];
@@ -341,6 +344,7 @@ fn divergences() {
                 KlKind::K2 => d * d / 2.0,
                 KlKind::K3 => (-d).exp() - 1.0 + d,
                 KlKind::K3Reversed => d.exp() - 1.0 - d,
+                KlKind::Path | KlKind::Step | KlKind::StepDt => unreachable!("not of this query"),
             };
             let expected = if importance { value * (l[i] - b[i]).exp() } else { value };
             assert!((got[i] - expected).abs() < 1e-6 * (1.0 + expected), "{kl:?}: {} {expected}", got[i]);
@@ -360,10 +364,11 @@ fn penalties_reach_for_the_base_or_for_lagged_weights() {
         numbers(gaussian::mean(square))
     };
     for (lagged, expected) in [(None, &behavior), (Some(&other as &dyn VelocityField), &other)] {
-        let fields = Fields { behavior: Some(&behavior), lagged, reference: &Never, teachers: &[] };
+        let fields =
+            Fields { behavior: Some(&behavior), lagged, reference: &Never, guided_reference: None, teachers: &[] };
         let e = Evaluation::new(&query, &current, &fields);
         let kl = |kind| {
-            let kl = Kl { kind, weight: 1.0, importance: false, reference: Anchor::Lagged };
+            let kl = Kl { kind, weight: 1.0, importance: false, reference: Anchor::Lagged, guidance: None };
             numbers(kl.value(&e).expect("on"))
         };
         let proximity = numbers(Proximal { weight: 1.0, clean: false }.value(&e).expect("on"));
@@ -386,10 +391,18 @@ fn k1_and_k3_estimate_the_divergence() {
     let exact: f64 = pi.iter().zip(pi_ref).map(|(p, r)| p * (p / r).ln()).sum();
     let (query, device) = (query(), Device::flex());
     let [current, behavior, reference] = [pi, b, pi_ref].map(|p| table(&query, &p.map(f64::ln), &device));
-    let fields = Fields { behavior: Some(&behavior), lagged: None, reference: &reference, teachers: &[] };
+    let fields = Fields {
+        behavior: Some(&behavior),
+        lagged: None,
+        reference: &reference,
+        guided_reference: None,
+        teachers: &[],
+    };
     let e = Evaluation::new(&query, &current, &fields);
     let estimate = |kind, importance| {
-        let values = numbers(Kl { kind, weight: 1.0, importance, reference: Anchor::Base }.value(&e).expect("on"));
+        let values = numbers(
+            Kl { kind, weight: 1.0, importance, reference: Anchor::Base, guidance: None }.value(&e).expect("on"),
+        );
         values.iter().zip(if importance { b } else { pi }).map(|(k, p)| k * p).sum::<f64>()
     };
     for importance in [false, true] {

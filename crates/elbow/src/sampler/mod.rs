@@ -13,9 +13,9 @@ use crate::{
     axis::axis,
     noise::{self, Key},
     policy::{Conditioning, VelocityField},
-    schedule::{Grid, Schedule, grid},
+    schedule::{Grid, Schedule, Spacing},
 };
-use burn::tensor::Tensor;
+use burn::tensor::{Int, Tensor, TensorData};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -90,23 +90,46 @@ pub struct SamplerConfig {
     pub rule: SamplerKind,
     /// Network evaluations a sample.
     pub steps: usize,
-    /// SD3's time shift; 1 is none.
-    pub shift: f64,
+    /// The times that a walk stops at: `"diffusers"` (its flow matching scheduler's), `"uniform"` (evenly, then shifted; also
+    /// `"pipeline"`, FLUX's), `"leading"` (Stable Diffusion 1's), or a list of as many falling times as there are steps.
+    pub grid: Spacing,
+    /// SD3's time shift; 1 is none. Without it the model's own: what a folder's scheduler says, dynamic shifting included, and 1 for
+    /// the nano model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shift: Option<f64>,
     /// Classifier-free guidance scale; 1 is off.
     pub guidance: f64,
+    /// Whether training takes the unconditional branch of guidance as a constant, without a gradient (Flow-GRPO's code).
+    pub detach_unconditional: bool,
 }
+
+/// SD3's shift, for samplers that are built without a model that says one.
+const SHIFT: f64 = 3.0;
 
 impl Default for SamplerConfig {
     fn default() -> Self {
-        Self { rule: SamplerKind::default(), steps: 10, shift: 3.0, guidance: 1.0 }
+        Self {
+            rule: SamplerKind::default(),
+            steps: 10,
+            grid: Spacing::default(),
+            shift: None,
+            guidance: 1.0,
+            detach_unconditional: false,
+        }
     }
 }
 
 impl SamplerConfig {
-    /// What draws.
+    /// What draws; without a shift, by SD3's, 3.
     pub fn build(&self) -> Sampling {
-        let Self { rule, steps, shift, guidance } = self;
-        Sampling { rule: rule.build().into(), steps: *steps, shift: *shift, guidance: *guidance }
+        Sampling {
+            rule: self.rule.build().into(),
+            steps: self.steps,
+            spacing: self.grid.clone(),
+            shift: self.shift.unwrap_or(SHIFT),
+            guidance: self.guidance,
+            detach_unconditional: self.detach_unconditional,
+        }
     }
 }
 
@@ -117,16 +140,25 @@ pub struct Sampling {
     pub rule: Arc<dyn Sampler>,
     /// Network evaluations a sample.
     pub steps: usize,
+    /// The times that a walk stops at.
+    pub spacing: Spacing,
     /// SD3's time shift; 1 is none.
     pub shift: f64,
     /// Classifier-free guidance scale; 1 is off.
     pub guidance: f64,
+    /// Whether the unconditional branch of guidance has no gradient.
+    pub detach_unconditional: bool,
 }
 
 impl Sampling {
-    /// The grid of times, `steps + 1` from 1 to 0, on a path.
+    /// By a rule, in so many steps of diffusers' grid, without shift or guidance.
+    pub fn plain(rule: Arc<dyn Sampler>, steps: usize) -> Self {
+        Self { rule, steps, spacing: Spacing::default(), shift: 1.0, guidance: 1.0, detach_unconditional: false }
+    }
+
+    /// The grid of times, `steps + 1` of them, on a path.
     pub fn grid(&self, schedule: Schedule) -> Grid {
-        Grid::new(schedule, grid(self.steps, self.shift))
+        Grid::new(schedule, self.spacing.times(self.steps, self.shift))
     }
 
     /// Why nothing can be drawn this way on `schedule`, one sentence each; `place` is where a recipe says it.
@@ -139,6 +171,11 @@ impl Sampling {
         }
         if self.steps == 0 {
             problems.push(format!("{place}.steps = 0: at least one step from noise to sample"));
+            return problems;
+        }
+        let wrong = self.spacing.validate(place, self.steps);
+        if !wrong.is_empty() {
+            problems.extend(wrong);
             return problems;
         }
         problems.extend(self.rule.validate(&self.grid(schedule)));
@@ -169,31 +206,53 @@ fn rectified_flow_only(sampler: &str, grid: &Grid, instead: &str) -> Vec<String>
     (grid.schedule != Schedule::RectifiedFlow).then_some(told).into_iter().collect()
 }
 
-/// Walks from the points `start` `[N, D]` at t = 1 to data, one row a walk.
+/// What is kept of a walk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Keep {
+    /// Every point, in place of the clean samples alone.
+    pub points: bool,
+    /// The velocity at every point but the last.
+    pub velocities: bool,
+}
+
+/// A walk that was made. N rows, D dimensions, T steps.
+pub struct Path {
+    /// T + 1 points `[N, D]`, or the clean samples alone.
+    pub points: Vec<Tensor<2>>,
+    /// T velocities `[N, D]`, or none.
+    pub velocities: Vec<Tensor<2>>,
+}
+
+/// Walks from the points `start` `[N, D]` to data, one row a walk.
 ///
-/// `walks` gives each row's steps and the key of their noise. Returns the points at all times, the clean samples last; only these
-/// unless `keep_path`.
+/// `walks` gives each row's steps and the key of their noise. `alike` has for each row the first row with the same start and the same
+/// conditioning (its own number if there is none before): as long as their steps are the same and have no noise, the field is asked once
+/// for all of them.
 pub fn walk(
     field: &dyn VelocityField,
     grid: &Grid,
     start: Tensor<2>,
     cond: &Conditioning,
     walks: &[(Key, &[Step])],
-    keep_path: bool,
-) -> Vec<Tensor<2>> {
-    let ([rows, dims], device) = (start.dims(), start.device());
+    mut alike: Vec<usize>,
+    keep: Keep,
+) -> Path {
+    let (dims, device) = (start.dims()[1], start.device());
     let mut x = start;
-    let mut kept = Vec::new();
+    let mut path = Path { points: Vec::new(), velocities: Vec::new() };
     let mut visits: Vec<Visit> = Vec::new();
     for k in 0..grid.steps() {
-        let t = Tensor::full([rows], grid.times[k], &device);
-        let velocity = field.velocity(x.clone(), t, cond);
+        let velocity = once_for_all(field, x.clone(), grid.times[k], cond, &alike);
+        if keep.velocities {
+            path.velocities.push(velocity.clone());
+        }
         visits.insert(0, Visit { x: x.clone(), velocity });
         visits.truncate(HISTORY);
-        if keep_path {
-            kept.push(x);
+        if keep.points {
+            path.points.push(x);
         }
         let steps: Vec<Step> = walks.iter().map(|(_, walk)| walk[k]).collect();
+        alike = still_alike(&alike, &steps);
         x = mean(&steps, &visits);
         if steps.iter().any(|step| step.std > 0.0) {
             let noise = noise::normal(walks.iter().map(|(key, _)| key.draw(k as u32)), dims, &device);
@@ -201,8 +260,31 @@ pub fn walk(
             x = x + noise.expect("invariant: some deviation is not 0");
         }
     }
-    kept.push(x);
-    kept
+    path.points.push(x);
+    path
+}
+
+/// The velocity at `x` `[N, D]`, where rows that are alike are asked for once.
+fn once_for_all(field: &dyn VelocityField, x: Tensor<2>, t: f64, cond: &Conditioning, alike: &[usize]) -> Tensor<2> {
+    let device = x.device();
+    let firsts: Vec<usize> = (0..alike.len()).filter(|&row| alike[row] == row).collect();
+    let times = |rows: usize| Tensor::full([rows], t, &device);
+    if firsts.len() == alike.len() {
+        return field.velocity(x, times(alike.len()), cond);
+    }
+    let numbers = |rows: Vec<usize>| {
+        let rows: Vec<i32> = rows.into_iter().map(|row| row as i32).collect();
+        Tensor::<1, Int>::from_data(TensorData::new(rows.clone(), [rows.len()]), &device)
+    };
+    let places = alike.iter().map(|first| firsts.partition_point(|row| row < first)).collect();
+    let few = field.velocity(x.select(0, numbers(firsts.clone())), times(firsts.len()), &cond.select(&firsts));
+    few.select(0, numbers(places))
+}
+
+/// The first row that each stands at the same point with after these steps.
+fn still_alike(alike: &[usize], steps: &[Step]) -> Vec<usize> {
+    let together = |a: usize, b: usize| alike[a] == alike[b] && steps[a] == steps[b] && steps[a].std <= 0.0;
+    (0..alike.len()).map(|row| (0..row).find(|&before| together(before, row)).unwrap_or(row)).collect()
 }
 
 #[cfg(test)]

@@ -1,7 +1,10 @@
 //! Samplers against fields whose solution is known.
 
 use super::*;
-use crate::{noise::Purpose, schedule::Level};
+use crate::{
+    noise::Purpose,
+    schedule::{Level, grid},
+};
 use burn::tensor::Device;
 
 mod branch;
@@ -28,7 +31,7 @@ fn cps(eta: f64) -> SamplerKind {
 }
 
 fn sa_solver(tau: f64, order: usize) -> SamplerKind {
-    SamplerKind::SaSolver(SaSolver { tau, order })
+    SamplerKind::SaSolver(SaSolver { tau, order, ..SaSolver::default() })
 }
 
 const UNIPC: SamplerKind = SamplerKind::Unipc(Unipc {});
@@ -70,12 +73,15 @@ fn drawn(sampling: &Sampling, field: &GaussianData, start: Tensor<2>, keys: &[Ke
     let grid = sampling.grid(field.schedule);
     let steps: Vec<Vec<Step>> = keys.iter().map(|&key| sampling.rule.walk(&grid, key)).collect();
     let walks: Vec<(Key, &[Step])> = keys.iter().copied().zip(steps.iter().map(Vec::as_slice)).collect();
-    walk(field, &grid, start, &nothing(keys.len()), &walks, true)
+    let keep = Keep { points: true, velocities: false };
+    walk(field, &grid, start, &nothing(keys.len()), &walks, (0..keys.len()).collect(), keep).points
 }
 
 /// All points on the way from `start`.
 fn path(rule: &SamplerKind, steps: usize, shift: f64, start: Tensor<2>, field: &GaussianData) -> Vec<Tensor<2>> {
-    let sampling = SamplerConfig { rule: rule.clone(), steps, shift, guidance: 1.0 }.build();
+    let sampling =
+        SamplerConfig { rule: rule.clone(), steps, shift: Some(shift), guidance: 1.0, ..SamplerConfig::default() }
+            .build();
     let keys = keys(start.dims()[0] as u64);
     drawn(&sampling, field, start, &keys)
 }

@@ -23,8 +23,9 @@ use crate::{
     prompts::PromptSource,
     reward::Reward,
     rollout::{Rollout, RolloutError},
+    sampler::Keep,
 };
-use burn::tensor::Device;
+use burn::tensor::{Device, Tensor};
 use std::{sync::Mutex, time::Instant};
 
 /// Why training stopped.
@@ -39,6 +40,14 @@ pub enum TrainError {
     /// The samples of an epoch could not be had.
     #[error(transparent)]
     Rollout(#[from] RolloutError),
+    /// The objective asks for teachers that the trainer does not have.
+    #[error("the objective needs {needed} teachers and there are {there}: set `Trainer::teachers`")]
+    Teachers {
+        /// By the objective.
+        needed: usize,
+        /// In the trainer.
+        there: usize,
+    },
     /// The gradient was not finite several times in a row.
     #[error(
         "the gradient was not finite in {updates} updates in a row, last in epoch {epoch}; weights are unchanged since. \
@@ -91,6 +100,10 @@ impl<'a> Trainer<'a> {
 
     /// One epoch. On error the state is that before the epoch.
     pub fn epoch(&mut self, observer: &dyn Observer) -> Result<EpochReport, TrainError> {
+        let (needed, there) = (self.method.objective.teachers().len(), self.teachers.len());
+        if there < needed {
+            return Err(TrainError::Teachers { needed, there });
+        }
         let start = Instant::now();
         let field = self.field(Some(self.drawing()));
         let rollout = self.rollout(&*field, observer);
@@ -147,12 +160,47 @@ impl<'a> Trainer<'a> {
             batch: method.batch,
             compared: method.compared(),
             start_noise: method.start_noise,
+            start_spread: method.start_spread,
+            keep: Keep {
+                points: method.likelihood.needs_path(),
+                velocities: method.likelihood.needs_path() && method.batch.reuse_velocities && self.moves_apart(),
+            },
             max_missing: method.max_missing,
             in_flight: self.in_flight,
             device: &self.device,
             observer,
             reward_time: Mutex::default(),
         }
+    }
+
+    /// Whether some update sees current weights that are not those which drew.
+    fn moves_apart(&self) -> bool {
+        let method = &self.method;
+        !method.behavior.on_policy && (method.batch.updates > 1 || method.behavior.max > 0.0)
+    }
+
+    /// Whether a micro-batch of an update gives the bits that the rollout gave: velocities of a few samples drawn at the method's own
+    /// settings, with all rows and with some, with and without a gradient.
+    pub fn reproduces(&self) -> Result<bool, TrainError> {
+        let field = self.field(Some(self.drawing()));
+        let rollout = Rollout { keep: Keep { points: true, velocities: true }, ..self.rollout(&*field, &()) };
+        let groups = self.method.batch.micro_batch.div_ceil(self.method.batch.group_size);
+        let prompts = rollout.new_prompts(0, groups);
+        let mut seats = rollout.seats(&prompts, 0);
+        seats.truncate(self.method.batch.micro_batch);
+        let batch = rollout.unscored("calibration", &prompts, seats)?;
+        let leaves = self.drawing().tensors(&self.device.clone().without_autodiff()).leaves();
+        let trained = self.guided(self.policy.bind(Some(&leaves)));
+        let all: Vec<usize> = (0..batch.len()).collect();
+        let some: Vec<usize> = all.iter().copied().filter(|row| row % 3 != 1).collect();
+        let equal = |rows: &[usize], k: usize| {
+            let part = batch.select(rows);
+            let t = Tensor::full([rows.len()], part.grid.times[k], &self.device);
+            let again = trained.velocity(part.points[k].clone(), t, &part.conditioning()).inner();
+            bits(again) == bits(part.velocities[k].clone())
+        };
+        let steps = batch.grid.steps();
+        Ok([0, steps / 2, steps - 1].into_iter().all(|k| equal(&all, k) && equal(&some, k)))
     }
 
     /// Adds the epoch's rewards to the history of their prompts, if the advantage looks at it.
@@ -177,6 +225,21 @@ impl<'a> Trainer<'a> {
         if scale.to_bits() == 1f64.to_bits() {
             return field;
         }
-        Box::new(Guided { field, scale, unconditional: self.unconditional.clone() })
+        self.guided_by(scale, field)
     }
+
+    fn guided_by(&self, scale: f64, field: Box<dyn VelocityField>) -> Box<dyn VelocityField + 'a> {
+        let detach = self.method.sampler.detach_unconditional;
+        Box::new(Guided { field, scale, detach, unconditional: self.unconditional.clone() })
+    }
+
+    /// The base under a guidance of its own, if the penalty wants it.
+    fn guided_reference(&self) -> Option<Box<dyn VelocityField + 'a>> {
+        let scale = self.method.kl.guidance.filter(|_| self.method.kl.weight != 0.0)?;
+        Some(self.guided_by(scale, self.policy.bind(None)))
+    }
+}
+
+fn bits(values: Tensor<2>) -> Vec<u32> {
+    values.into_data().iter::<f32>().map(f32::to_bits).collect()
 }

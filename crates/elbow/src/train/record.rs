@@ -98,6 +98,7 @@ fn update(outcome: &Outcome, record: &mut Map<String, Value>) {
     let largest = outcome.log_ratios.iter().fold(0.0, |largest: f64, ratio| largest.max(ratio.abs()));
     record.insert("trained_samples".into(), outcome.trained.into());
     record.insert("policy_loss".into(), mean(&outcome.policy_losses));
+    record.insert("log_prob".into(), mean(&outcome.log_probs));
     record.insert("kl_loss".into(), mean(&outcome.kls));
     record.insert("approx_kl".into(), mean(&half_squares));
     record.insert("logratio_std".into(), ratios.std.into());

@@ -2,7 +2,7 @@
 
 use super::{TrainError, Trainer};
 use crate::{
-    batch::Batch,
+    batch::{Batch, Sample},
     evaluation::{Evaluation, Fields, Groups, Weights},
     gaussian,
     gradient::{Gradient, Tree},
@@ -27,6 +27,8 @@ pub struct Outcome {
     pub log_ratios: Vec<f64>,
     /// 1 where the ratio was outside the clip range, for objectives that clip.
     pub clipped: Vec<f64>,
+    /// L under the current weights of every (sample, query), where it was asked for.
+    pub log_probs: Vec<f64>,
     /// Objective's loss of every (sample, query).
     pub policy_losses: Vec<f64>,
     /// Unweighted divergence of every (sample, query).
@@ -44,6 +46,7 @@ impl Outcome {
     fn extend(&mut self, later: Self) {
         self.log_ratios.extend(later.log_ratios);
         self.clipped.extend(later.clipped);
+        self.log_probs.extend(later.log_probs);
         self.policy_losses.extend(later.policy_losses);
         self.kls.extend(later.kls);
         self.grad_norms.extend(later.grad_norms);
@@ -59,7 +62,7 @@ struct Update<'a, 'b> {
     batch: &'a Batch,
     /// One advantage a sample that is trained on.
     advantages: &'a [Option<f64>],
-    /// Samples that the mean loss is over. Those of them that are not trained on, since their group has zero variance, count as zero.
+    /// Samples that the mean loss is over. Those of them that are left out, being of a group with zero variance, count as zero.
     valid: usize,
     fields: Fields<'a>,
 }
@@ -68,11 +71,16 @@ pub(super) fn run(trainer: &mut Trainer<'_>, batch: &Batch, observer: &dyn Obser
     let (sizes, lag) = (trainer.method.batch, trainer.method.behavior);
     let known = trainer.method.advantage.advantages(&batch.samples, &trainer.state.history);
     let zero_variance = trainer.method.advantage.zero_variance(&batch.samples);
+    let idle = trainer.method.rests_without_advantage();
+    let without_gradient = |sample: &Sample, advantage: f64| {
+        zero_variance[sample.group] && (sizes.drop_zero_variance || (idle && advantage == 0.0))
+    };
     let samples = batch.samples.iter().zip(&known);
-    let trained: Vec<Option<f64>> = samples.map(|(sample, a)| a.filter(|_| !zero_variance[sample.group])).collect();
+    let trained: Vec<Option<f64>> = samples.map(|(sample, a)| a.filter(|&a| !without_gradient(sample, a))).collect();
     // Made when the first update needs it: the weights do not move before the last.
     let lagged = OnceCell::new();
     let reference = trainer.field(None);
+    let guided_reference = trainer.guided_reference();
     let teachers: Vec<_> = trainer.teachers.iter().map(|teacher| trainer.field(Some(teacher))).collect();
     let share = batch.len() / sizes.updates;
     let mut outcome = Outcome::default();
@@ -86,7 +94,13 @@ pub(super) fn run(trainer: &mut Trainer<'_>, batch: &Batch, observer: &dyn Obser
             batch: &batch.select(&rows.clone().collect::<Vec<_>>()),
             advantages: &trained[rows.clone()],
             valid: known[rows.clone()].iter().flatten().count(),
-            fields: Fields { behavior, lagged, reference: &*reference, teachers: &teachers },
+            fields: Fields {
+                behavior,
+                lagged,
+                reference: &*reference,
+                guided_reference: guided_reference.as_deref(),
+                teachers: &teachers,
+            },
         };
         let progress = |done| observer.progress("update", rows.start + done, share * sizes.updates);
         let (gradient, seen) = update.gradient(&progress);
@@ -173,6 +187,9 @@ impl Update<'_, '_> {
             if let Some(proximity) = method.proximal.value(&e) {
                 loss = loss + proximity * method.proximal.weight;
             }
+            if let Some(drift) = method.tightness.value(&e) {
+                loss = loss + drift * method.tightness.weight;
+            }
             if let Some(kl) = method.kl.value(&e) {
                 seen.kls.extend(values(kl.clone()));
                 loss = loss + kl * method.kl.weight;
@@ -180,6 +197,7 @@ impl Update<'_, '_> {
             if factors.is_none() {
                 seen.log_ratios.extend(e.known_log_ratio().into_iter().flat_map(values));
             }
+            seen.log_probs.extend(e.known_log_prob().into_iter().flat_map(numbers));
             seen.passes += rows.len() * e.passes();
             let mut gradients = (loss.sum() * weight).backward();
             gradient = gradient.plus(Gradient::take(&trainer.state.current, leaves, &mut gradients));

@@ -202,7 +202,10 @@ impl<'a> Formula<'a> {
                         -mean(d(v).map(|d| d * d / m)) / g
                     }
                     Weighting::Simple => -mean(e(v).map(|e| e * e)) / (g * g),
-                    Weighting::PathKl => -(1.0 - t) / (t + 1e-3) * mean(e(v).map(|e| e * e)),
+                    Weighting::PathKl => {
+                        let delta = alpha * d_sigma - d_alpha * sigma;
+                        -alpha / (sigma * delta + 1e-3) * mean(e(v).map(|e| e * e))
+                    }
                     Weighting::T => -mean(d(v).map(|d| d * d)),
                     Weighting::Noise => {
                         // ε̂ − ε, with ε̂ solved from x and v.
@@ -268,7 +271,7 @@ impl<'a> Formula<'a> {
             }
             SamplerKind::Cps(Cps { eta }) => redrawn((sigma_next * (eta * std::f64::consts::PI / 2.0).sin()).powi(2)),
             // Of first order: N(α′ x̂₀ + σ′ e^{−τ²h} ε̂, σ′² (1 − e^{−2τ²h}) I).
-            SamplerKind::SaSolver(SaSolver { tau, order: 1 }) => {
+            SamplerKind::SaSolver(SaSolver { tau, order: 1, .. }) => {
                 let h = (alpha_next / sigma_next).ln() - (alpha / sigma).ln();
                 redrawn(sigma_next * sigma_next * (1.0 - (-2.0 * tau * tau * h).exp()))
             }
@@ -302,8 +305,13 @@ impl<'a> Formula<'a> {
 
     /// mean ‖μ_θ − μ_b‖² / (2 · variance) of one step.
     pub(super) fn step_divergence(&self, draw: &Draw, theta: &Weights) -> f64 {
+        self.step_divergence_from(draw, theta, &behavior().map(f64::from))
+    }
+
+    /// The same from other weights.
+    fn step_divergence_from(&self, draw: &Draw, theta: &Weights, other: &Weights) -> f64 {
         let (here, variance) = self.transition(draw, self.velocity(draw, theta));
-        let (there, _) = self.transition(draw, self.velocity(draw, &behavior().map(f64::from)));
+        let (there, _) = self.transition(draw, self.velocity(draw, other));
         mean((0..DIMS).map(|i| (here[i] - there[i]).powi(2))) / (2.0 * variance)
     }
 
@@ -328,11 +336,22 @@ impl<'a> Formula<'a> {
         let (reference, behavior) = (anchor.map(f64::from), behavior().map(f64::from));
         let l = self.log_prob(draws, theta, base);
         let d = l - self.log_prob(draws, &reference, &reference);
+        let distance = |draw: &Draw| {
+            let (v, v_ref) = (self.velocity(draw, theta), self.velocity(draw, &reference));
+            mean((0..DIMS).map(|i| (v[i] - v_ref[i]).powi(2)))
+        };
         let value = match self.case.kl.kind {
-            KlKind::Girsanov => self.merge(draws.iter().map(|draw| {
-                let (v, v_ref) = (self.velocity(draw, theta), self.velocity(draw, &reference));
-                mean((0..DIMS).map(|i| (v[i] - v_ref[i]).powi(2)))
+            KlKind::Girsanov => mean(draws.iter().map(distance)),
+            // ½ g² ‖s_θ − s_ref‖² with the score s = −ε̂/σ and g² = 2 σ² d ln(σ/α)/dt; on rectified flow g² = 2t/(1 − t).
+            KlKind::Path => mean(draws.iter().map(|draw| {
+                let [alpha, sigma, d_alpha, d_sigma] = level(self.case.schedule, draw.time);
+                let delta = alpha * d_sigma - d_alpha * sigma;
+                distance(draw) * alpha / (sigma * delta + 1e-3)
             })),
+            KlKind::Step => mean(draws.iter().map(|draw| self.step_divergence_from(draw, theta, &reference))),
+            KlKind::StepDt => {
+                mean(draws.iter().map(|draw| self.step_divergence_from(draw, theta, &reference) * self.length(draw)))
+            }
             KlKind::K1 => d,
             KlKind::K2 => d * d / 2.0,
             KlKind::K3 => (-d).exp() - 1.0 + d,

@@ -18,7 +18,7 @@ use elbow::{
     objective::ObjectiveKind,
     params::{Params, Tensors},
     policy::{Conditioning, EncodeError, Policy, VelocityField},
-    sampler::{SamplerConfig, SamplerKind},
+    sampler::{Keep, SamplerConfig, SamplerKind},
     schedule::Schedule,
     setting::StartNoise,
 };
@@ -147,7 +147,7 @@ impl Case {
 
     fn guided(&self, field: Box<dyn VelocityField>) -> Guided<'static> {
         let unconditional = self.policy().encode(&[Prompt::from("")]).expect("any prompt is known");
-        Guided { field, scale: self.sampler.guidance, unconditional }
+        Guided { field, scale: self.sampler.guidance, detach: false, unconditional }
     }
 
     fn field(&self, weights: [f32; WEIGHTS]) -> Guided<'static> {
@@ -168,13 +168,13 @@ impl Case {
                 shared_key: key.sample(first as u64),
                 ..Sample::new(Arc::new(prompts[group].clone()), key)
             };
-            Seat { sample, start: Key { purpose: Purpose::Start, ..key } }
+            Seat::new(sample, Key { purpose: Purpose::Start, ..key })
         };
         let drawing = Drawing {
             policy: &policy,
             field: &self.field(behavior()),
             sampling: &self.sampler.build(),
-            keep_path: self.likelihood.get().needs_path(),
+            keep: Keep { points: self.likelihood.get().needs_path(), velocities: false },
             micro_batch: B,
             in_flight: 1,
             judge_together: false,
@@ -192,7 +192,13 @@ impl Case {
         let field = self.guided(self.policy().bind(Some(&leaves)));
         let (behavior, lagged) = (self.field(behavior()), self.field(lagged()));
         let reference = self.guided(self.policy().bind(None));
-        let fields = Fields { behavior: Some(&behavior), lagged: Some(&lagged), reference: &reference, teachers: &[] };
+        let fields = Fields {
+            behavior: Some(&behavior),
+            lagged: Some(&lagged),
+            reference: &reference,
+            guided_reference: None,
+            teachers: &[],
+        };
         let groups = Groups::new(&ADVANTAGES, &batch.samples, batch, &Device::flex());
         let mut gradient = weights.zeros_like();
         let mut total = 0.0;

@@ -1,12 +1,15 @@
 //! The objectives, re-derived like the rest of [`super::formula`].
 
 use super::{
-    ADVANTAGES, B, DIMS, GROUP, REFERENCE, behavior,
+    ADVANTAGES, DIMS, GROUP, REFERENCE, behavior,
     formula::{Draw, Formula, Latent, Weights, level, mean},
 };
-use elbow::objective::{
-    Cispo, Divergence, Dpo, Dpok, Epg, FlowDppo, Gmpo, Grpo, GrpoGuard, Nft, ObjectiveKind, Par, Pepg, Ram, Residual,
-    Rpg, Sapo,
+use elbow::{
+    likelihood::{Elbo, LikelihoodKind, Weighting},
+    objective::{
+        Cispo, Divergence, Dpo, Dpok, Epg, FlowDppo, Gmpo, Grpo, GrpoGuard, Nft, ObjectiveKind, Par, Pepg, Ram,
+        Residual, Rpg, Sapo,
+    },
 };
 
 impl Formula<'_> {
@@ -73,7 +76,15 @@ impl Formula<'_> {
                         self.score_of(draw, at(theta), at(base))
                     }))
                 };
-                -scale / mix * (a * branch(1.0) + (1.0 - a) * branch(-1.0))
+                // Not divided by the guidance scale, as scores are.
+                let divisor = match self.case.likelihood {
+                    LikelihoodKind::Elbo(Elbo { weighting: Weighting::Adaptive, .. }) => self.case.sampler.guidance,
+                    LikelihoodKind::Elbo(Elbo { weighting: Weighting::Simple, .. }) => {
+                        self.case.sampler.guidance.powi(2)
+                    }
+                    _ => 1.0,
+                };
+                -scale / mix * divisor * (a * branch(1.0) + (1.0 - a) * branch(-1.0))
             }
             ObjectiveKind::Ram(Ram { multiplier, residual }) => mean(draws.iter().map(|draw| {
                 let [_, _, d_alpha, d_sigma] = level(self.case.schedule, draw.time);
@@ -96,7 +107,8 @@ impl Formula<'_> {
         };
         match self.case.objective {
             ObjectiveKind::TrajectoryBalance(_) => {
-                let level = mean((0..B).map(|j| d(j, base)));
+                let first = i / GROUP * GROUP;
+                let level = mean((first..first + GROUP).map(|j| d(j, base)));
                 0.5 * (ADVANTAGES[i] - (d(i, theta) - level)).powi(2)
             }
             ObjectiveKind::Dpo(Dpo { beta }) => {

@@ -116,6 +116,7 @@ impl<'a> Workload<'a> {
                 group_size: GROUP,
                 updates: 1,
                 micro_batch: MicroBatch::Size(args.rows),
+                ..BatchConfig::default()
             },
             sampler: SamplerConfig { steps: STEPS, ..SamplerConfig::default() },
             likelihood: Elbo { timesteps: Timesteps::One, ..Elbo::default() }.into(),
@@ -174,5 +175,5 @@ fn drawn(count: usize, trainer: &Trainer<'_>, policy: &NetworkPolicy, device: &D
     let clean = samples.iter().map(|sample| Key { purpose: Purpose::Start, ..sample.key });
     let points = vec![noise::normal(clean, policy.dims(), device) * 0.5];
     let stds = vec![0.0; grid.steps()].into();
-    Ok(Batch { samples, prompts: policy.encode(&prompts)?, points, stds, guidance: 1.0, grid })
+    Ok(Batch { samples, prompts: policy.encode(&prompts)?, points, velocities: Vec::new(), stds, guidance: 1.0, grid })
 }

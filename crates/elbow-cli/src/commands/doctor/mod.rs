@@ -4,7 +4,7 @@ mod check;
 mod place;
 mod trial;
 
-use super::progress::Bars;
+use super::{plan, progress::Bars};
 use crate::{device::DeviceName, failure, numbers::count, output};
 use anyhow::Result;
 use check::{Check, Checks};
@@ -92,6 +92,19 @@ fn trained(recipe: &Recipe, components: &Components, checks: &mut Checks) {
     let said = format!("{} parameters, {} test prompts", count(parameters), components.data.test.len());
     checks.add(&Check::new("components", Ok(said)));
     checks.add(&Check::new("training step", trial::step(recipe, components)));
+    let schedule = components.model.policy.schedule;
+    if let Ok(method) = recipe.method.build(schedule)
+        && let Some(weights) = plan::step_weights(&method, schedule)
+    {
+        let warnings = method.warnings(schedule);
+        let result = if warnings.is_empty() {
+            Ok(weights)
+        } else {
+            let hint = "see the weights by `elbow plan`; a run warns of them too";
+            Err(failure::error(format!("{}; {weights}", warnings.join("; ")), hint))
+        };
+        checks.add(&Check::new("scored steps", result));
+    }
 }
 
 /// A model folder: a line for each part that is wrong, or one for the whole.

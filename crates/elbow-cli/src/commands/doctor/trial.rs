@@ -99,7 +99,13 @@ fn equal_weights(trainer: &Trainer<'_>, components: &Components, batch: &Batch) 
     let current = trainer.guided(components.model.policy.bind(Some(&leaves)));
     let (behavior, reference) = (trainer.field(Some(&trainer.state.current)), trainer.field(None));
     let query = trainer.method().likelihood.queries(&part, batch).next().context("the likelihood asks nothing")?;
-    let fields = Fields { behavior: Some(&*behavior), lagged: None, reference: &*reference, teachers: &[] };
+    let fields = Fields {
+        behavior: Some(&*behavior),
+        lagged: None,
+        reference: &*reference,
+        guided_reference: None,
+        teachers: &[],
+    };
     let ratios: Tensor<1> = Evaluation::new(&query, &*current, &fields).log_ratio();
     let largest = ratios.inner().into_data().iter::<f64>().map(f64::abs).fold(0.0, f64::max);
     if largest == 0.0 {

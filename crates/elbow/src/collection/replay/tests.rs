@@ -31,7 +31,7 @@ const REPLAY: Replay = Replay { prompts: 3, groups: 2, samples: 2, max_weight: 2
 
 fn config() -> Config {
     Config {
-        batch: BatchConfig { groups: 4, group_size: 8, updates: 1, micro_batch: MicroBatch::Size(10) },
+        batch: BatchConfig { groups: 4, group_size: 8, updates: 1, micro_batch: MicroBatch::Size(10), ..BatchConfig::default() },
         sampler: SamplerConfig { rule: FlowSde::default().into(), ..SamplerConfig::default() },
         likelihood: Trajectory { fraction: 0.6, ..Trajectory::default() }.into(),
         advantage: Standard::default().into(),
@@ -70,6 +70,7 @@ fn group(rewards: &[Option<f64>]) -> Batch {
         samples: rewards.iter().enumerate().map(sample).collect(),
         prompts: policy.encode(&["a".into()]).expect("any prompt"),
         points: vec![Tensor::zeros([rewards.len(), 2], &Device::flex())],
+        velocities: Vec::new(),
         stds: vec![0.0; grid.steps()].into(),
         grid: grid.into(),
         guidance: 1.0,
@@ -181,9 +182,9 @@ fn importance_weights_have_mean_one() {
     let prompts = policy.encode(&["a point".into()]).expect("any prompt");
     let walks: Vec<_> = samples.iter().map(|sample| (sample.key, &*sample.walk)).collect();
     let cond = prompts.select(&vec![0; count as usize]);
-    let points = sampler::walk(&*old, &grid, start, &cond, &walks, true);
+    let points = sampler::walk(&*old, &grid, start, &cond, &walks, (0..walks.len()).collect(), super::KEEP).points;
     let stds = vec![0.0; grid.steps()].into();
-    let batch = Batch { samples, prompts, points, grid: grid.into(), stds, guidance: 1.0 };
+    let batch = Batch { samples, prompts, points, velocities: Vec::new(), grid: grid.into(), stds, guidance: 1.0 };
     let likelihood = Trajectory { reduction: Reduction::Sum, ..Trajectory::default() };
     let [old, now] = [old, now].map(|field| log_probs(&likelihood, &batch, &*field));
     let weights: Vec<f64> = now.iter().zip(&old).map(|(now, old)| (now - old).exp()).collect();

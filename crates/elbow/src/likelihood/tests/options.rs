@@ -2,7 +2,10 @@
 //! opposite noise, and the sampler's own points.
 
 use super::*;
-use crate::sampler::{Branch, Cps, Ddim, Window};
+use crate::{
+    kl::{Kl, Proximal},
+    sampler::{Branch, Cps, Ddim, Window},
+};
 
 fn trajectory(fraction: f64) -> Trajectory {
     Trajectory { fraction, ..Trajectory::default() }
@@ -199,4 +202,68 @@ fn each_sample_is_scored_where_it_branches() {
             assert_eq!(together[row].to_bits(), alone[0].to_bits(), "row {row}");
         }
     }
+}
+
+/// The number of a level.
+fn level_of(t: f64, grid: &[f64]) -> usize {
+    grid.iter().position(|g| (g - t).abs() < 1e-6).expect("a level")
+}
+
+/// DanceGRPO's: a permutation of the steps for each image, of which it scores the first 60 %.
+#[test]
+fn each_image_may_be_scored_at_steps_of_its_own() {
+    let rollout = drawn(SDE, 10, [1, 2, 2]);
+    let random = Trajectory { fraction: 0.6, choice: Choice::Random, ..Trajectory::default() };
+    let grid = rollout.grid.times.clone();
+    let queries: Vec<Query> = random.queries(&rollout, &rollout).collect();
+    assert_eq!((queries.len(), random.count(&rollout.samples[0].walk)), (6, 6));
+    let times =
+        |row: usize| -> Vec<usize> { queries.iter().map(|q| level_of(numbers(q.t.clone())[row], &grid)).collect() };
+    let mut all = std::collections::BTreeSet::new();
+    for row in 0..ROWS {
+        let steps = times(row);
+        let different: std::collections::BTreeSet<usize> = steps.iter().copied().collect();
+        assert_eq!(different.len(), 6, "none twice: {steps:?}");
+        assert_eq!(steps, random.places(&rollout.samples[row]));
+        all.extend(steps);
+    }
+    assert!(times(0) != times(1) && times(1) != times(2), "each its own");
+    assert!(all.len() > 6, "{all:?}");
+    // A row's score is that of its own step.
+    let field = Tanh::new([0.8, -0.6, 0.5], &Device::flex());
+    let whole = trajectory(1.0);
+    let ordered: Vec<Vec<f64>> =
+        whole.queries(&rollout, &rollout).map(|q| numbers(q.log_prob(q.velocity(&field)))).collect();
+    for query in &queries {
+        let scores = numbers(query.log_prob(query.velocity(&field)));
+        for (row, score) in scores.into_iter().enumerate() {
+            let k = level_of(numbers(query.t.clone())[row], &grid);
+            assert!((score - ordered[k][row]).abs() < 1e-9, "row {row}, step {k}");
+        }
+    }
+}
+
+/// Both penalties are means over draws, whether log-probabilities are added up or not.
+#[test]
+fn penalties_are_reduced_alike_under_every_ratio() {
+    let rollout = drawn(SDE, 10, [1, 2, 2]);
+    let [current, lagged] = [[0.8, -0.6, 0.5], [0.7, -0.5, 0.4]].map(|w| Tanh::new(w, &Device::flex()));
+    let fields =
+        Fields { behavior: Some(&lagged), lagged: None, reference: &lagged, guided_reference: None, teachers: &[] };
+    let mut seen = Vec::new();
+    for ratio in RATIOS {
+        let likelihood = Trajectory { ratio, ..Trajectory::default() };
+        let values = |value: &dyn Fn(&Evaluation<'_>) -> Tensor<1>| {
+            let queries: Vec<Query> = likelihood.queries(&rollout, &rollout).collect();
+            let sums = queries.iter().map(|q| numbers(value(&Evaluation::new(q, &current, &fields))));
+            let sums: Vec<Vec<f64>> = sums.collect();
+            (0..ROWS).map(|row| sums.iter().map(|s| s[row]).sum::<f64>() / sums.len() as f64).collect::<Vec<_>>()
+        };
+        let kl = Kl { weight: 1.0, ..Kl::default() };
+        let kl = values(&|e| kl.value(e).expect("on"));
+        let proximal = values(&|e| Proximal { weight: 1.0, clean: false }.value(e).expect("on"));
+        assert!(kl.iter().zip(&proximal).all(|(a, b)| (a - b).abs() < 1e-12), "{ratio:?}: {kl:?} {proximal:?}");
+        seen.push(kl);
+    }
+    assert!(seen.windows(2).all(|w| w[0].iter().zip(&w[1]).all(|(a, b)| (a / b - 1.0).abs() < 1e-9)), "{seen:?}");
 }

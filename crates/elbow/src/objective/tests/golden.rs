@@ -65,7 +65,7 @@ impl Options {
 
     fn kl(&self) -> Kl {
         let (kind, reference) = (KlKind::K3, Anchor::Base);
-        Kl { kind, weight: self.beta, importance: self.use_bias_correction_kl, reference }
+        Kl { kind, weight: self.beta, importance: self.use_bias_correction_kl, reference, guidance: None }
     }
 }
 
@@ -85,7 +85,13 @@ fn check(fixture: &Fixture, case: &Case) {
             (&fixture.reference, Device::flex()),
         ]
         .map(|(tokens, device)| table(query, &rows(tokens, i, draws), &device));
-        let fields = Fields { behavior: Some(&behavior), lagged: None, reference: &reference, teachers: &[] };
+        let fields = Fields {
+            behavior: Some(&behavior),
+            lagged: None,
+            reference: &reference,
+            guided_reference: None,
+            teachers: &[],
+        };
         let e = Evaluation::new(query, &current, &fields);
         let kl = case.options.kl();
         let mut loss = losses(case.options.objective().get(), fixture.advantages, &e);

@@ -30,6 +30,50 @@ fn nft_is_a_linear_term_and_a_proximal_one() {
     same(&got, &expected);
 }
 
+/// −(A + λ) L = −A L + λ (−L).
+#[test]
+fn dipods_term_is_a_shift_of_advantages() {
+    let (_, got) = evaluate(Some(BEHAVIOR), &|e| {
+        let term = Tightness { weight: 0.4 }.value(e).expect("on");
+        losses(EPG[1].get(), ADVANTAGES, e) + term * 0.4
+    });
+    same(&got, &evaluate(Some(BEHAVIOR), &|e| losses(EPG[1].get(), ADVANTAGES.map(|a| a + 0.4), e)).1);
+    let off = evaluate(Some(BEHAVIOR), &|e| {
+        assert!(Tightness::default().value(e).is_none(), "off by default");
+        log_prob(e)
+    });
+    assert_eq!(off.0.len(), B);
+}
+
+/// Its loss is that of undivided ELBOs: with scores divided by the guidance scale it is the same number.
+#[test]
+fn nft_is_not_divided_by_the_guidance_scale() {
+    let probabilities = [0.9, 0.1, 0.5, 0.0, 1.0, 0.3];
+    for weighting in [Weighting::Adaptive, Weighting::Simple, Weighting::T] {
+        let at = |guidance: f64| {
+            let batch = Batch { guidance, ..batch(4) };
+            let elbo = Elbo { weighting, timesteps: Timesteps::One, ..Elbo::default() };
+            let query = elbo.queries(&batch, &batch).next().expect("one time");
+            let [current, behavior] =
+                [0.3, -0.2].map(|v| Table(Tensor::<2>::full([B, DIMS], v, &Device::flex().autodiff())));
+            let fields = Fields {
+                behavior: Some(&behavior),
+                lagged: None,
+                reference: &Never,
+                guided_reference: None,
+                teachers: &[],
+            };
+            let e = Evaluation::new(&query, &current, &fields);
+            (numbers(losses(&Nft::default(), probabilities, &e)), numbers(log_prob(&e)))
+        };
+        let ((plain, score), (guided, divided)) = (at(1.0), at(4.5));
+        for i in 0..B {
+            assert!((plain[i] / guided[i] - 1.0).abs() < 1e-12, "{weighting:?}: {} {}", plain[i], guided[i]);
+        }
+        assert_eq!(score == divided, weighting == Weighting::T, "{weighting:?}: scores are divided");
+    }
+}
+
 /// On policy its gradient is EPG's with A = M(2r − 1), whatever b.
 #[test]
 fn nft_on_policy_is_the_policy_gradient() {
@@ -97,7 +141,7 @@ fn awm_on_policy_is_the_policy_gradient_without_a_ratio() {
         let batch = batch(4);
         let query = elbo.queries(&batch, &batch).next().expect("one time");
         let current = table(&query, &CURRENT, &Device::flex().autodiff());
-        let fields = Fields { behavior: None, lagged: None, reference: &Never, teachers: &[] };
+        let fields = Fields { behavior: None, lagged: None, reference: &Never, guided_reference: None, teachers: &[] };
         let loss = losses(objective, ADVANTAGES, &Evaluation::new(&query, &current, &fields));
         ghuber.push(numbers(current.0.grad(&loss.sum().backward()).expect("depends on the weights")));
     }
@@ -141,14 +185,15 @@ fn gmpo_of_one_draw_is_grpo_in_logarithms() {
     assert!(share.0.contains(&1.0) && share.0.contains(&0.0), "{:?}", share.0);
 }
 
-/// At d = A + mean d the loss is 0, and its gradient is PAR's toward the reference with the batch's mean taken off.
+/// At d = A + mean d the loss is 0, and its gradient is PAR's toward the reference with the group's mean taken off: prompts have
+/// each their own level.
 #[test]
 fn trajectory_balance_in_closed_form() {
     let (got, slopes) = evaluate(None, &|e| losses(&TrajectoryBalance {}, ADVANTAGES, e));
     let (d, dl) = evaluate(None, &|e| log_prob(e) - e.log_prob(Weights::Reference));
-    let level = d.iter().sum::<f64>() / B as f64;
     for i in 0..B {
-        let residual = ADVANTAGES[i] - d[i] + level;
+        let members: Vec<f64> = (0..B).filter(|&j| GROUPS[j] == GROUPS[i]).map(|j| d[j]).collect();
+        let residual = ADVANTAGES[i] - d[i] + members.iter().sum::<f64>() / members.len() as f64;
         assert!((got[i] - 0.5 * residual * residual).abs() < 1e-12);
         for p in i * DIMS..(i + 1) * DIMS {
             assert!((slopes[p] + residual * dl[p]).abs() < 1e-6 * (1.0 + dl[p].abs()), "{i}");
@@ -193,7 +238,8 @@ fn at_a_step(noise: &[f32], value: &dyn Fn(&Evaluation<'_>) -> Tensor<1>) -> (Ve
     let query = trajectory.queries(&batch, &batch).next().expect("a step");
     let current = Table(Tensor::from_data(moved.into_data(), &device.clone().autodiff()).require_grad());
     let behavior = Table(behavior);
-    let fields = Fields { behavior: Some(&behavior), lagged: None, reference: &behavior, teachers: &[] };
+    let fields =
+        Fields { behavior: Some(&behavior), lagged: None, reference: &behavior, guided_reference: None, teachers: &[] };
     let values = value(&Evaluation::new(&query, &current, &fields));
     let gradient = current.0.grad(&values.clone().sum().backward()).map_or_else(Vec::new, numbers);
     (numbers(values), gradient)
@@ -206,7 +252,7 @@ fn a_step_of_a_trajectory_matches_a_noisy_target() {
     let noise = some_noise();
     let (log_ratio, _) = at_a_step(&noise, &|e| e.log_ratio());
     let (scale, _) = at_a_step(&noise, &|e| {
-        let steps = e.steps().expect("steps").0;
+        let steps = e.steps(Weights::Behavior).expect("steps").0;
         steps.slope.clone() / steps.std.clone() + log_prob(e) * 0.0
     });
     let shift: Vec<f64> = (0..B * DIMS).map(|i| 0.05 * (i as f64).sin()).collect();
@@ -259,10 +305,11 @@ fn the_guarded_ratio_is_noise_times_shift() {
     let unclipped = GrpoGuard { clip: f64::INFINITY, max_advantage: f64::INFINITY };
     let (got, _) = at_a_step(&noise, &|e| losses(&unclipped, [1.0; B], e));
     let (steps, _) = at_a_step(&noise, &|e| {
-        let (steps, _) = e.steps().expect("steps");
+        let (steps, _) = e.steps(Weights::Behavior).expect("steps");
         steps.dt.clone() + log_prob(e) * 0.0
     });
-    let (slopes, _) = at_a_step(&noise, &|e| e.steps().expect("steps").0.slope.clone() + log_prob(e) * 0.0);
+    let (slopes, _) =
+        at_a_step(&noise, &|e| e.steps(Weights::Behavior).expect("steps").0.slope.clone() + log_prob(e) * 0.0);
     let shift: Vec<f64> = (0..B * DIMS).map(|i| 0.05 * (i as f64).sin() * f64::from(noise[i])).collect();
     for (i, shift) in means(&shift).into_iter().enumerate() {
         let ratio = -got[i] * steps[i];

@@ -10,7 +10,8 @@ fn drawn_in(epoch: u64) -> Vec<Key> {
 }
 
 fn branching() -> Sampling {
-    SamplerConfig { rule: BRANCH.into(), steps: STEPS, shift: 1.0, guidance: 1.0 }.build()
+    SamplerConfig { rule: BRANCH.into(), steps: STEPS, shift: Some(1.0), guidance: 1.0, ..SamplerConfig::default() }
+        .build()
 }
 
 /// The step at which each of the samples branches.
@@ -56,6 +57,52 @@ fn rows_branch_where_they_should_whatever_is_drawn_with_them() {
             assert_eq!(value(points, i) == value(points, i ^ 1), k <= at, "sample {i}, point {k}");
         }
     }
+}
+
+/// A field that counts the rows it is asked for.
+struct Counting<'a> {
+    field: &'a GaussianData,
+    rows: std::sync::Mutex<Vec<usize>>,
+}
+
+impl VelocityField for Counting<'_> {
+    fn velocity(&self, x: Tensor<2>, t: Tensor<1>, cond: &Conditioning) -> Tensor<2> {
+        self.rows.lock().expect("one thread").push(x.dims()[0]);
+        self.field.velocity(x, t, cond)
+    }
+}
+
+/// Twelve samples of two prompts, in three points of two explorations each: one walk a prompt until some branch.
+#[test]
+fn what_samples_share_is_walked_once() {
+    let field = GaussianData { mean: 0.5, std: 0.5, schedule: FLOW };
+    let (keys, start) = (drawn_in(3), Tensor::<2>::full([12, 1], 0.8, &Device::flex()));
+    let (sampling, grid) = (branching(), branching().grid(FLOW));
+    let steps_of: Vec<Vec<Step>> = keys.iter().map(|&key| sampling.rule.walk(&grid, key)).collect();
+    let walks: Vec<(Key, &[Step])> = keys.iter().copied().zip(steps_of.iter().map(Vec::as_slice)).collect();
+    let keep = Keep { points: true, velocities: true };
+    let walked = |alike: Vec<usize>| {
+        let counting = Counting { field: &field, rows: std::sync::Mutex::default() };
+        let path = walk(&counting, &grid, start.clone(), &nothing(12), &walks, alike, keep);
+        let bits = |all: &[Tensor<2>]| -> Vec<Vec<u32>> {
+            all.iter().map(|x| x.clone().into_data().iter::<f32>().map(f32::to_bits).collect()).collect()
+        };
+        (bits(&path.points), bits(&path.velocities), counting.rows.into_inner().expect("one thread"))
+    };
+    let (points, velocities, rows) = walked((0..12).collect());
+    let (shared_points, shared_velocities, shared_rows) = walked((0..12).map(|i| i / 6 * 6).collect());
+    assert_eq!((points.len(), velocities.len()), (STEPS + 1, STEPS));
+    assert_eq!((points, velocities), (shared_points, shared_velocities), "the same bits");
+    assert_eq!(rows, [12; STEPS]);
+    // A point's pair shares a row up to its step, that of later points with theirs.
+    let at = steps(3);
+    let expected: Vec<usize> = (0..STEPS)
+        .map(|k| {
+            let walking = (0..3).filter(|point| at[2 * point] < k).count();
+            2 * (2 * walking + usize::from(walking < 3))
+        })
+        .collect();
+    assert_eq!(shared_rows, expected);
 }
 
 #[test]
