@@ -290,11 +290,9 @@ impl<'a> Evaluation<'a> {
         self.network().0.divisor
     }
 
-    /// The clean samples that a velocity `[N, D]` predicts at the query's points, on any path.
-    pub fn clean(&self, velocity: Tensor<2>) -> Tensor<2> {
-        let (query, ..) = self.network();
-        let column = |rows: &Tensor<1>| -> Tensor<2> { rows.clone().reshape([velocity.dims()[0], 1]) };
-        to_f64(query.x.clone()) * column(&query.signal) - to_f64(velocity.clone()) * column(&query.gain)
+    /// How far an error of the velocity moves the clean sample, σ/Δ `[N]`.
+    pub fn gain(&self) -> Tensor<1> {
+        self.network().0.gain.clone()
     }
 
     /// Weight α/(σΔ) of the distance of velocities in the divergence of paths `[N]` (Girsanov); (1 − t)/t on rectified flow. 10⁻³ is
@@ -306,7 +304,7 @@ impl<'a> Evaluation<'a> {
     /// mean ‖v_θ − v‖² to the velocity of other weights, or the same of clean samples, `[B]`, with gradient.
     pub fn proximity(&self, weights: Weights, clean: bool) -> Tensor<1> {
         let rows = self.distance(weights);
-        self.mean(if clean { rows * self.network().0.gain.clone().square() } else { rows })
+        self.mean(if clean { rows * self.gain().square() } else { rows })
     }
 
     /// mean ‖v_θ − v‖² of every draw `[N]`, with gradient.

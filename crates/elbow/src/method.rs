@@ -116,13 +116,14 @@ impl Method {
     fn setting(&self, schedule: Schedule) -> Setting {
         let grid = self.sampler.grid(schedule);
         let walk = self.sampler.rule.walk(&grid, Key::new(self.seed, Purpose::Step, 0));
-        let stochastic = sampler::stochastic(&walk);
+        let (stochastic, all) = (sampler::stochastic(&walk), (0..walk.len()).collect::<Vec<_>>());
+        let mut scored = if stochastic.is_empty() { all.iter() } else { stochastic.iter() };
         Setting {
             batch: self.batch,
             start_noise: self.start_noise,
             compared: self.compared(),
             stochastic_steps: stochastic.len(),
-            remembers: stochastic.iter().any(|&k| walk[k].mean.remembers()),
+            remembers: scored.any(|&k| walk[k].mean.remembers()),
             moves: self.sampler.rule.moves(),
             scored: self.likelihood.scored(),
             meaning: self.advantage.meaning(),

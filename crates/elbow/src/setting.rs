@@ -72,7 +72,7 @@ pub struct Setting {
     pub compared: usize,
     /// Scored steps of a walk that have noise.
     pub stochastic_steps: usize,
-    /// Whether a step with noise depends on velocities at earlier points too.
+    /// Whether a step with noise (any step, if none has noise) depends on velocities at earlier points too.
     pub remembers: bool,
     /// Whether the steps of a walk depend on the sample or the epoch.
     pub moves: bool,

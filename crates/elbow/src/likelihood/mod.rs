@@ -36,10 +36,8 @@ pub struct Query {
     pub t: Tensor<1>,
     /// N rows.
     pub cond: Conditioning,
-    /// σ/Δ `[N]`: how far an error of the velocity moves the clean sample, x̂₀ = (σ′ x − σ v)/Δ.
+    /// σ/Δ `[N]`: how far an error of the velocity moves the clean sample.
     pub gain: Tensor<1>,
-    /// σ′/Δ `[N]`.
-    pub signal: Tensor<1>,
     /// α/(σΔ + 10⁻³) `[N]`: the weight of velocities in the divergence of paths.
     pub path_weight: Tensor<1>,
     /// What the guidance scale divides log-probabilities by; 1 if it does not.
@@ -94,7 +92,6 @@ impl Query {
             t: times(t, &device),
             cond: part.conditioning(),
             gain: numbers(Level::clean_gain),
-            signal: numbers(|level| level.d_sigma / level.determinant()),
             path_weight: numbers(Level::path_weight),
             divisor: 1.0,
             drawn: None,
@@ -169,7 +166,7 @@ impl Query {
         let x = cat(&|q| q.x.clone());
         let numbers = |f: &dyn Fn(&Self) -> Tensor<1>| Tensor::cat(queries.iter().map(f).collect(), 0);
         let (t, gain) = (numbers(&|q| q.t.clone()), numbers(&|q| q.gain.clone()));
-        let (signal, path_weight) = (numbers(&|q| q.signal.clone()), numbers(&|q| q.path_weight.clone()));
+        let path_weight = numbers(&|q| q.path_weight.clone());
         let divisor = queries.first().map_or(1.0, |q| q.divisor);
         let all = |f: &dyn Fn(&Self) -> Option<Tensor<2>>| {
             queries.iter().map(f).collect::<Option<Vec<_>>>().map(|all| Tensor::cat(all, 0))
@@ -203,7 +200,6 @@ impl Query {
             t,
             cond,
             gain,
-            signal,
             path_weight,
             divisor,
             drawn,

@@ -143,7 +143,7 @@ impl Likelihood for Trajectory {
                     .into(),
             );
         }
-        if setting.remembers {
+        if setting.stochastic_steps > 0 && setting.remembers {
             problems.push(
                 "likelihood `trajectory` looks at one velocity a step, and the steps of this sampler depend on earlier ones too: \
                  use order = 1, or likelihood `elbo`"

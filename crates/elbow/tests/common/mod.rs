@@ -166,6 +166,7 @@ impl Case {
                 row: group,
                 group,
                 shared_key: key.sample(first as u64),
+                reward: Ok(ADVANTAGES[i].into()),
                 ..Sample::new(Arc::new(prompts[group].clone()), key)
             };
             Seat::new(sample, Key { purpose: Purpose::Start, ..key })
@@ -190,6 +191,7 @@ impl Case {
         let weights = params(current());
         let leaves = weights.tensors(&Device::flex().autodiff());
         let field = self.guided(self.policy().bind(Some(&leaves)));
+        let teachers: Vec<Box<dyn VelocityField>> = vec![Box::new(self.field(lagged()))];
         let (behavior, lagged) = (self.field(behavior()), self.field(lagged()));
         let reference = self.guided(self.policy().bind(None));
         let fields = Fields {
@@ -197,7 +199,7 @@ impl Case {
             lagged: Some(&lagged),
             reference: &reference,
             guided_reference: None,
-            teachers: &[],
+            teachers: &teachers,
         };
         let groups = Groups::new(&ADVANTAGES, &batch.samples, batch, &Device::flex());
         let mut gradient = weights.zeros_like();
