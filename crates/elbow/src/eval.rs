@@ -3,7 +3,7 @@
 use crate::{
     batch::Sample,
     draw::{Drawing, Seat},
-    guidance::Guided,
+    guidance::GuidedField,
     lanes,
     noise::{Key, Purpose},
     observer::Observer,
@@ -101,7 +101,7 @@ pub fn measure(
 ) -> Result<Measured, EncodeError> {
     let unconditional = policy.encode(&["".into()])?;
     let sampling = config.sampler.build();
-    let field = Guided { field, scale: sampling.guidance, detach: false, unconditional };
+    let field = GuidedField { field, scale: sampling.guidance, detach: false, unconditional };
     let shared: Vec<Arc<Prompt>> = prompts.iter().cloned().map(Arc::new).collect();
     let seat = |i: usize| {
         let row = i / config.images_per_prompt;

@@ -6,7 +6,7 @@ use crate::policy::{Conditioning, VelocityField};
 use burn::tensor::Tensor;
 
 /// Both branches run in one forward pass of twice the rows.
-pub struct Guided<'a> {
+pub struct GuidedField<'a> {
     /// The field without guidance.
     pub field: Box<dyn VelocityField + 'a>,
     /// G; 1 is off and costs nothing.
@@ -17,7 +17,7 @@ pub struct Guided<'a> {
     pub unconditional: Conditioning,
 }
 
-impl VelocityField for Guided<'_> {
+impl VelocityField for GuidedField<'_> {
     fn velocity(&self, x: Tensor<2>, t: Tensor<1>, cond: &Conditioning) -> Tensor<2> {
         #[expect(clippy::float_cmp, reason = "exactly 1 means off")]
         if self.scale == 1.0 {
@@ -60,7 +60,7 @@ mod tests {
         for (detach, expected) in [(false, 3.0 * 3.0 - 2.0 * 1.5), (true, 3.0 * 3.0)] {
             let w = Tensor::<1>::from_data([0.5], &device.clone().autodiff()).require_grad();
             let field = Box::new(Scaled(w.clone()));
-            let guided = Guided { field, scale: 3.0, detach, unconditional: condition(0.5, &device) };
+            let guided = GuidedField { field, scale: 3.0, detach, unconditional: condition(0.5, &device) };
             let one = Tensor::<2>::full([1, 1], 1.0, &device);
             let v = guided.velocity(one, Tensor::full([1], 0.5, &device), &condition(2.0, &device));
             let slope = w.grad(&v.clone().sum().backward()).expect("depends on w").into_scalar::<f32>();

@@ -9,7 +9,7 @@ use elbow::{
     collection::Collected,
     config::{BatchConfig, Config, MicroBatch},
     evaluation::{Evaluation, Fields, Groups, Weights},
-    guidance::Guided,
+    guidance::GuidedField,
     kl::Kl,
     likelihood::{Elbo, Ratio, StepWeights, Timesteps, Trajectory},
     objective::Objective,
@@ -113,8 +113,12 @@ fn of_one_graph(trainer: &Trainer<'_>, policy: Toy, batch: &Batch) -> Vec<f64> {
     let rows: Vec<usize> = (0..batch.len()).filter(|&i| advantages[i].is_some()).collect();
     let (part, known) = (batch.select(&rows), advantages.iter().flatten().copied().collect::<Vec<f64>>());
     let unconditional = policy.encode(&["".into()]).expect("any prompt");
-    let guided =
-        |field| Guided { field, scale: method.sampler.guidance, detach: false, unconditional: unconditional.clone() };
+    let guided = |field| GuidedField {
+        field,
+        scale: method.sampler.guidance,
+        detach: false,
+        unconditional: unconditional.clone(),
+    };
     let leaves = trainer.state.current.tensors(&Device::flex().autodiff());
     let reference = trainer.field(None);
     let behavior = trainer.field(Some(&trainer.state.behavior));

@@ -4,7 +4,7 @@
 use burn::tensor::{Device, Tensor, TensorData};
 use elbow::{
     Prompt,
-    guidance::Guided,
+    guidance::GuidedField,
     params::Params,
     policy::{Policy, VelocityField},
     sampler::{self, Ddim, Euler, Sampler, Visit},
@@ -54,7 +54,7 @@ pub(crate) fn draw(
     let trained = trained.map(|params| params.tensors(&Device::flex()));
     let unconditional = policy.encode(&["".into()]).expect("an embedding");
     let cond = policy.encode(&PROMPTS.map(Prompt::from)).expect("embeddings");
-    let field = Guided { field: policy.bind(trained.as_ref()), scale, unconditional };
+    let field = GuidedField { field: policy.bind(trained.as_ref()), scale, detach: false, unconditional };
     let (shape, grid) = (start.dims(), Grid::new(policy.schedule, times.to_vec()));
     let mut x: Tensor<2> = start.reshape([2, -1]);
     for (k, &time) in times[..grid.steps()].iter().enumerate() {

@@ -32,7 +32,7 @@ pub trait Objective: Send + Sync {
     }
 
     /// Where the weights of the teachers are that it asks for ([`Weights::Teacher`](crate::evaluation::Weights::Teacher)), one place each.
-    /// Whoever runs a recipe loads them into [`Trainer::teachers`](crate::train::Trainer::teachers).
+    /// Whoever runs a recipe loads them into the trainer's `teachers`.
     fn teachers(&self) -> Vec<&str> {
         Vec::new()
     }

@@ -14,7 +14,7 @@ pub use update::Outcome;
 use crate::{
     batch::{Batch, Sample},
     collection::Collected,
-    guidance::Guided,
+    guidance::GuidedField,
     lanes,
     method::{Method, MethodError},
     observer::Observer,
@@ -230,7 +230,7 @@ impl<'a> Trainer<'a> {
 
     fn guided_by(&self, scale: f64, field: Box<dyn VelocityField>) -> Box<dyn VelocityField + 'a> {
         let detach = self.method.sampler.detach_unconditional;
-        Box::new(Guided { field, scale, detach, unconditional: self.unconditional.clone() })
+        Box::new(GuidedField { field, scale, detach, unconditional: self.unconditional.clone() })
     }
 
     /// The base under a guidance of its own, if the penalty wants it.

@@ -11,7 +11,7 @@ use elbow::{
     config::Config,
     draw::{Drawing, Seat},
     evaluation::{Evaluation, Fields, Groups},
-    guidance::Guided,
+    guidance::GuidedField,
     kl::Kl,
     likelihood::{LikelihoodKind, Query},
     noise::{Key, Purpose},
@@ -145,12 +145,12 @@ impl Case {
         Tiny { schedule: self.schedule }
     }
 
-    fn guided(&self, field: Box<dyn VelocityField>) -> Guided<'static> {
+    fn guided(&self, field: Box<dyn VelocityField>) -> GuidedField<'static> {
         let unconditional = self.policy().encode(&[Prompt::from("")]).expect("any prompt is known");
-        Guided { field, scale: self.sampler.guidance, detach: false, unconditional }
+        GuidedField { field, scale: self.sampler.guidance, detach: false, unconditional }
     }
 
-    fn field(&self, weights: [f32; WEIGHTS]) -> Guided<'static> {
+    fn field(&self, weights: [f32; WEIGHTS]) -> GuidedField<'static> {
         self.guided(self.policy().bind(Some(&params(weights).tensors(&Device::flex()))))
     }
 
