@@ -11,8 +11,8 @@ use elbow::{
         Weighting,
     },
     objective::{
-        Cispo, Divergence, Dpo, Dpok, Epg, FlowDppo, Gmpo, Grpo, GrpoGuard, Nft, ObjectiveKind, Par, Pepg, Ram,
-        Residual, Rpg, Sapo, TrajectoryBalance,
+        Cispo, Dgpo, Divergence, Dpo, Dpok, Epg, FlowDppo, Gmpo, Grpo, GrpoGuard, Nft, ObjectiveKind, Other, Par, Pepg,
+        Ram, Residual, Rpg, Sapo, TrajectoryBalance,
     },
     sampler::{
         Branch, Cps, Dance, Ddim, Dpm2, Euler, FlowSde, SaSolver, SamplerConfig, SamplerKind, Sde, Strategy, Unipc,
@@ -94,6 +94,8 @@ fn objectives() -> Vec<ObjectiveKind> {
         ObjectiveKind::Nft(Nft { mix: 0.5, scale: 5.0 }),
         ObjectiveKind::TrajectoryBalance(TrajectoryBalance {}),
         ObjectiveKind::Dpo(Dpo { beta: 3.0 }),
+        ObjectiveKind::Dgpo(Dgpo { beta: 3.0, other: Other::Reference }),
+        ObjectiveKind::Dgpo(Dgpo { beta: 3.0, other: Other::Lagged }),
         // Of velocities, without trajectories.
         ObjectiveKind::Ram(Ram { multiplier: 0.7, residual: Residual::Behavior }),
         ObjectiveKind::Ram(Ram { multiplier: 0.7, residual: Residual::Current }),

@@ -12,7 +12,7 @@ use elbow::{
     likelihood::{Density, Elbo, LikelihoodKind, Points, StepWeights, Timesteps, Trajectory, Weighting},
     noise::{Key, Purpose},
     objective::{
-        self, Dpo, Epg, FlowDppo, Gmpo, Grpo, GrpoGuard, ObjectiveKind, Par, Pepg, Ram, Rpg, TrajectoryBalance,
+        self, Dgpo, Dpo, Epg, FlowDppo, Gmpo, Grpo, GrpoGuard, ObjectiveKind, Par, Pepg, Ram, Rpg, TrajectoryBalance,
     },
     optimizer::OptimizerConfig,
     rollout::RolloutError,
@@ -174,6 +174,7 @@ fn objectives_of_velocities_steps_and_pairs_learn() {
         (ObjectiveKind::Gmpo(Gmpo { log_clip: 0.2 }), elbo(), ode(), standard()),
         (ObjectiveKind::TrajectoryBalance(TrajectoryBalance {}), elbo(), ode(), standard()),
         (ObjectiveKind::Dpo(Dpo { beta: 10.0 }), elbo(), ode(), pairs),
+        (ObjectiveKind::Dgpo(Dgpo { beta: 10.0, ..Dgpo::default() }), elbo(), ode(), standard()),
         (ObjectiveKind::GrpoGuard(GrpoGuard { clip: 0.2, ..GrpoGuard::default() }), trajectory(), sde(), standard()),
         (ObjectiveKind::FlowDppo(FlowDppo { max_divergence: 0.1 }), trajectory(), sde(), standard()),
         (

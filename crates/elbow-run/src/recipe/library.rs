@@ -35,6 +35,7 @@ pub const ALL: &[(&str, &str)] = recipes![
     "nano-rwr",
     "nano-rwr-sparse",
     "nano-online-dpo",
+    "nano-dgpo",
     "nano-rloo",
     "nano-dr-grpo",
     "nano-dapo",

@@ -3,6 +3,7 @@
 //! Notation: L, L_b log-probabilities under current and behavior weights at the same points, ρ = exp(L − L_b),
 //! A the advantage, sg stop-gradient. Losses are minimized.
 
+pub use dgpo::Other;
 pub use ram::Residual;
 pub use rpg::Divergence;
 
@@ -83,6 +84,8 @@ axis! {
     trajectory_balance::TrajectoryBalance,
     /// The best sample of a group preferred to its worst (online Diffusion-DPO, arXiv 2311.12908).
     dpo::Dpo,
+    /// The better half of a group preferred to the worse (DGPO, arXiv 2510.08425).
+    dgpo::Dgpo,
 }
 
 /// A complaint of the objective `name` unless Gaussian steps are scored, by their mean over dimensions.

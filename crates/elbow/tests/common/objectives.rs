@@ -3,12 +3,13 @@
 use super::{
     ADVANTAGES, DIMS, GROUP, REFERENCE, behavior,
     formula::{Draw, Formula, Latent, Weights, level, mean},
+    lagged,
 };
 use elbow::{
     likelihood::{Elbo, LikelihoodKind, Weighting},
     objective::{
-        Cispo, Divergence, Dpo, Dpok, Epg, FlowDppo, Gmpo, Grpo, GrpoGuard, Nft, ObjectiveKind, Par, Pepg, Ram,
-        Residual, Rpg, Sapo,
+        Cispo, Dgpo, Divergence, Dpo, Dpok, Epg, FlowDppo, Gmpo, Grpo, GrpoGuard, Nft, ObjectiveKind, Other, Par, Pepg,
+        Ram, Residual, Rpg, Sapo,
     },
 };
 
@@ -43,7 +44,7 @@ impl Formula<'_> {
                 let sign = f64::signum(a);
                 -a * mean(draws.iter().map(|draw| sign * (sign * row(draw)).min(log_clip))).exp()
             }
-            ObjectiveKind::TrajectoryBalance(_) | ObjectiveKind::Dpo(_) => return None,
+            ObjectiveKind::TrajectoryBalance(_) | ObjectiveKind::Dpo(_) | ObjectiveKind::Dgpo(_) => return None,
             _ => self.of_draws(a, draws, theta, base),
         })
     }
@@ -101,10 +102,12 @@ impl Formula<'_> {
 
     /// The objective of sample `i` where it depends on the others of the batch.
     pub(super) fn of_batch(&self, i: usize, group: &[Vec<Draw>], theta: &Weights, base: &Weights) -> f64 {
-        let reference = REFERENCE.map(f64::from);
-        let d = |j: usize, theta: &Weights| {
-            self.log_prob(&group[j], theta, base) - self.log_prob(&group[j], &reference, &reference)
+        let off = |j: usize, theta: &Weights, other: &Weights| {
+            self.log_prob(&group[j], theta, base) - self.log_prob(&group[j], other, other)
         };
+        let (reference, moving) = (REFERENCE.map(f64::from), lagged().map(f64::from));
+        let d = |j: usize, theta: &Weights| off(j, theta, &reference);
+        let from_lagged = |j: usize, theta: &Weights| off(j, theta, &moving);
         match self.case.objective {
             ObjectiveKind::TrajectoryBalance(_) => {
                 let first = i / GROUP * GROUP;
@@ -115,6 +118,19 @@ impl Formula<'_> {
                 let first = i / GROUP * GROUP;
                 let margin: f64 = (first..first + GROUP).map(|j| ADVANTAGES[j] * d(j, theta)).sum();
                 0.5 * (-beta / 2.0 * margin).exp().ln_1p()
+            }
+            ObjectiveKind::Dgpo(Dgpo { beta, other }) => {
+                let first = i / GROUP * GROUP;
+                let group = first..first + GROUP;
+                let from = |j: usize, theta: &Weights| {
+                    if other == Other::Lagged { from_lagged(j, theta) } else { d(j, theta) }
+                };
+                let side = |sign: f64| {
+                    let weight = |j: usize| (sign * ADVANTAGES[j]).max(0.0);
+                    let all: f64 = group.clone().map(weight).sum();
+                    group.clone().map(|j| weight(j) / all * from(j, theta)).sum::<f64>()
+                };
+                (-beta * (side(1.0) - side(-1.0))).exp().ln_1p() / GROUP as f64
             }
             _ => unreachable!("of one sample"),
         }

@@ -221,6 +221,36 @@ fn dpo_in_closed_form() {
     }
 }
 
+/// Of the best and the worst of a group alone it is DPO, of twice the β.
+#[test]
+fn dgpo_of_pairs_is_dpo() {
+    let pairs = [1.0, -1.0, -1.0, 1.0, 1.0, -1.0];
+    let (dgpo, dpo) = (Dgpo { beta: 1.5, other: Other::Reference }, Dpo { beta: 3.0 });
+    let (got, slopes) = evaluate(None, &|e| losses(&dgpo, pairs, e));
+    let (expected, dpo_slopes) = evaluate(None, &|e| losses(&dpo, pairs, e));
+    assert!(got.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-12), "{got:?} {expected:?}");
+    same(&slopes, &dpo_slopes);
+}
+
+/// −ln σ(β (Σ w d of the better − Σ w d of the worse)), a third of it for each of three; a group without difference has no gradient.
+#[test]
+fn dgpo_in_closed_form() {
+    let advantages = [2.0, 1.0, -0.5, 0.0, 0.0, 0.0];
+    let objective = Dgpo { beta: 0.7, other: Other::Reference };
+    let (got, slopes) =
+        evaluate(None, &|e| in_groups([0, 0, 0, 1, 1, 1], advantages, |groups| objective.loss(e, groups)));
+    let (d, dl) = evaluate(None, &|e| log_prob(e) - e.log_prob(Weights::Reference));
+    let margin = 0.7 * (d[0] * 2.0 / 3.0 + d[1] / 3.0 - d[2]);
+    for (i, weight) in [2.0 / 3.0, 1.0 / 3.0, -1.0, 0.0, 0.0, 0.0].into_iter().enumerate() {
+        let expected = if i < 3 { (-margin).exp().ln_1p() / 3.0 } else { 2f64.ln() / 3.0 };
+        assert!((got[i] - expected).abs() < 1e-12, "{i}: {} {expected}", got[i]);
+        for p in i * DIMS..(i + 1) * DIMS {
+            let slope = -0.7 * weight / (1.0 + margin.exp()) * dl[p];
+            assert!((slopes[p] - slope).abs() < 1e-6 * (1.0 + slope.abs()), "{i}: {} {slope}", slopes[p]);
+        }
+    }
+}
+
 /// The value of each sample and its slope with respect to v, at one step of the SDE that was drawn under the behavior policy with the
 /// given noise.
 fn at_a_step(noise: &[f32], value: &dyn Fn(&Evaluation<'_>) -> Tensor<1>) -> (Vec<f64>, Vec<f64>) {
