@@ -11,8 +11,8 @@ use elbow::{
         Weighting,
     },
     objective::{
-        Cispo, Dgpo, Divergence, Dpo, Dpok, Epg, FlowDppo, Gmpo, Grpo, GrpoGuard, Nft, ObjectiveKind, Other, Par, Pepg,
-        Ram, Residual, Rpg, Sapo, TrajectoryBalance,
+        Centring, Cispo, Crd, Dgpo, Divergence, Dpo, Dpok, Epg, FlowDppo, Gmpo, Grpo, GrpoGuard, Nft, ObjectiveKind,
+        Other, Par, Pepg, Ram, Residual, Rpg, Sapo, TrajectoryBalance,
     },
     sampler::{
         Branch, Cps, Dance, Ddim, Dpm2, Euler, FlowSde, SaSolver, SamplerConfig, SamplerKind, Sde, Strategy, Unipc,
@@ -78,6 +78,10 @@ impl Worst {
     }
 }
 
+fn crd(centring: Centring, other: Other) -> ObjectiveKind {
+    ObjectiveKind::Crd(Crd { beta: 0.7, centring, temperature: 0.6, other })
+}
+
 fn objectives() -> Vec<ObjectiveKind> {
     let with = |ratio| {
         [ObjectiveKind::Epg(Epg { ratio }), ObjectiveKind::Pepg(Pepg { ratio }), ObjectiveKind::Par(Par { ratio })]
@@ -96,6 +100,9 @@ fn objectives() -> Vec<ObjectiveKind> {
         ObjectiveKind::Dpo(Dpo { beta: 3.0 }),
         ObjectiveKind::Dgpo(Dgpo { beta: 3.0, other: Other::Reference }),
         ObjectiveKind::Dgpo(Dgpo { beta: 3.0, other: Other::Lagged }),
+        crd(Centring::Mean, Other::Lagged),
+        crd(Centring::Halves, Other::Reference),
+        crd(Centring::Softmax, Other::Lagged),
         // Of velocities, without trajectories.
         ObjectiveKind::Ram(Ram { multiplier: 0.7, residual: Residual::Behavior }),
         ObjectiveKind::Ram(Ram { multiplier: 0.7, residual: Residual::Current }),

@@ -36,6 +36,7 @@ pub const ALL: &[(&str, &str)] = recipes![
     "nano-rwr-sparse",
     "nano-online-dpo",
     "nano-dgpo",
+    "nano-crd",
     "nano-rloo",
     "nano-dr-grpo",
     "nano-dapo",

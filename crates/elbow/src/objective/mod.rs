@@ -3,6 +3,7 @@
 //! Notation: L, L_b log-probabilities under current and behavior weights at the same points, ρ = exp(L − L_b),
 //! A the advantage, sg stop-gradient. Losses are minimized.
 
+pub use crd::Centring;
 pub use dgpo::Other;
 pub use ram::Residual;
 pub use rpg::Divergence;
@@ -86,6 +87,8 @@ axis! {
     dpo::Dpo,
     /// The better half of a group preferred to the worse (DGPO, arXiv 2510.08425).
     dgpo::Dgpo,
+    /// Rewards regressed on log-ratios within a group (CRD, arXiv 2603.14128).
+    crd::Crd,
 }
 
 /// A complaint of the objective `name` unless Gaussian steps are scored, by their mean over dimensions.

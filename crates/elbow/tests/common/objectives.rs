@@ -8,8 +8,8 @@ use super::{
 use elbow::{
     likelihood::{Elbo, LikelihoodKind, Weighting},
     objective::{
-        Cispo, Dgpo, Divergence, Dpo, Dpok, Epg, FlowDppo, Gmpo, Grpo, GrpoGuard, Nft, ObjectiveKind, Other, Par, Pepg,
-        Ram, Residual, Rpg, Sapo,
+        Centring, Cispo, Crd, Dgpo, Divergence, Dpo, Dpok, Epg, FlowDppo, Gmpo, Grpo, GrpoGuard, Nft, ObjectiveKind,
+        Other, Par, Pepg, Ram, Residual, Rpg, Sapo,
     },
 };
 
@@ -44,7 +44,12 @@ impl Formula<'_> {
                 let sign = f64::signum(a);
                 -a * mean(draws.iter().map(|draw| sign * (sign * row(draw)).min(log_clip))).exp()
             }
-            ObjectiveKind::TrajectoryBalance(_) | ObjectiveKind::Dpo(_) | ObjectiveKind::Dgpo(_) => return None,
+            ObjectiveKind::TrajectoryBalance(_)
+            | ObjectiveKind::Dpo(_)
+            | ObjectiveKind::Dgpo(_)
+            | ObjectiveKind::Crd(_) => {
+                return None;
+            }
             _ => self.of_draws(a, draws, theta, base),
         })
     }
@@ -131,6 +136,26 @@ impl Formula<'_> {
                     group.clone().map(|j| weight(j) / all * from(j, theta)).sum::<f64>()
                 };
                 (-beta * (side(1.0) - side(-1.0))).exp().ln_1p() / GROUP as f64
+            }
+            ObjectiveKind::Crd(Crd { beta, centring, temperature, other }) => {
+                let first = i / GROUP * GROUP;
+                let from = |j: usize, theta: &Weights| {
+                    if other == Other::Lagged { from_lagged(j, theta) } else { d(j, theta) }
+                };
+                let weighted = |weight: &dyn Fn(f64) -> f64| {
+                    let weights = (first..first + GROUP).map(|j| weight(ADVANTAGES[j]));
+                    let sum: f64 = weights.clone().zip(first..).map(|(w, j)| w * from(j, base)).sum();
+                    sum / weights.sum::<f64>()
+                };
+                let center = match centring {
+                    Centring::Mean => weighted(&|_| 1.0),
+                    Centring::Halves => {
+                        (weighted(&|a| f64::from(u8::from(a > 0.0))) + weighted(&|a| f64::from(u8::from(a < 0.0))))
+                            / 2.0
+                    }
+                    Centring::Softmax => weighted(&|a| (a / temperature).exp()),
+                };
+                0.5 * (beta * (from(i, theta) - center) - ADVANTAGES[i]).powi(2)
             }
             _ => unreachable!("of one sample"),
         }

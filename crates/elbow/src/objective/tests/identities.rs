@@ -232,6 +232,40 @@ fn dgpo_of_pairs_is_dpo() {
     same(&slopes, &dpo_slopes);
 }
 
+/// Of the reference, the mean and β = 1 it is trajectory balance.
+#[test]
+fn crd_can_be_trajectory_balance() {
+    let crd = Crd { other: Other::Reference, ..Crd::default() };
+    let (got, slopes) = evaluate(Some(BEHAVIOR), &|e| losses(&crd, ADVANTAGES, e));
+    let (expected, its_slopes) = evaluate(Some(BEHAVIOR), &|e| losses(&TrajectoryBalance {}, ADVANTAGES, e));
+    assert!(got.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-12), "{got:?} {expected:?}");
+    same(&slopes, &its_slopes);
+}
+
+/// c(d) by hand, in one group.
+#[test]
+fn crd_centers_in_three_ways() {
+    let advantages = [2.0, 1.0, -0.5, -1.0, 0.0, -1.5];
+    let (d, _) = evaluate(Some(BEHAVIOR), &|e| e.log_ratio());
+    let weighted = |weight: &dyn Fn(f64) -> f64| {
+        let sum: f64 = advantages.iter().zip(&d).map(|(&a, d)| weight(a) * d).sum();
+        sum / advantages.iter().map(|&a| weight(a)).sum::<f64>()
+    };
+    let halves = 0.5 * ((d[0] + d[1]) / 2.0 + (d[2] + d[3] + d[5]) / 3.0);
+    for (centring, center) in [
+        (Centring::Mean, weighted(&|_| 1.0)),
+        (Centring::Halves, halves),
+        (Centring::Softmax, weighted(&|a| (a / 0.6).exp())),
+    ] {
+        let crd = Crd { beta: 3.0, centring, temperature: 0.6, other: Other::Lagged };
+        let (got, _) = evaluate(Some(BEHAVIOR), &|e| in_groups([0; B], advantages, |groups| crd.loss(e, groups)));
+        for i in 0..B {
+            let expected = 0.5 * (3.0 * (d[i] - center) - advantages[i]).powi(2);
+            assert!((got[i] - expected).abs() < 1e-12, "{centring:?}, {i}: {} {expected}", got[i]);
+        }
+    }
+}
+
 /// −ln σ(β (Σ w d of the better − Σ w d of the worse)), a third of it for each of three; a group without difference has no gradient.
 #[test]
 fn dgpo_in_closed_form() {
