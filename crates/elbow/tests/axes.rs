@@ -11,8 +11,8 @@ use elbow::{
         Weighting,
     },
     objective::{
-        Centring, Cispo, Crd, Dgpo, Divergence, Dpo, Dpok, Epg, FlowDppo, Gmpo, Grpo, GrpoGuard, Nft, ObjectiveKind,
-        Other, Par, Pepg, Ram, Residual, Rpg, Sapo, TrajectoryBalance,
+        Centring, Cispo, Crd, Dgpo, Divergence, Dpo, Dpok, Epg, FlowDppo, Gmpo, Grpo, GrpoGuard, Guided, Nft,
+        ObjectiveKind, Origin, Other, Par, Pepg, Ram, Residual, Rpg, Sapo, Target, TrajectoryBalance,
     },
     sampler::{
         Branch, Cps, Dance, Ddim, Dpm2, Euler, FlowSde, SaSolver, SamplerConfig, SamplerKind, Sde, Strategy, Unipc,
@@ -82,6 +82,10 @@ fn crd(centring: Centring, other: Other) -> ObjectiveKind {
     ObjectiveKind::Crd(Crd { beta: 0.7, centring, temperature: 0.6, other })
 }
 
+fn guided(target: Target, origin: Origin) -> ObjectiveKind {
+    ObjectiveKind::Guided(Guided { target, origin, step: 0.7, anchor: 0.3 })
+}
+
 fn objectives() -> Vec<ObjectiveKind> {
     let with = |ratio| {
         [ObjectiveKind::Epg(Epg { ratio }), ObjectiveKind::Pepg(Pepg { ratio }), ObjectiveKind::Par(Par { ratio })]
@@ -106,6 +110,9 @@ fn objectives() -> Vec<ObjectiveKind> {
         // Of velocities, without trajectories.
         ObjectiveKind::Ram(Ram { multiplier: 0.7, residual: Residual::Behavior }),
         ObjectiveKind::Ram(Ram { multiplier: 0.7, residual: Residual::Current }),
+        guided(Target::Residual, Origin::Reference),
+        guided(Target::Covariance, Origin::Behavior),
+        guided(Target::Pair, Origin::Behavior),
         // Of steps, without ELBOs.
         ObjectiveKind::GrpoGuard(GrpoGuard { clip: 1e-4, max_advantage: 1.0 }),
         ObjectiveKind::FlowDppo(FlowDppo { max_divergence: 1e-6 }),

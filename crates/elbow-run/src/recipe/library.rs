@@ -37,6 +37,8 @@ pub const ALL: &[(&str, &str)] = recipes![
     "nano-online-dpo",
     "nano-dgpo",
     "nano-crd",
+    "nano-diffusion-art",
+    "nano-fdfo",
     "nano-rloo",
     "nano-dr-grpo",
     "nano-dapo",

@@ -5,6 +5,7 @@
 
 pub use crd::Centring;
 pub use dgpo::Other;
+pub use guided::{Origin, Target};
 pub use ram::Residual;
 pub use rpg::Divergence;
 
@@ -79,6 +80,9 @@ axis! {
     nft::Nft,
     /// Regression on a tilted reference (reinforced adjoint matching, arXiv 2605.10759).
     ram::Ram,
+    /// Regression on a velocity moved by a residual, a group's covariance or a pair (RAM; DiffusionART, arXiv 2610.12572; FDFO,
+    /// arXiv 2603.12893).
+    guided::Guided,
     /// Divergence to the behavior policy inside the reward (RPG, arXiv 2505.17508).
     rpg::Rpg,
     /// Trajectory balance with a group's baseline (arXiv 2201.13259).

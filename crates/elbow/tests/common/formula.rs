@@ -40,6 +40,8 @@ pub(crate) struct Formula<'a> {
     pub(super) case: &'a Case,
     pub(super) grid: Vec<f64>,
     groups: Vec<Vec<Vec<Draw>>>,
+    /// The finished samples.
+    clean: Vec<Latent>,
 }
 
 fn latents(tensor: &Tensor<2>) -> Vec<Latent> {
@@ -101,8 +103,9 @@ fn continuous(elbo: &Elbo, batch: &Batch, sample: usize, draw: usize) -> f64 {
 
 impl<'a> Formula<'a> {
     pub(crate) fn new(case: &'a Case, batch: &Batch, queries: &[Query]) -> Self {
-        let mut formula = Self { case, grid: batch.grid.times.clone(), groups: Vec::new() };
-        let clean = latents(batch.clean());
+        let mut formula =
+            Self { case, grid: batch.grid.times.clone(), groups: Vec::new(), clean: latents(batch.clean()) };
+        let clean = formula.clean.clone();
         for (q, query) in queries.iter().enumerate() {
             let (points, times) = (latents(&query.x), query.t.clone().into_data().iter::<f64>().collect::<Vec<_>>());
             let mut group: Vec<Vec<Draw>> = (0..B).map(|_| Vec::new()).collect();
@@ -156,6 +159,13 @@ impl<'a> Formula<'a> {
             assert!((x[i] - expected).abs() < 1e-6, "{:?}: {} {expected}", self.case, x[i]);
         }
         noise
+    }
+
+    /// Advantage and finished sample of the two of a draw's group.
+    pub(super) fn pair_of(&self, draw: &Draw) -> [(f64, Latent); 2] {
+        let number = self.clean.iter().position(|clean| clean.map(f64::to_bits) == draw.clean.map(f64::to_bits));
+        let first = number.expect("a sample of the batch") / GROUP * GROUP;
+        [first, first + 1].map(|i| (ADVANTAGES[i], self.clean[i]))
     }
 
     /// The network with guidance.

@@ -8,8 +8,8 @@ use super::{
 use elbow::{
     likelihood::{Elbo, LikelihoodKind, Weighting},
     objective::{
-        Centring, Cispo, Crd, Dgpo, Divergence, Dpo, Dpok, Epg, FlowDppo, Gmpo, Grpo, GrpoGuard, Nft, ObjectiveKind,
-        Other, Par, Pepg, Ram, Residual, Rpg, Sapo,
+        Centring, Cispo, Crd, Dgpo, Divergence, Dpo, Dpok, Epg, FlowDppo, Gmpo, Grpo, GrpoGuard, Guided, Nft,
+        ObjectiveKind, Origin, Other, Par, Pepg, Ram, Residual, Rpg, Sapo, Target,
     },
 };
 
@@ -101,8 +101,31 @@ impl Formula<'_> {
                     (v[i] - v_ref[i] - multiplier * a * (u - from[i])).powi(2)
                 }))
             })),
+            ObjectiveKind::Guided(guided) => mean(draws.iter().map(|draw| self.guided(guided, a, draw, theta))),
             _ => unreachable!("of log-probabilities, or of the batch"),
         }
+    }
+
+    /// ‖v − v_o − γ Ψ‖² + c ‖v − v_ref‖² of one draw. In groups of two, a covariance is a pair's.
+    fn guided(&self, guided: Guided, a: f64, draw: &Draw, theta: &Weights) -> f64 {
+        let (behavior, reference) = (behavior().map(f64::from), REFERENCE.map(f64::from));
+        let [_, _, d_alpha, d_sigma] = level(self.case.schedule, draw.time);
+        let [v, v_b, v_ref] = [theta, &behavior, &reference].map(|weights| self.velocity(draw, weights));
+        let from = if guided.origin == Origin::Behavior { v_b } else { v_ref };
+        let direction: Latent = match guided.target {
+            Target::Residual => {
+                std::array::from_fn(|i| a * (d_alpha * draw.clean[i] + d_sigma * draw.goal[i] - v_b[i]))
+            }
+            Target::Covariance | Target::Pair => {
+                let [first, second] = self.pair_of(draw);
+                let sign = (first.0 - second.0).signum();
+                let off: Latent = std::array::from_fn(|i| -sign * (first.1[i] - second.1[i]));
+                let size = mean(off.map(|x| x * x)).sqrt();
+                off.map(|x| x / size)
+            }
+        };
+        let moved = mean((0..DIMS).map(|i| (v[i] - from[i] - guided.step * direction[i]).powi(2)));
+        moved + guided.anchor * mean((0..DIMS).map(|i| (v[i] - v_ref[i]).powi(2)))
     }
 
     /// The objective of sample `i` where it depends on the others of the batch.

@@ -101,6 +101,59 @@ fn ram_is_a_policy_gradient_and_girsanovs_divergence() {
     }
 }
 
+/// With the residual, the reference and no anchor it is RAM, draw by draw.
+#[test]
+fn guided_by_the_residual_is_ram() {
+    let guided = Guided { target: Target::Residual, origin: Origin::Reference, step: 0.4, anchor: 0.0 };
+    let ram = Ram { multiplier: 0.4, residual: Residual::Behavior };
+    for behavior in [None, Some(BEHAVIOR)] {
+        let (got, slopes) = evaluate(behavior, &|e| losses(&guided, ADVANTAGES, e));
+        let (expected, its_slopes) = evaluate(behavior, &|e| losses(&ram, ADVANTAGES, e));
+        assert!(got.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-12), "{got:?} {expected:?}");
+        same(&slopes, &its_slopes);
+    }
+}
+
+/// Ψ is minus the covariance of rewards and clean samples, of root mean square 1: of the group, or of pairs; 0 where rewards agree.
+#[test]
+fn guided_moves_along_a_covariance() {
+    let rewards = [1.0, 0.0, 0.5, 3.0, 3.0, 3.0];
+    let clean: [f32; B * DIMS] = std::array::from_fn(|i| (i as f32 * 1.7).sin());
+    let config = SamplerConfig { steps: 4, ..SamplerConfig::default() };
+    let mut batch =
+        drawn(&config, vec![Tensor::from_data(TensorData::new(clean.to_vec(), [B, DIMS]), &Device::flex())]);
+    for (i, sample) in batch.samples.iter_mut().enumerate() {
+        (sample.group, sample.reward) = (i / 3, Ok(rewards[i].into()));
+    }
+    let x = |i: usize, p: usize| f64::from(clean[i * DIMS + p]);
+    let unit = |direction: [f64; DIMS]| {
+        let size = (direction.iter().map(|d| d * d).sum::<f64>() / DIMS as f64).sqrt();
+        direction.map(|d| if size > 0.0 { d / size } else { 0.0 })
+    };
+    // Over the three of the first group, whose mean reward is ½; and over its first two, where it is ½ too.
+    let group = unit(std::array::from_fn(|p| -(0.5 * x(0, p) - 0.5 * x(1, p))));
+    let elbo = Elbo { weighting: Weighting::Simple, timesteps: Timesteps::One, ..Elbo::default() };
+    let query = elbo.queries(&batch, &batch).next().expect("one time");
+    let (current, behavior) = (table(&query, &CURRENT, &Device::flex()), table(&query, &BEHAVIOR, &Device::flex()));
+    let fields =
+        Fields { behavior: Some(&behavior), lagged: None, reference: &Never, guided_reference: None, teachers: &[] };
+    let e = Evaluation::new(&query, &current, &fields);
+    let groups = Groups::new(&ADVANTAGES, &batch.samples, &batch, &Device::flex());
+    let [v, v_b] = [&current, &behavior].map(|t| t.0.clone().into_data().iter::<f64>().collect::<Vec<_>>());
+    for target in [Target::Covariance, Target::Pair] {
+        let got: Vec<f64> =
+            Guided { target, step: 0.3, ..Guided::default() }.loss(&e, &groups).into_data().iter::<f64>().collect();
+        for i in 0..B {
+            // The third of a group has no partner.
+            let moved = i < 2 || (i == 2 && target == Target::Covariance);
+            let direction = if moved { group } else { [0.0; DIMS] };
+            let off = (0..DIMS).map(|p| (v[i * DIMS + p] - v_b[i * DIMS + p] - 0.3 * direction[p]).powi(2));
+            let expected = off.sum::<f64>() / DIMS as f64;
+            assert!((got[i] - expected).abs() < 1e-6 * (1.0 + expected), "{target:?}, {i}: {} {expected}", got[i]);
+        }
+    }
+}
+
 /// −(A − sg(d)) L has the gradient of −A L + ½ d², d = L − L_b: a policy gradient, and a proximal term that to second order is the
 /// divergence to the behavior policy.
 #[test]
