@@ -7,8 +7,8 @@ use common::{Case, current, formula::Formula};
 use elbow::{
     kl::{Anchor, Kl, KlKind},
     likelihood::{
-        Density, Draws, Elbo, LikelihoodKind, Normalizer, Points, Query, Ratio, StepWeights, Timesteps, Trajectory,
-        Weighting,
+        Density, Draws, Elbo, LikelihoodKind, Neighbor, Normalizer, Points, Query, Ratio, StepWeights, Timesteps,
+        Trajectory, Weighting,
     },
     objective::{
         Centring, Cispo, Crd, Dgpo, Divergence, Dpo, Dpok, Epg, FlowDppo, Gmpo, Grpo, GrpoGuard, Guided, Nft,
@@ -131,6 +131,7 @@ fn likelihoods() -> Vec<LikelihoodKind> {
         all.push(LikelihoodKind::Elbo(Elbo { draws: Draws::PerGroup, ratio, ..Elbo::default() }));
         all.push(LikelihoodKind::Elbo(Elbo { normalizer: Normalizer::Shared, ratio, ..Elbo::default() }));
         all.push(LikelihoodKind::Trajectory(Trajectory { fraction: 0.99, ratio, ..Trajectory::default() }));
+        all.push(LikelihoodKind::Neighbor(Neighbor { temperature: 0.3, fraction: 0.7, ratio }));
     }
     all
 }

@@ -39,6 +39,7 @@ pub const ALL: &[(&str, &str)] = recipes![
     "nano-crd",
     "nano-diffusion-art",
     "nano-fdfo",
+    "nano-neighbor-grpo",
     "nano-rloo",
     "nano-dr-grpo",
     "nano-dapo",

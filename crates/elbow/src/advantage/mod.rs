@@ -65,6 +65,8 @@ axis! {
     top::Top,
     /// 1 for the best and −1 for the worst sample of a group: the pairs of objective `dpo` (after arXiv 2311.12908).
     best_worst::BestWorst,
+    /// Over a quasi-norm of the group (Neighbor GRPO, arXiv 2511.16955).
+    quasi_norm::QuasiNorm,
 }
 
 /// A complaint if a factor is not 0 or a positive number.

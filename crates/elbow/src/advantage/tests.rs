@@ -286,3 +286,19 @@ fn groups_of_one_prompt_are_pooled() {
         assert!((got - (reward - 4.0) / (deviation + 1e-6)).abs() < 1e-12, "{got}");
     }
 }
+
+/// √G r / (Σ |r|^p)^{1/p}; p = 2 is the group's own deviation, and a group without variance has zeros.
+#[test]
+fn a_quasi_norm_in_closed_form() {
+    let samples = batch(&[1.0, 2.0, 6.0, 5.0, 5.0], &[0, 0, 0, 1, 1]);
+    let got = all(&QuasiNorm::default(), &samples);
+    let norm = [2.0f64, 1.0, 3.0].map(|r| r.powf(0.8)).iter().sum::<f64>().powf(1.25);
+    for (got, centered) in got.iter().zip([-2.0, -1.0, 3.0]) {
+        assert!((got - 3f64.sqrt() * centered / norm).abs() < 1e-12, "{got}");
+    }
+    assert_eq!(got[3..], [0.0, 0.0]);
+    let own = Standard { deviation: Deviation::Group, floor: 1e-300, ..Standard::default() };
+    let (quadratic, standard) = (all(&QuasiNorm { power: 2.0 }, &samples), all(&own, &samples));
+    assert!(quadratic.iter().zip(&standard).take(3).all(|(a, b)| (a - b).abs() < 1e-12), "{quadratic:?} {standard:?}");
+    assert_eq!(QuasiNorm { power: 0.0 }.validate().len(), 1);
+}

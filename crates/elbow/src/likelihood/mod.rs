@@ -266,6 +266,8 @@ axis! {
     elbo::Elbo,
     /// The sampler's own transition densities (DDPO, arXiv 2305.13301; Flow-GRPO, arXiv 2505.05470).
     trajectory::Trajectory,
+    /// Which of a group's points a deterministic step goes to (Neighbor GRPO, arXiv 2511.16955).
+    neighbor::Neighbor,
 }
 
 /// What is wrong with a share of the grid, if anything.

@@ -10,8 +10,8 @@ use elbow::{
     batch::Batch,
     kl::{Anchor, KlKind},
     likelihood::{
-        Density, Draws, Elbo, LikelihoodKind, Normalizer, Points, Query, Ratio, StepWeights, Timesteps, Trajectory,
-        Weighting,
+        Density, Draws, Elbo, LikelihoodKind, Neighbor, Normalizer, Points, Query, Ratio, StepWeights, Timesteps,
+        Trajectory, Weighting,
     },
     noise::{self, Key, Purpose},
     sampler::{Branch, Cps, Dance, Ddim, FlowSde, SaSolver, SamplerKind, Sde, Window},
@@ -33,6 +33,8 @@ pub(super) struct Draw {
     pub(super) goal: Latent,
     /// The finished sample.
     pub(super) clean: Latent,
+    /// Neighbors: the next points of the group.
+    neighbors: Vec<Latent>,
 }
 
 /// The re-derivation: `groups[query][sample]` are the draws that make one log-probability.
@@ -112,6 +114,7 @@ impl<'a> Formula<'a> {
             for (row, (x, t)) in points.into_iter().zip(times).enumerate() {
                 // Draw after draw, all samples in each.
                 let (sample, draw) = (row % B, q + row / B);
+                let first = sample / GROUP * GROUP;
                 let level = formula.grid.iter().position(|g| (g - t).abs() < 1e-6);
                 let stored = |k: usize| latents(&batch.points[k])[sample];
                 let (time, goal) = match case.likelihood {
@@ -120,14 +123,29 @@ impl<'a> Formula<'a> {
                         let point = level.filter(|_| elbo.points == Points::Sampler).map(stored);
                         (time, formula.noise(&elbo, batch, [sample, draw], x, clean[sample], time, point))
                     }
+                    LikelihoodKind::Neighbor(_) => {
+                        // The point of some member of the group.
+                        let k = level.expect("a time of the grid");
+                        let points = latents(&batch.points[k]);
+                        let is = |point: &Latent| point.map(f64::to_bits) == x.map(f64::to_bits);
+                        assert!(points[first..first + GROUP].iter().any(is), "{case:?}");
+                        (formula.grid[k], stored(k + 1))
+                    }
                     LikelihoodKind::Trajectory(_) => {
                         let k = level.expect("a time of the grid");
                         assert_eq!(x.map(f64::to_bits), stored(k).map(f64::to_bits), "{case:?}");
                         (formula.grid[k], stored(k + 1))
                     }
                 };
+                let neighbors = match case.likelihood {
+                    LikelihoodKind::Neighbor(_) => {
+                        let next = latents(&batch.points[1 + level.expect("a time of the grid")]);
+                        next[first..first + GROUP].to_vec()
+                    }
+                    _ => Vec::new(),
+                };
                 let cond = PROMPTS[sample / GROUP].map(f64::from);
-                group[sample].push(Draw { x, t, time, cond, goal, clean: clean[sample] });
+                group[sample].push(Draw { x, t, time, cond, goal, clean: clean[sample], neighbors });
             }
             formula.groups.push(group);
         }
@@ -232,6 +250,14 @@ impl<'a> Formula<'a> {
                     }
                 }
             }
+            LikelihoodKind::Neighbor(neighbor) => {
+                let step = self.next(draw) - draw.time;
+                let near = |point: &Latent| {
+                    let square = (0..DIMS).map(|i| (point[i] - draw.x[i] - step * v[i]).powi(2));
+                    -mean(square) / neighbor.temperature
+                };
+                near(&draw.goal) - draw.neighbors.iter().map(|point| near(point).exp()).sum::<f64>().ln()
+            }
             LikelihoodKind::Trajectory(trajectory) => {
                 let (mu, variance) = self.transition(draw, v);
                 let square = mean((0..DIMS).map(|i| (draw.goal[i] - mu[i]).powi(2)));
@@ -298,7 +324,8 @@ impl<'a> Formula<'a> {
     fn weight(&self, draws: &[Draw]) -> f64 {
         let noise = |time: f64| {
             let [x, goal, clean] = [[0.0; DIMS]; 3];
-            self.transition(&Draw { x, t: time, time, cond: [0.0; 3], goal, clean }, [0.0; DIMS]).1.sqrt()
+            let draw = Draw { x, t: time, time, cond: [0.0; 3], goal, clean, neighbors: Vec::new() };
+            self.transition(&draw, [0.0; DIMS]).1.sqrt()
         };
         match self.case.likelihood {
             LikelihoodKind::Trajectory(Trajectory { weights: StepWeights::Noise, .. }) => {
@@ -330,10 +357,10 @@ impl<'a> Formula<'a> {
         let count = draws.len() as f64;
         let sum: f64 = draws.sum();
         match self.case.likelihood {
-            LikelihoodKind::Elbo(_) | LikelihoodKind::Trajectory(Trajectory { ratio: Ratio::PerSampleMean, .. }) => {
-                sum / count
-            }
-            LikelihoodKind::Trajectory(_) => sum,
+            LikelihoodKind::Elbo(_)
+            | LikelihoodKind::Trajectory(Trajectory { ratio: Ratio::PerSampleMean, .. })
+            | LikelihoodKind::Neighbor(Neighbor { ratio: Ratio::PerSampleMean, .. }) => sum / count,
+            LikelihoodKind::Trajectory(_) | LikelihoodKind::Neighbor(_) => sum,
         }
     }
 

@@ -134,6 +134,10 @@ impl Case {
         };
         let Self { objective, likelihood, sampler, schedule, kl } = self.clone();
         let mut config = Config { objective, likelihood, sampler, kl, advantage, ..Config::default() };
+        if let LikelihoodKind::Neighbor(_) = config.likelihood {
+            config.start_noise = StartNoise::PerGroup;
+            config.start_spread = 0.5;
+        }
         if let SamplerKind::Branch(branch) = config.sampler.rule {
             config.batch.group_size = branch.points * branch.explorations;
             config.start_noise = StartNoise::PerGroup;
@@ -169,7 +173,14 @@ impl Case {
                 reward: Ok(ADVANTAGES[i].into()),
                 ..Sample::new(Arc::new(prompts[group].clone()), key)
             };
-            Seat::new(sample, Key { purpose: Purpose::Start, ..key })
+            let start = Key { purpose: Purpose::Start, ..key };
+            match self.likelihood {
+                LikelihoodKind::Neighbor(_) => {
+                    let apart = Some((start.draw(1), 0.5));
+                    Seat { apart, ..Seat::new(sample, start.sample(first as u64)) }
+                }
+                _ => Seat::new(sample, start),
+            }
         };
         let drawing = Drawing {
             policy: &policy,

@@ -1,0 +1,48 @@
+//! Neighbor GRPO's advantage: rewards over a quasi-norm of the group's (arXiv 2511.16955).
+//!
+//! A_i = √G r_i / (Σ_j ∣r_j∣^p)^{1/p},  r = R − mean of the group,  p = 0.8
+//!
+//! p = 2 is the group's own deviation. Below it a group in which one sample stands out counts for less.
+
+use super::{Advantage, History, Rewards};
+use crate::batch::Sample;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Rewards over a quasi-norm.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct QuasiNorm {
+    /// p, above 0.
+    pub power: f64,
+}
+
+impl Default for QuasiNorm {
+    fn default() -> Self {
+        Self { power: 0.8 }
+    }
+}
+
+impl Advantage for QuasiNorm {
+    fn advantages(&self, samples: &[Sample], _: &History) -> Vec<Option<f64>> {
+        let rewards = Rewards::of(samples);
+        let norm = |members: Vec<(usize, f64)>, mean: f64| {
+            let sum: f64 = members.iter().map(|(_, reward)| (reward - mean).abs().powf(self.power)).sum();
+            sum.powf(1.0 / self.power)
+        };
+        let moments = rewards.moments();
+        let norms: Vec<f64> =
+            rewards.members().into_iter().zip(&moments).map(|(members, group)| norm(members, group.mean)).collect();
+        let advantage = |value: f64, group: usize| {
+            let (moments, norm) = (moments[group], norms[group]);
+            if moments.agree { 0.0 } else { (moments.count as f64).sqrt() * (value - moments.mean) / norm }
+        };
+        let pairs = rewards.values.iter().zip(&rewards.groups);
+        pairs.map(|(value, &group)| value.map(|value| advantage(value, group))).collect()
+    }
+
+    fn validate(&self) -> Vec<String> {
+        let wrong = !(self.power > 0.0 && self.power.is_finite());
+        wrong.then(|| format!("advantage.power = {}: must be a positive number", self.power)).into_iter().collect()
+    }
+}
