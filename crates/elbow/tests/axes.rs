@@ -11,8 +11,9 @@ use elbow::{
         Trajectory, Weighting,
     },
     objective::{
-        Centring, Cispo, Crd, Dgpo, Divergence, Dpo, Dpok, Epg, FlowDppo, Gmpo, Grpo, GrpoGuard, Guided, Nft,
-        ObjectiveKind, Origin, Other, Par, Pepg, Ram, Residual, Rpg, Sapo, Target, TrajectoryBalance,
+        Centring, Cispo, Compare, Crd, Dgpo, Distill, Divergence, Dpo, Dpok, Epg, FlowDppo, Gmpo, Grpo, GrpoGuard,
+        Guided, Nft, ObjectiveKind, Origin, Other, Par, Pepg, Ram, Residual, Rpg, Sapo, Target, Teacher,
+        TrajectoryBalance,
     },
     sampler::{
         Branch, Cps, Dance, Ddim, Dpm2, Euler, FlowSde, SaSolver, SamplerConfig, SamplerKind, Sde, Strategy, Unipc,
@@ -86,6 +87,11 @@ fn guided(target: Target, origin: Origin) -> ObjectiveKind {
     ObjectiveKind::Guided(Guided { target, origin, step: 0.7, anchor: 0.3 })
 }
 
+fn distill(compare: Compare, normalized: bool) -> ObjectiveKind {
+    let teachers = vec![Teacher { weights: "anywhere".into(), tag: None }];
+    ObjectiveKind::Distill(Distill { teachers, compare, normalized })
+}
+
 fn objectives() -> Vec<ObjectiveKind> {
     let with = |ratio| {
         [ObjectiveKind::Epg(Epg { ratio }), ObjectiveKind::Pepg(Pepg { ratio }), ObjectiveKind::Par(Par { ratio })]
@@ -107,7 +113,10 @@ fn objectives() -> Vec<ObjectiveKind> {
         crd(Centring::Mean, Other::Lagged),
         crd(Centring::Halves, Other::Reference),
         crd(Centring::Softmax, Other::Lagged),
-        // Of velocities, without trajectories.
+        // Of velocities, with and without trajectories.
+        distill(Compare::Velocity, false),
+        distill(Compare::Clean, true),
+        distill(Compare::Next, true),
         ObjectiveKind::Ram(Ram { multiplier: 0.7, residual: Residual::Behavior }),
         ObjectiveKind::Ram(Ram { multiplier: 0.7, residual: Residual::Current }),
         guided(Target::Residual, Origin::Reference),

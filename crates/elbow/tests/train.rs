@@ -445,3 +445,35 @@ fn velocities_of_the_rollout_are_used_again() {
         assert!(passes < more, "{config:?}: {passes} {more}");
     }
 }
+
+/// A student becomes its teacher, whatever the rewards; with two, the tag of a prompt says which.
+#[test]
+fn a_student_becomes_its_teacher() {
+    let teacher = |tag: Option<&str>| objective::Teacher { weights: "given".into(), tag: tag.map(str::to_owned) };
+    let distill = objective::Distill { teachers: vec![teacher(Some("other")), teacher(None)], ..Default::default() };
+    let likelihood = LikelihoodKind::Elbo(Elbo { points: Points::Sampler, ..Elbo::default() });
+    let config = Config {
+        objective: distill.into(),
+        likelihood,
+        sampler: sampler(SamplerKind::Euler(Euler {})),
+        kl: Kl { weight: 0.0, ..Kl::default() },
+        ..config()
+    };
+    let (policy, prompts) = (Toy::default(), vec![Prompt::from("a point")]);
+    let mut trainer = trainer(&config, &policy, &prompts, &AGREEING);
+    let error = trainer.epoch(&()).expect_err("it has no teachers").to_string();
+    assert!(error.contains("2 teachers and there are 0"), "{error}");
+    let moved = |scale: f32| {
+        let mut params = policy.initial();
+        let mut away = Vec::new();
+        Key::new(5, Purpose::Initialization, 1).extend_normals(2 * 32, &mut away);
+        let values = params.values_mut();
+        let first = values.len() - away.len();
+        values[first..].iter_mut().zip(away).for_each(|(value, noise)| *value += scale * noise);
+        params
+    };
+    trainer.teachers = vec![moved(5.0), moved(0.2)];
+    let mut epoch = || trainer.epoch(&()).expect("an epoch").record["policy_loss"].as_f64().expect("a number");
+    let losses: Vec<f64> = (0..80).map(|_| epoch()).collect();
+    assert!(losses[79] < 0.02 * losses[0], "{losses:?}");
+}

@@ -40,6 +40,8 @@ pub const ALL: &[(&str, &str)] = recipes![
     "nano-diffusion-art",
     "nano-fdfo",
     "nano-neighbor-grpo",
+    "nano-distill",
+    "nano-dipod",
     "nano-rloo",
     "nano-dr-grpo",
     "nano-dapo",

@@ -5,6 +5,7 @@
 
 pub use crd::Centring;
 pub use dgpo::Other;
+pub use distill::{Compare, Teacher};
 pub use guided::{Origin, Target};
 pub use ram::Residual;
 pub use rpg::Divergence;
@@ -93,6 +94,8 @@ axis! {
     dgpo::Dgpo,
     /// Rewards regressed on log-ratios within a group (CRD, arXiv 2603.14128).
     crd::Crd,
+    /// The velocity of teachers at the points that the student visits (Flow-OPD, arXiv 2605.08063).
+    distill::Distill,
 }
 
 /// A complaint of the objective `name` unless Gaussian steps are scored, by their mean over dimensions.

@@ -8,8 +8,8 @@ use super::{
 use elbow::{
     likelihood::{Elbo, LikelihoodKind, Weighting},
     objective::{
-        Centring, Cispo, Crd, Dgpo, Divergence, Dpo, Dpok, Epg, FlowDppo, Gmpo, Grpo, GrpoGuard, Guided, Nft,
-        ObjectiveKind, Origin, Other, Par, Pepg, Ram, Residual, Rpg, Sapo, Target,
+        Centring, Cispo, Compare, Crd, Dgpo, Distill, Divergence, Dpo, Dpok, Epg, FlowDppo, Gmpo, Grpo, GrpoGuard,
+        Guided, Nft, ObjectiveKind, Origin, Other, Par, Pepg, Ram, Residual, Rpg, Sapo, Target,
     },
 };
 
@@ -22,7 +22,7 @@ impl Formula<'_> {
         let frozen = self.log_prob(draws, base, base) - l_b;
         let factor = |ratio: bool| if ratio { frozen.exp() } else { 1.0 };
         let row = |draw: &Draw| self.score(draw, theta, base) - self.score(draw, &behavior, &behavior);
-        Some(match self.case.objective {
+        Some(match self.case.objective.clone() {
             ObjectiveKind::Epg(Epg { ratio }) => -factor(ratio) * a * l,
             ObjectiveKind::Pepg(Pepg { ratio }) => -factor(ratio) * (a - frozen) * l,
             ObjectiveKind::Par(Par { ratio }) => 0.5 * factor(ratio) * (a - (l - l_b)).powi(2),
@@ -58,7 +58,7 @@ impl Formula<'_> {
     fn of_draws(&self, a: f64, draws: &[Draw], theta: &Weights, base: &Weights) -> f64 {
         let behavior = behavior().map(f64::from);
         let row = |draw: &Draw| self.score(draw, theta, base) - self.score(draw, &behavior, &behavior);
-        match self.case.objective {
+        match self.case.objective.clone() {
             ObjectiveKind::GrpoGuard(GrpoGuard { clip, max_advantage }) => mean(draws.iter().map(|draw| {
                 let (_, variance) = self.transition(draw, self.velocity(draw, theta));
                 let rho = ((row(draw) + self.step_divergence(draw, theta)) * variance.sqrt()).exp();
@@ -101,6 +101,22 @@ impl Formula<'_> {
                     (v[i] - v_ref[i] - multiplier * a * (u - from[i])).powi(2)
                 }))
             })),
+            // Its teacher has the lagged weights.
+            ObjectiveKind::Distill(Distill { compare, normalized, .. }) => mean(draws.iter().map(|draw| {
+                let teacher = lagged().map(f64::from);
+                let [alpha, sigma, d_alpha, d_sigma] = level(self.case.schedule, draw.time);
+                let moved = |v: Latent| match compare {
+                    Compare::Velocity => v,
+                    Compare::Clean => v.map(|v| -sigma / (alpha * d_sigma - d_alpha * sigma) * v),
+                    Compare::Next => self.transition(draw, v).0,
+                };
+                let off = |weights: &Weights| -> Latent {
+                    let [here, there] = [weights, &teacher].map(|weights| moved(self.velocity(draw, weights)));
+                    std::array::from_fn(|i| here[i] - there[i])
+                };
+                let size = if normalized { mean(off(base).map(f64::abs)).max(1e-5) } else { 1.0 };
+                mean(off(theta).map(|d| d * d)) / size
+            })),
             ObjectiveKind::Guided(guided) => mean(draws.iter().map(|draw| self.guided(guided, a, draw, theta))),
             _ => unreachable!("of log-probabilities, or of the batch"),
         }
@@ -136,7 +152,7 @@ impl Formula<'_> {
         let (reference, moving) = (REFERENCE.map(f64::from), lagged().map(f64::from));
         let d = |j: usize, theta: &Weights| off(j, theta, &reference);
         let from_lagged = |j: usize, theta: &Weights| off(j, theta, &moving);
-        match self.case.objective {
+        match self.case.objective.clone() {
             ObjectiveKind::TrajectoryBalance(_) => {
                 let first = i / GROUP * GROUP;
                 let level = mean((first..first + GROUP).map(|j| d(j, base)));
