@@ -191,9 +191,9 @@ fn every_legal_combination_has_the_gradient_of_its_formula() {
         }
     }
     worst.report("rectified flow");
-    // 2 guidance scales × (28 ELBOs × 3 samplers for 18 objectives + 2 trajectories × 1 sampler for 18).
-    let legal = 2 * (28 * 3 * 18 + 2 * 18);
-    assert_eq!((worst.combinations, refused), (legal, 20 * 2 * 30 * 3 - legal));
+    // 2 guidance scales × (28 ELBOs × 3 samplers for 28 objectives, 2 trajectories × 1 for 26, 2 of neighbors × 1 for 23).
+    let legal = 2 * (28 * 3 * 28 + 2 * 26 + 2 * 23);
+    assert_eq!((worst.combinations, refused), (legal, 31 * 2 * 32 * 3 - legal));
     assert!(worst.ratios.iter().all(|&n| n > 500), "GRPO is tried clipped and not: {:?}", worst.ratios);
 }
 
@@ -210,8 +210,8 @@ fn every_legal_combination_on_a_variance_preserving_path() {
     }
     worst.report("variance preserving");
     // Neither the SDE, nor trajectories.
-    let legal = 18 * 28 * 2;
-    assert_eq!((worst.combinations, refused), (legal, 20 * 30 * 3 - legal));
+    let legal = 28 * 28 * 2 + 2 * 23;
+    assert_eq!((worst.combinations, refused), (legal, 31 * 32 * 3 - legal));
 }
 
 /// Likelihoods beyond [`likelihoods`], which the whole product would take too long with.

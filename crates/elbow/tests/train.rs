@@ -2,7 +2,7 @@
 
 use burn::tensor::Device;
 use elbow::{
-    Prompt, Request, Reward, RewardError, Score,
+    Policy, Prompt, Request, Reward, RewardError, Score,
     advantage::{AdvantageKind, BestWorst, LeaveOneOut, Nft, PerPrompt, Softmax, Standard, Top},
     batch::{Batch, Sample},
     behavior::BehaviorLag,
