@@ -53,7 +53,7 @@ fn an_unknown_field_is_named_with_those_there_are() {
 #[test]
 fn a_wrong_kind_type_or_form_is_named_with_what_is_expected() {
     refused_changes(&["objective.kind=npo"], &["`objective.kind` = \"npo\": expected one of epg, pepg, par, grpo"]);
-    refused_changes(&["kl.kind=k9"], &["`kl.kind` = \"k9\": expected one of girsanov, k1"]);
+    refused_changes(&["kl.kind=k9"], &["`kl.kind` = \"k9\": expected one of girsanov, path, step"]);
     refused_changes(&["epochs=many"], &["`epochs` = \"many\": expected an integer"]);
     refused_changes(&["epochs=-1"], &["`epochs` = -1: expected an integer of at least 0"]);
     refused_changes(&["optimizer.learning_rate=true"], &["`optimizer.learning_rate` = true: expected a number"]);

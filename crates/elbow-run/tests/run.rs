@@ -15,6 +15,7 @@ fn tiny() -> Recipe {
         "epochs=3",
         "batch.groups=2",
         "batch.group_size=2",
+        "batch.reuse_velocities=false",
         "sampler.steps=2",
         "eval.prompts_per_task=1",
         "eval.measure.images_per_prompt=1",
@@ -131,6 +132,38 @@ fn a_run_tells_what_happens_and_stopped_and_resumed_is_the_same_run() {
         "evaluation 0, evaluation 2, epoch 2, checkpoint 2, epoch 3, checkpoint 3, evaluation 3, finished"
     );
     assert_same(&straight, &stopped);
+}
+
+/// A step that owns the gradient is told before anything is trained, and whether the rollout's velocities are used again is written down.
+#[test]
+fn a_run_warns_of_a_step_that_owns_the_gradient() {
+    let root = tempfile::tempdir().expect("a folder");
+    for (grid, warned) in [("diffusers", true), ("uniform", false)] {
+        let changes = [
+            format!("sampler.grid={grid}"),
+            "epochs=1".into(),
+            "batch.groups=4".into(),
+            "batch.group_size=2".into(),
+            "eval.prompts_per_task=1".into(),
+            "eval.measure.images_per_prompt=1".into(),
+            "eval.measure.sampler.steps=2".into(),
+        ];
+        let (_, recipe) = recipe::load(Some(Path::new("nano-ddpo-is")), &changes).expect("a recipe");
+        let told = Mutex::new(Vec::new());
+        let watch = |event: Event<'_>| match event {
+            Event::Warning { text } => told.lock().expect("no panic").push(text.to_owned()),
+            Event::Epoch { .. } => told.lock().expect("no panic").push("an epoch".to_owned()),
+            _ => {}
+        };
+        let components = Components::load(&recipe, &Device::flex(), &watch).expect("components");
+        let mut run = Run::create(root.path().join(grid), recipe, &components, &watch).expect("a run");
+        run.steps().expect("trains");
+        let told = told.lock().expect("no panic").clone();
+        assert_eq!(told[0].starts_with("step 9 (t = 0.112 to 0.001)"), warned, "{told:?}");
+        assert_eq!(told.iter().any(|text| text.contains("|ln ρ| is up to")), warned, "{told:?}");
+        let config = fs::read_to_string(root.path().join(grid).join("config.toml")).expect("a recipe");
+        assert!(config.contains("reuse_velocities = true"), "{config}");
+    }
 }
 
 /// Asserts that two runs ended with the same bytes.

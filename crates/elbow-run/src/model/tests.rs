@@ -23,3 +23,40 @@ fn a_folders_network_is_read_after_its_prompts_were_prepared() {
     let (policy, _) = model.policy(0, &Device::flex(), ruin).expect("a policy");
     assert!(policy.base().values().iter().all(|value| value.is_nan()));
 }
+
+/// What a recipe leaves to the model: SD3's shift, FLUX's by the number of tokens, none of Stable Diffusion 1 and of the nano model.
+#[test]
+fn the_shift_is_the_models_own() {
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::create_dir(folder.path().join("scheduler")).expect("a folder");
+    let write = |json: &str| fs::write(folder.path().join("scheduler/scheduler_config.json"), json).expect("a file");
+    let loaded = |changes: &[String]| {
+        let path = format!("model.path={:?}", folder.path().display().to_string());
+        let model = ["model.kind=diffusers".to_owned(), path, "model.resolution=512".to_owned()];
+        let changes: Vec<String> = model.iter().chain(changes).cloned().collect();
+        crate::recipe::load(None, &changes).expect("a recipe").1
+    };
+    let shift = |recipe: &crate::recipe::Recipe| recipe.method.sampler.shift.expect("filled in");
+    // The default recipe says 1; without that the model is asked.
+    let text =
+        include_str!("../../../../recipes/nano-geneval.toml").replace("shift = 1.0\n", "").replace(", shift = 1.0", "");
+    let base = folder.path().join("base.toml");
+    fs::write(&base, text.replace("tuning = { kind = \"full\" }", "")).expect("a file");
+    let open = |changes: &[&str]| {
+        let path = format!("model.path={:?}", folder.path().display().to_string());
+        let mut all = vec!["model.kind=diffusers".to_owned(), path, "model.resolution=512".to_owned()];
+        all.extend(changes.iter().map(|change| (*change).to_owned()));
+        crate::recipe::load(Some(&base), &all).expect("a recipe").1
+    };
+    write(r#"{"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}"#);
+    assert!((shift(&open(&[])) - 3.0).abs() < 1e-12 && (shift(&loaded(&[])) - 1.0).abs() < 1e-12);
+    assert!((shift(&open(&["sampler.shift=5"])) - 5.0).abs() < 1e-12, "what the recipe says goes first");
+    let evaluated = open(&[]).setting.eval.measure.sampler.shift;
+    assert_eq!(evaluated, Some(3.0));
+    write(r#"{"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0, "use_dynamic_shifting": true}"#);
+    // 32 × 32 tokens lie a fifth of the way from 256 to 4096: μ = 0.5 + 0.65 (1024 − 256)/3840.
+    let expected = (0.5f64 + 0.65 * 768.0 / 3840.0).exp();
+    assert!((shift(&open(&[])) - expected).abs() < 1e-12, "{} {expected}", shift(&open(&[])));
+    let (_, nano) = crate::recipe::load(Some(&base), &["model.kind=nano".to_owned()]).expect("a recipe");
+    assert!((shift(&nano) - 1.0).abs() < 1e-12);
+}

@@ -113,6 +113,24 @@ mod tests {
         assert_eq!(known, files);
     }
 
+    /// No recipe is scored at a step that owns the gradient.
+    #[test]
+    fn recipes_score_no_step_that_owns_the_gradient() {
+        let mut told = Vec::new();
+        for (name, _) in ALL {
+            let (_, recipe) = crate::recipe::load(Some(Path::new(name)), &[]).expect("a recipe");
+            let schedule = match name.starts_with("sd1.5") {
+                true => elbow::schedule::Schedule::ScaledLinear { beta_start: 0.00085, beta_end: 0.012 },
+                false => recipe.setting.model.schedule(),
+            };
+            let method = recipe.method.build(schedule).expect("it runs");
+            if !method.warnings(schedule).is_empty() {
+                told.push(*name);
+            }
+        }
+        assert!(told.is_empty(), "{told:?}");
+    }
+
     #[test]
     fn a_summary_is_one_sentence() {
         for (name, text) in ALL {

@@ -240,8 +240,8 @@ pub trait Likelihood: Send + Sync {
     /// What log-probabilities are read off.
     fn scored(&self) -> Scored;
 
-    /// (slope/std)² of each step of a walk that is scored, and its place in the walk: how much a change of the velocity there counts in a
-    /// log-probability. Empty if none is.
+    /// How much a change of the velocity counts in the log-probability of each step of a walk that is scored, (slope/std)² of a Gaussian
+    /// step, and its place in the walk. Empty if no steps are scored.
     fn step_weights(&self, walk: &[Step]) -> Vec<(usize, f64)> {
         let _ = walk;
         Vec::new()

@@ -109,7 +109,11 @@ impl Likelihood for Trajectory {
             Choice::First => self.first(walk),
             Choice::Random => sampler::stochastic(walk),
         };
-        all.into_iter().map(|k| (k, (walk[k].mean.v[0] / walk[k].std).powi(2))).collect()
+        let size = |step: Step| match self.density {
+            Density::Gaussian => step.mean.v[0] / step.std,
+            Density::SquaredError => step.mean.v[0],
+        };
+        all.into_iter().map(|k| (k, size(walk[k]).powi(2))).collect()
     }
 
     fn count(&self, walk: &[Step]) -> usize {
