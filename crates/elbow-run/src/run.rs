@@ -12,6 +12,8 @@ use elbow::{
     Reward,
     config::MicroBatch,
     eval::Measured,
+    gaussian::Reduction,
+    likelihood::LikelihoodKind,
     policy::Policy,
     train::{EpochReport, Trainer},
 };
@@ -245,8 +247,14 @@ impl<'a> Run<'a> {
 
     /// Says once that the policies of an epoch lie far apart.
     fn warn_of_ratios(&mut self, record: &Map<String, Value>) {
+        // Only a mean over dimensions is small by its nature.
+        let mean = match &self.recipe.method.likelihood {
+            LikelihoodKind::Elbo(elbo) => elbo.reduction == Reduction::Mean,
+            LikelihoodKind::Trajectory(trajectory) => trajectory.reduction == Reduction::Mean,
+            LikelihoodKind::Neighbor(_) => false,
+        };
         let largest = record.get("logratio_max").and_then(Value::as_f64).unwrap_or(0.0);
-        if largest > 1.0 && !self.warned {
+        if mean && largest > 1.0 && !self.warned {
             self.warned = true;
             let epoch = self.epoch();
             let text = format!(

@@ -87,12 +87,11 @@ impl Drawing<'_> {
     /// sample.
     pub fn draw<T: Send>(
         &self,
-        seats: Vec<Seat>,
+        mut seats: Vec<Seat>,
         prompts: Conditioning,
         judge: impl Fn(&Request<'_>) -> Vec<T> + Send,
     ) -> Judged<T> {
         let grid = Arc::new(self.sampling.grid(self.policy.schedule()));
-        let mut seats = seats;
         for seat in &mut seats {
             seat.sample.walk = self.sampling.rule.walk(&grid, seat.sample.key).into();
         }
@@ -176,15 +175,14 @@ impl Drawing<'_> {
 /// The points that samples start from `[N, D]`.
 fn start(seats: &[Seat], dims: usize, device: &Device) -> Tensor<2> {
     let start = noise::normal(seats.iter().map(|seat| seat.start), dims, device);
+    if seats.iter().all(|seat| seat.apart.is_none()) {
+        return start;
+    }
     let share = |seat: &Seat| seat.apart.map_or(0.0, |(_, share)| share);
     let own = noise::normal(seats.iter().map(|seat| seat.apart.map_or(seat.start, |(key, _)| key)), dims, device);
-    match sampler::scaled(own, seats.iter().map(share)) {
-        None => start,
-        Some(own) => {
-            let kept = seats.iter().map(|seat| (1.0 - share(seat).powi(2)).sqrt());
-            sampler::scaled(start, kept).map_or(own.clone(), |start| start + own)
-        }
-    }
+    let own = sampler::scaled(own, seats.iter().map(share));
+    let start = sampler::scaled(start, seats.iter().map(|seat| (1.0 - share(seat).powi(2)).sqrt()));
+    start.into_iter().chain(own).reduce(|start, own| start + own).expect("invariant: one of the shares is not 0")
 }
 
 /// For each sample the first with the same start noise and the same prompt.
