@@ -117,6 +117,7 @@ fn name(kind: &Type) -> String {
         Type::Boolean => "true or false",
         Type::Text => "text",
         Type::Texts => "list of texts",
+        Type::Numbers => "list of numbers",
         Type::Sections => "list of sections",
         Type::OneOf(_) => "one of",
     }

@@ -57,6 +57,8 @@ pub enum Type {
     Text,
     /// An array of strings.
     Texts,
+    /// An array of numbers.
+    Numbers,
     /// An array of sections, which are checked when they are read.
     Sections,
     /// One of some strings, each with its meaning.
@@ -144,6 +146,7 @@ fn plain(root: &Value, schema: &Value) -> Type {
         Some("number") => Type::Number,
         Some("boolean") => Type::Boolean,
         Some("array") if resolve(root, &schema["items"])["type"] == "object" => Type::Sections,
+        Some("array") if schema["items"]["type"] == "number" => Type::Numbers,
         Some("array") => Type::Texts,
         _ => Type::Text,
     }

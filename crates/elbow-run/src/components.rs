@@ -11,6 +11,7 @@ use crate::{
 use burn::tensor::Device;
 use elbow::{
     Prompt, Reward,
+    collection::CollectionKind,
     config::{Config, Reuse},
     eval::{self, Measured},
     observer::Observer,
@@ -61,8 +62,8 @@ impl Components {
         if config.batch.reuse_velocities != Reuse::Auto {
             return Ok(config.batch.reuse_velocities);
         }
-        let useful =
-            config.likelihood.get().needs_path() && crate::plan::off_policy(config) && !config.behavior.on_policy;
+        let drawn_now = !matches!(config.collection, CollectionKind::Replay(_)) && !config.behavior.on_policy;
+        let useful = config.likelihood.get().needs_path() && crate::plan::off_policy(config) && drawn_now;
         Ok(if useful && self.trainer(config)?.reproduces()? { Reuse::Yes } else { Reuse::No })
     }
 

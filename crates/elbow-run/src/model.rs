@@ -179,13 +179,15 @@ impl Model {
     }
 
     /// The time shift of its grid: what a folder's scheduler says for its resolution, dynamic shifting included; 1 for the nano model.
-    /// `None` if there is no folder yet.
+    /// `None` if there is no folder yet, or a model of the Hub was not downloaded.
     pub fn shift(&self) -> Option<f64> {
         match self {
             Self::Nano { .. } => Some(1.0),
             Self::Diffusers(folder) => {
-                let place =
-                    folder.path.clone().or_else(|| folder.hub.is_some().then(|| folder.folder().ok()).flatten())?;
+                // A model of the Hub is there once its commit is pinned.
+                let pinned = folder.revision.as_ref().is_some_and(|revision| revision.len() == 40);
+                let hub = || pinned.then(|| folder.folder().ok()).flatten();
+                let place = folder.path.clone().or_else(hub)?;
                 // A token is 2 × 2 of a latent that is an eighth of the picture to a side.
                 let side = folder.resolution / 16;
                 Some(scheduler(&place)?.shift.by(side * side))

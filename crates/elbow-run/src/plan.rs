@@ -77,8 +77,14 @@ pub fn prefiltered(config: &Config) -> f64 {
 fn calibrate(recipe: &Recipe, components: &Components, least: f64) -> Result<PerImage> {
     let BatchConfig { group_size, micro_batch, .. } = recipe.method.batch;
     let groups = (micro_batch.size() * lanes::count(&components.model.device)).div_ceil(group_size);
-    let batch = BatchConfig { groups, updates: 1, ..recipe.method.batch };
-    let mut trainer = components.trainer(&recipe.method.of_one_batch(batch))?;
+    let reuse_velocities = components.reuse_velocities(&recipe.method)?;
+    let batch = BatchConfig { groups, updates: 1, reuse_velocities, ..recipe.method.batch };
+    let mut config = recipe.method.of_one_batch(batch);
+    if off_policy(&recipe.method) && !config.behavior.on_policy {
+        // The rollout then keeps what it keeps with several updates.
+        config.behavior.max = config.behavior.max.max(0.5);
+    }
+    let mut trainer = components.trainer(&config)?;
     // The first of each is not counted.
     let collected = trainer.collect(&())?;
     let draw = seconds(least, || trainer.collect(&()).map(drop))?;

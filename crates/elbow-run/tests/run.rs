@@ -134,7 +134,7 @@ fn a_run_tells_what_happens_and_stopped_and_resumed_is_the_same_run() {
     assert_same(&straight, &stopped);
 }
 
-/// A step that owns the gradient is told before anything is trained, and whether the rollout's velocities are used again is written down.
+/// A step that dominates the gradient is told before anything is trained, and whether the rollout's velocities are used again is written down.
 #[test]
 fn a_run_warns_of_a_step_that_owns_the_gradient() {
     let root = tempfile::tempdir().expect("a folder");

@@ -21,7 +21,7 @@ pub enum Weights {
     Lagged,
     /// The base, before training.
     Reference,
-    /// The base under the guidance of `kl.guidance`, or as everything else is guided where that says nothing.
+    /// The base under the guidance of `kl.guidance`, or the sampler's if that is not set.
     GuidedReference,
     /// One of the trainer's [teachers](crate::train::Trainer::teachers), by number.
     Teacher(usize),
@@ -99,22 +99,21 @@ impl<'a> Groups<'a> {
 
     /// The mean of some numbers `[B]` over each sample's group, `[B]`.
     pub fn means(&self, values: Tensor<1>) -> Tensor<1> {
-        let weights = vec![1.0; self.samples.len()];
-        self.weighted_sums(values, &weights, &weights)
+        self.weighted_means(values, &vec![1.0; self.samples.len()])
     }
 
-    /// Σ_j w_j values_j / Σ_j n_j over the group of each sample `[B]`; 0 where the divisor is 0.
-    pub fn weighted_sums(&self, values: Tensor<1>, weights: &[f64], norms: &[f64]) -> Tensor<1> {
+    /// Σ_j w_j values_j / Σ_j w_j over the group of each sample `[B]`; 0 where all weights are 0.
+    pub fn weighted_means(&self, values: Tensor<1>, weights: &[f64]) -> Tensor<1> {
         let (n, device) = (self.samples.len(), values.device());
         let mut matrix = vec![0.0; n * n];
         for members in self.members() {
-            let norm: f64 = members.iter().map(|&j| norms[j]).sum();
+            let norm: f64 = members.iter().map(|&j| weights[j]).sum();
             for (&i, &j) in members.iter().flat_map(|i| members.iter().map(move |j| (i, j))) {
                 matrix[i * n + j] = if norm == 0.0 { 0.0 } else { weights[j] / norm };
             }
         }
         let matrix: Tensor<2> = rows(&matrix, &device).reshape([n, n]);
-        matrix.matmul(values.reshape([n, 1])).reshape([n])
+        (matrix * values.reshape([1, n])).sum_dim(1).reshape([n])
     }
 
     /// The numbers of the samples of each group, 0 to B − 1.

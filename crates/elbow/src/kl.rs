@@ -111,11 +111,15 @@ impl Kl {
         Some(if self.importance { value * e.ratio() } else { value })
     }
 
+    /// Whether it compares the steps that a likelihood scores.
+    pub fn of_steps(&self) -> bool {
+        matches!(self.kind, KlKind::Step | KlKind::StepDt)
+    }
+
     /// What keeps it from being a penalty in `setting`, one sentence each.
     pub fn validate(&self, setting: &Setting) -> Vec<String> {
         let mut problems = Vec::new();
-        let of_steps = matches!(self.kind, KlKind::Step | KlKind::StepDt);
-        if self.weight != 0.0 && of_steps && !matches!(setting.scored, Scored::Steps { .. }) {
+        if self.weight != 0.0 && self.of_steps() && !matches!(setting.scored, Scored::Steps { .. }) {
             problems.push("kl.kind = \"step\" compares the steps that likelihood `trajectory` scores: use \"girsanov\" or \"path\"".into());
         }
         if let Some(guidance) = self.guidance {

@@ -12,7 +12,7 @@ use crate::{
     noise::{Key, Purpose},
     objective::Objective,
     optimizer::OptimizerConfig,
-    sampler::{self, Sampling},
+    sampler::{self, Sampling, Step},
     schedule::Schedule,
     setting::{BatchSize, Setting, StartNoise},
 };
@@ -87,29 +87,43 @@ impl Method {
     /// (slope/std)² of each step that the likelihood scores, and its place in the walk of the first sample: how much a change of the
     /// velocity there counts. Empty if no steps are scored.
     pub fn step_weights(&self, schedule: Schedule) -> Vec<(usize, f64)> {
-        let grid = self.sampler.grid(schedule);
-        self.likelihood.step_weights(&self.sampler.rule.walk(&grid, Key::new(self.seed, Purpose::Step, 0)))
+        self.likelihood.step_weights(&self.steps(schedule))
+    }
+
+    /// The steps of a walk; of a rule that is stochastic at steps that move, all that may be so.
+    fn steps(&self, schedule: Schedule) -> Vec<Step> {
+        let (grid, rule) = (self.sampler.grid(schedule), &self.sampler.rule);
+        if !rule.moves() {
+            return rule.walk(&grid, Key::new(self.seed, Purpose::Step, 0));
+        }
+        let last = grid.steps() - 1;
+        let step = |k| Step { std: if k == last { 0.0 } else { rule.step(&grid, k).std }, ..rule.step(&grid, k) };
+        (0..=last).map(step).collect()
     }
 
     /// What runs, and is probably not meant; one sentence each.
     pub fn warnings(&self, schedule: Schedule) -> Vec<String> {
-        let weights = self.step_weights(schedule);
-        let mut sorted: Vec<f64> = weights.iter().map(|(_, weight)| weight.sqrt()).collect();
-        sorted.sort_by(f64::total_cmp);
-        let Some(&median) = sorted.get(sorted.len() / 2) else { return Vec::new() };
+        let (steps, weights) = (self.steps(schedule), self.step_weights(schedule));
+        let mut told: Vec<(usize, f64, &str)> =
+            outliers(&weights).map(|(k, factor)| (k, factor, "likelihood")).collect();
+        if self.kl.weight != 0.0 && self.kl.of_steps() {
+            let weight = |&(k, _): &(usize, f64)| (k, (steps[k].mean.v[0] / steps[k].std).powi(2));
+            let penalty: Vec<(usize, f64)> = weights.iter().map(weight).collect();
+            let known: Vec<usize> = told.iter().map(|(k, ..)| *k).collect();
+            let more = outliers(&penalty).filter(|(k, _)| !known.contains(k));
+            told.extend(more.map(|(k, factor)| (k, factor, "penalty")));
+        }
         let times = self.sampler.grid(schedule).times;
-        let outliers = weights.iter().filter(|(_, weight)| weight.sqrt() > OUTLIER * median);
-        let warning = |&(k, weight): &(usize, f64)| {
+        let warning = |(k, factor, place): (usize, f64, &str)| {
             format!(
-                "step {} (t = {:.3} to {:.3}) has {:.0} times the median's weight in the likelihood and owns the gradient: leave it out \
-                 by likelihood.fraction, or take a grid without such a step, sampler.grid = \"uniform\"",
+                "step {} (t = {:.3} to {:.3}) has {factor:.0} times the median's weight in the {place} and dominates the gradient: leave it \
+                 out by likelihood.fraction, or take a grid without such a step, sampler.grid = \"uniform\"",
                 k + 1,
                 times[k],
                 times[k + 1],
-                weight / (median * median),
             )
         };
-        outliers.map(warning).collect()
+        told.into_iter().map(warning).collect()
     }
 
     /// What variants may know of each other.
@@ -197,6 +211,10 @@ impl Method {
         }
         if let Some(branches) = self.sampler.rule.branches() {
             let (points, explorations) = (branches.points, branches.explorations);
+            if self.start_spread > 0.0 {
+                problems
+                    .push("this sampler branches, and what branches starts at one point: set start_spread = 0".into());
+            }
             if !shared {
                 problems.push(
                     "this sampler branches, and compares samples that are one up to a step: set start_noise = \"per-group\""
@@ -241,6 +259,14 @@ impl Method {
         }
         problems
     }
+}
+
+/// The steps whose slope/std stands out from the median's, with their weight over its.
+fn outliers(weights: &[(usize, f64)]) -> impl Iterator<Item = (usize, f64)> {
+    let mut sorted: Vec<f64> = weights.iter().map(|(_, weight)| *weight).collect();
+    sorted.sort_by(f64::total_cmp);
+    let median = sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN);
+    weights.iter().map(move |&(k, weight)| (k, weight / median)).filter(|(_, factor)| *factor > OUTLIER * OUTLIER)
 }
 
 #[cfg(test)]

@@ -28,7 +28,7 @@ pub enum StartNoise {
     /// None.
     #[default]
     PerSample,
-    /// Those of one prompt (DanceGRPO, arXiv 2505.07818): they differ by the noise of their steps alone.
+    /// Those of one prompt (DanceGRPO, arXiv 2505.07818): they differ by the noise of their steps, and by `start_spread`.
     PerGroup,
 }
 

@@ -9,7 +9,7 @@ use elbow::{
     collection::{Collected, CollectionKind, Prefilter, Replay},
     config::{BatchConfig, Config, MicroBatch, Reuse},
     kl::Kl,
-    likelihood::{Density, Elbo, LikelihoodKind, Points, StepWeights, Timesteps, Trajectory, Weighting},
+    likelihood::{Choice, Density, Elbo, LikelihoodKind, Points, StepWeights, Timesteps, Trajectory, Weighting},
     noise::{Key, Purpose},
     objective::{
         self, Dgpo, Dpo, Epg, FlowDppo, Gmpo, Grpo, GrpoGuard, ObjectiveKind, Par, Pepg, Ram, Rpg, TrajectoryBalance,
@@ -476,4 +476,18 @@ fn a_student_becomes_its_teacher() {
     let mut epoch = || trainer.epoch(&()).expect("an epoch").record["policy_loss"].as_f64().expect("a number");
     let losses: Vec<f64> = (0..80).map(|_| epoch()).collect();
     assert!(losses[79] < 0.02 * losses[0], "{losses:?}");
+}
+
+/// A sample that comes back is scored at the steps that were chosen for it then: under weights that stand still its weight is 1.
+#[test]
+fn steps_chosen_at_random_are_those_of_then() {
+    let likelihood = Trajectory { fraction: 0.5, choice: Choice::Random, ..Trajectory::default() };
+    let optimizer = OptimizerConfig { learning_rate: 1e-30, weight_decay: 0.0, ..config().optimizer };
+    let batch = BatchConfig { groups: 4, group_size: 16, ..config().batch };
+    let config = Config { likelihood: likelihood.into(), optimizer, batch, ..replaying() };
+    let (policy, prompts) = (Toy::default(), vec![Prompt::from("a"), Prompt::from("b")]);
+    let mut trainer = trainer(&config, &policy, &prompts, &HONEST);
+    let records: Vec<_> = (0..4).map(|_| trainer.epoch(&()).expect("an epoch").record).collect();
+    let weights: Vec<f64> = records[1..].iter().filter_map(|record| record["replay_weight"].as_f64()).collect();
+    assert!(weights.len() == 3 && weights.iter().all(|w| (w - 1.0).abs() < 1e-6), "{weights:?}");
 }

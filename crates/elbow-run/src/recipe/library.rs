@@ -113,7 +113,7 @@ mod tests {
         assert_eq!(known, files);
     }
 
-    /// No recipe is scored at a step that owns the gradient.
+    /// No recipe is scored at a step that dominates the gradient.
     #[test]
     fn recipes_score_no_step_that_owns_the_gradient() {
         let mut told = Vec::new();

@@ -2,6 +2,7 @@
 
 use super::{check, check::Layer, fields::Recipe, library, merge::merge};
 use crate::error::{At, Error, Result};
+use elbow::config::{MicroBatch, Reuse};
 use elbow_runlog::RunFolder;
 use std::path::Path;
 use toml::{Table, Value};
@@ -43,6 +44,13 @@ pub fn of_run(folder: &RunFolder, path: Option<&Path>, changes: &[String]) -> Re
     let (_, saved) = load(Some(&config), &[])?;
     let (_, mut asked) = load(Some(path.unwrap_or(&config)), changes)?;
     asked.setting.model.follow(&saved.setting.model);
+    let (asked_batch, saved_batch) = (&mut asked.method.batch, saved.method.batch);
+    if asked_batch.micro_batch == MicroBatch::Auto {
+        asked_batch.micro_batch = saved_batch.micro_batch;
+    }
+    if asked_batch.reuse_velocities == Reuse::Auto {
+        asked_batch.reuse_velocities = saved_batch.reuse_velocities;
+    }
     let mut same_length = asked.clone();
     same_length.method.epochs = saved.method.epochs;
     let differences = saved.differences(&same_length)?;

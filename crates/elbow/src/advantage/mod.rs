@@ -1,8 +1,8 @@
 //! Comparing the samples of one prompt: rewards to advantages.
 //!
 //! A missing reward has no advantage and takes no part in its group's statistics. A group whose rewards all agree has zero variance:
-//! variants that compare the samples of a group give it their neutral value (0, or ½ for NFT's map), and the trainer reports and skips
-//! it.
+//! variants that compare the samples of a group give it their neutral value (0, or ½ for NFT's map). The trainer
+//! reports it, and skips it where nothing of its loss has a gradient.
 
 mod history;
 mod rewards;

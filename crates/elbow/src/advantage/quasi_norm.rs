@@ -4,7 +4,7 @@
 //!
 //! p = 2 is the group's own deviation. Below it a group in which one sample stands out counts for less.
 
-use super::{Advantage, History, Rewards};
+use super::{Advantage, History, Moments, Rewards};
 use crate::batch::Sample;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -26,13 +26,14 @@ impl Default for QuasiNorm {
 impl Advantage for QuasiNorm {
     fn advantages(&self, samples: &[Sample], _: &History) -> Vec<Option<f64>> {
         let rewards = Rewards::of(samples);
-        let norm = |members: Vec<(usize, f64)>, mean: f64| {
-            let sum: f64 = members.iter().map(|(_, reward)| (reward - mean).abs().powf(self.power)).sum();
-            sum.powf(1.0 / self.power)
+        let (moments, members) = (rewards.moments(), rewards.members());
+        let norm = |(members, group): (&Vec<(usize, f64)>, &Moments)| {
+            let sizes = members.iter().map(|(_, reward)| (reward - group.mean).abs());
+            // Relative to the largest, whose power neither over- nor underflows.
+            let largest = sizes.clone().fold(0.0, f64::max);
+            largest * sizes.map(|size| (size / largest).powf(self.power)).sum::<f64>().powf(1.0 / self.power)
         };
-        let moments = rewards.moments();
-        let norms: Vec<f64> =
-            rewards.members().into_iter().zip(&moments).map(|(members, group)| norm(members, group.mean)).collect();
+        let norms: Vec<f64> = members.iter().zip(&moments).map(norm).collect();
         let advantage = |value: f64, group: usize| {
             let (moments, norm) = (moments[group], norms[group]);
             if moments.agree { 0.0 } else { (moments.count as f64).sqrt() * (value - moments.mean) / norm }

@@ -24,6 +24,7 @@ use crate::{
     batch::{Batch, Sample},
     draw::Seat,
     likelihood::Likelihood,
+    noise::Key,
     params::Params,
     policy::VelocityField,
     prompts::Prompt,
@@ -75,6 +76,9 @@ struct KeptSample {
     reward: f64,
     /// The rewards that it is the sum of.
     parts: Vec<KeptPart>,
+    /// Epoch and number in it, which decide the steps that a likelihood chooses.
+    epoch: u64,
+    number: u64,
     /// L_c
     #[serde(with = "bits")]
     log_prob: f64,
@@ -184,8 +188,10 @@ impl Replay {
     ) -> Batch {
         let samples = replayed.iter().zip(due).map(|(&number, kept)| {
             let sample = rollout.sample(prompts, 0, number);
+            let key = Key { epoch: kept.epoch, ..sample.key }.sample(kept.number);
             Sample {
-                walk: rollout.sampling.rule.walk(&new.grid, sample.key).into(),
+                key,
+                walk: rollout.sampling.rule.walk(&new.grid, key).into(),
                 reward: Ok(kept.score()),
                 replayed: true,
                 ..sample
@@ -334,6 +340,8 @@ fn copies(rollout: &Rollout<'_>, batch: &Batch, rows: &[usize]) -> Vec<KeptSampl
         KeptSample {
             reward: score.value,
             parts: parts.collect(),
+            epoch: sample.key.epoch,
+            number: sample.key.sample,
             log_prob,
             path: points.iter().flat_map(|point| point[i * dims..(i + 1) * dims].to_vec()).collect(),
         }

@@ -11,7 +11,7 @@
 //! | squared-error | −(x_{k+1} − μ)², as with coefficients-preserving sampling (arXiv 2509.05952) |
 //!
 //! Where the mean moves with the velocity by `slope`, a change δ of the velocity moves ln π by (slope/s)² δ²/2. A step that ends at almost
-//! no noise has a slope/s a hundred times that of others and then owns the gradient ([`Likelihood::step_weights`]): DDIM's last noisy step
+//! no noise has a slope/s a hundred times that of others and then dominates the gradient ([`Likelihood::step_weights`]): DDIM's last noisy step
 //! on diffusers' grid is one.
 //!
 //! With `weights = "noise"` the objective's loss of step k counts s_k over the mean of s.
@@ -67,6 +67,7 @@ pub enum Choice {
 #[serde(default, deny_unknown_fields)]
 pub struct Trajectory {
     /// Share of the steps that are scored, rounded down: 0.99 is 9 of 10. Those without a density are left out; at least one is scored.
+    /// With `choice = "random"` it is a share of those that have a density.
     pub fraction: f64,
     /// Which of them.
     pub choice: Choice,

@@ -3,7 +3,7 @@ use crate::{
     collection::Prefilter,
     config::{BatchConfig, Config, MicroBatch},
     likelihood::{Ratio, StepWeights, Trajectory},
-    objective::Grpo,
+    objective::{self, Grpo},
     sampler::{Branch, Ddim, FlowSde, SamplerConfig, SamplerKind},
     schedule::{Schedule, Spacing},
     setting::StartNoise,
@@ -83,7 +83,7 @@ fn ddpos_own_steps_are_all_scored() {
 #[test]
 fn values_that_destroy_a_run_are_refused() {
     type Change = fn(&mut Config);
-    let cases: [(Change, &str); 15] = [
+    let cases: [(Change, &str); 16] = [
         (|c| c.optimizer.weight_decay = -1e-4, "optimizer.weight_decay = -0.0001"),
         (|c| c.optimizer.weight_decay = f64::INFINITY, "optimizer.weight_decay = inf"),
         (|c| c.optimizer.beta1 = 1.0, "optimizer.beta1 = 1"),
@@ -99,6 +99,13 @@ fn values_that_destroy_a_run_are_refused() {
         (|c| c.advantage = Nft { max_advantage: 0.0 }.into(), "advantage.max_advantage = 0"),
         (|c| c.objective = Grpo { max_advantage: 0.0, ..Grpo::default() }.into(), "objective.max_advantage = 0"),
         (|c| c.kl.guidance = Some(0.0), "kl.guidance = 0"),
+        (
+            |c| {
+                c.objective = objective::Nft { scale: f64::INFINITY, ..objective::Nft::default() }.into();
+                c.advantage = Nft::default().into();
+            },
+            "objective.scale = inf",
+        ),
     ];
     for (change, part) in cases {
         let mut config = Config::default();

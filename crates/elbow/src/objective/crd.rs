@@ -8,10 +8,11 @@
 //! | halves | ½ (mean of d where A > 0 + mean of d where A < 0) |
 //! | softmax | Σ_i d_i e^{A_i/τ} / Σ_i e^{A_i/τ} |
 //!
+//! Where a group has no better or no worse samples, all of it stands for that half.
 //! With other = reference, the mean and β = 1 it is [`super::TrajectoryBalance`]. The paper holds the policy to the base under guidance:
 //! `kl.guidance = 4.5`. Whether c has a gradient is not said; with the mean and advantages around 0 it makes no difference.
 
-use super::{Objective, Setting, dgpo::Other, positive};
+use super::{Objective, Setting, dgpo::Other, positive_and_finite};
 use crate::evaluation::{Evaluation, Groups, Weights};
 use burn::tensor::Tensor;
 use schemars::JsonSchema;
@@ -53,19 +54,26 @@ impl Default for Crd {
 impl Crd {
     /// c(d) of each sample's group.
     fn center(self, groups: &Groups<'_>, d: Tensor<1>) -> Tensor<1> {
-        let weighted = |weight: &dyn Fn(f64) -> f64| {
-            let weights: Vec<f64> = groups.values.iter().map(|&a| weight(a)).collect();
-            groups.weighted_sums(d.clone(), &weights, &weights)
+        let half = |sign: f64| {
+            let mut weights = vec![1.0; groups.values.len()];
+            for members in groups.members() {
+                let inside = |&i: &usize| sign * groups.values[i] > 0.0;
+                if members.iter().any(inside) {
+                    members.iter().for_each(|i| weights[*i] = f64::from(u8::from(inside(i))));
+                }
+            }
+            groups.weighted_means(d.clone(), &weights)
         };
         match self.centring {
             Centring::Mean => groups.means(d),
-            Centring::Halves => {
-                let half = |sign: f64| weighted(&|a| if sign * a > 0.0 { 1.0 } else { 0.0 });
-                (half(1.0) + half(-1.0)) * 0.5
-            }
+            Centring::Halves => (half(1.0) + half(-1.0)) * 0.5,
             Centring::Softmax => {
-                let largest = groups.values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                weighted(&|a| ((a - largest) / self.temperature).exp())
+                let mut weights = vec![0.0; groups.values.len()];
+                for members in groups.members() {
+                    let largest = members.iter().map(|&i| groups.values[i]).fold(f64::NEG_INFINITY, f64::max);
+                    members.iter().for_each(|&i| weights[i] = ((groups.values[i] - largest) / self.temperature).exp());
+                }
+                groups.weighted_means(d, &weights)
             }
         }
     }
@@ -83,6 +91,6 @@ impl Objective for Crd {
     }
 
     fn validate(&self, _: &Setting) -> Vec<String> {
-        positive([("objective.beta", self.beta), ("objective.temperature", self.temperature)]).collect()
+        positive_and_finite([("objective.beta", self.beta), ("objective.temperature", self.temperature)]).collect()
     }
 }

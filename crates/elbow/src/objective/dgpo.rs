@@ -5,7 +5,7 @@
 //! One loss a group, of which each of its samples has the same share. The draws of (t, ε) belong to the group: `likelihood.draws =
 //! "per-group"`. With one sample on either side it is [`super::Dpo`] of 2β.
 
-use super::{Objective, Setting, positive};
+use super::{Objective, Setting, positive_and_finite};
 use crate::{
     evaluation::{Evaluation, Groups, Weights},
     functions::log_sigmoid,
@@ -58,7 +58,7 @@ impl Objective for Dgpo {
         let d = e.log_prob(Weights::Current) - e.log_prob(self.other.weights());
         let side = |sign: f64| {
             let weights: Vec<f64> = groups.values.iter().map(|a| (sign * a).max(0.0)).collect();
-            groups.weighted_sums(d.clone(), &weights, &weights)
+            groups.weighted_means(d.clone(), &weights)
         };
         let shares: Vec<f64> = groups.sizes().into_iter().map(|size| -1.0 / size as f64).collect();
         log_sigmoid((side(1.0) - side(-1.0)) * self.beta) * gaussian::rows(&shares, &d.device())
@@ -73,7 +73,7 @@ impl Objective for Dgpo {
     }
 
     fn validate(&self, setting: &Setting) -> Vec<String> {
-        let mut problems: Vec<String> = positive([("objective.beta", self.beta)]).collect();
+        let mut problems: Vec<String> = positive_and_finite([("objective.beta", self.beta)]).collect();
         if !matches!(setting.meaning, Meaning::Relative | Meaning::Pair) {
             problems.push(
                 "objective `dgpo` divides a group by the sign of its advantages: set advantage.kind = \"standard\" or another \

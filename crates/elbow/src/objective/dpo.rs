@@ -5,7 +5,7 @@
 //! Pairs come from `advantage.kind = "best-worst"`: one sample with advantage 1 and one with −1 a group. L is a mean
 //! over dimensions, as in the released code, whose β is 2000 for SD1.5 and 5000 for SDXL.
 
-use super::{Objective, Setting, positive};
+use super::{Objective, Setting, positive_and_finite};
 use crate::{
     evaluation::{Evaluation, Groups, Weights},
     functions::log_sigmoid,
@@ -47,7 +47,7 @@ impl Objective for Dpo {
     }
 
     fn validate(&self, setting: &Setting) -> Vec<String> {
-        let mut problems: Vec<String> = positive([("objective.beta", self.beta)]).collect();
+        let mut problems: Vec<String> = positive_and_finite([("objective.beta", self.beta)]).collect();
         if setting.meaning != Meaning::Pair {
             problems.push("objective `dpo` compares pairs: set advantage.kind = \"best-worst\"".into());
         }

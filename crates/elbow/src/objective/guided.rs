@@ -6,10 +6,10 @@
 //! |---|---|---|
 //! | residual | A (u − v_b), u = ε − x₀ | reference: RAM (arXiv 2605.10759), [`super::Ram`] |
 //! | covariance | −Cov_k(R_k, x₀_k) over the group, of root mean square 1 | behavior: DiffusionART (arXiv 2610.12572) |
-//! | pair | the same over pairs of the group, with R = 1 for the better, 0 for the worse and ½ for equals | behavior: DiffusionART of K = 2, and FDFO (arXiv 2603.12893) where the two start noises are correlated |
+//! | pair | the same in pairs of the group | behavior: DiffusionART of K = 2, FDFO (arXiv 2603.12893) |
 //!
 //! A step of the clean sample along G is one of the velocity along −G. The points are those that the rollout visited: `likelihood.points =
-//! "sampler"` for the last two. v_o does not move between the updates of an epoch. FDFO's starts are `start_noise = "per-group"` with a
+//! "sampler"` for the last two. v_o does not move between the updates of an epoch. In a pair only the sign of the difference counts. FDFO's starts are correlated: `start_noise = "per-group"` with a
 //! `start_spread`; pairs are the first and second sample of a group, the third and fourth, and so on.
 //!
 //! What the sources do not say and is ours: the sign for v = ε − x₀, the scale of Ψ (root mean square 1, so that γ is in units of the
@@ -17,15 +17,16 @@
 
 use super::{Objective, Setting, finite};
 use crate::{
-    batch::Batch,
+    advantage::Moments,
+    batch::{Batch, Sample},
     evaluation::{Evaluation, Groups, Weights},
     gaussian,
-    noise::Key,
     setting::Scored,
 };
 use burn::tensor::{Tensor, TensorData};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// Ψ: what the velocity is moved along.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -80,43 +81,49 @@ impl Guided {
             let residual = gaussian::to_f64(target - e.velocity(Weights::Behavior));
             return residual * rows.clone().reshape([rows.dims()[0], 1]);
         }
-        let clean = numbers(groups.batch);
-        let moved: Vec<f64> =
-            groups.samples.iter().flat_map(|sample| self.covariance(groups.batch, &clean, sample.key)).collect();
+        let all = &groups.batch.samples;
+        let mut own: BTreeMap<usize, Vec<Vec<f64>>> = BTreeMap::new();
+        for sample in groups.samples {
+            own.entry(sample.group).or_insert_with(|| {
+                let members: Vec<usize> = (0..all.len()).filter(|&i| all[i].group == sample.group).collect();
+                self.covariances(groups.batch, &members)
+            });
+        }
+        let moved = groups.samples.iter().flat_map(|sample| {
+            let members = all.iter().filter(|other| other.group == sample.group);
+            let place = members.map(|other| other.key).position(|key| key == sample.key);
+            own[&sample.group][place.expect("invariant: of its group")].clone()
+        });
+        let moved: Vec<f64> = moved.collect();
         let (n, dims) = (groups.samples.len(), groups.batch.clean().dims()[1]);
-        let device = groups.advantages.device();
-        let direction = Tensor::<2>::from_data(TensorData::new(moved, [n, dims]), (&device, groups.advantages.dtype()));
-        direction.repeat_dim(0, e.draws())
+        let kind = (&groups.advantages.device(), groups.advantages.dtype());
+        Tensor::<2>::from_data(TensorData::new(moved, [n, dims]), kind).repeat_dim(0, e.draws())
     }
 
-    /// −Cov(R, x₀) over those that the sample of `key` is compared with, of root mean square 1; 0 if they do not differ.
-    fn covariance(self, batch: &Batch, clean: &[Vec<f64>], key: Key) -> Vec<f64> {
-        let number = batch.samples.iter().position(|sample| sample.key == key).expect("invariant: of this batch");
-        let members: Vec<usize> =
-            (0..batch.len()).filter(|&i| batch.samples[i].group == batch.samples[number].group).collect();
-        let place = members.iter().position(|&i| i == number).expect("invariant: of its group");
-        let compared = match self.target {
-            Target::Pair => members.chunks(2).nth(place / 2).unwrap_or_default(),
-            Target::Residual | Target::Covariance => &members[..],
-        };
-        let known: Vec<(usize, f64)> = compared.iter().filter_map(|&i| Some((i, batch.samples[i].value()?))).collect();
-        let mean = known.iter().map(|(_, reward)| reward).sum::<f64>() / known.len().max(1) as f64;
-        let mut direction = vec![0.0; clean[number].len()];
-        for (i, reward) in known {
-            direction.iter_mut().zip(&clean[i]).for_each(|(sum, x)| *sum -= (reward - mean) * x);
-        }
-        let size = (direction.iter().map(|d| d * d).sum::<f64>() / direction.len() as f64).sqrt();
-        if size > 0.0 {
-            direction.iter_mut().for_each(|d| *d /= size);
-        }
-        direction
+    /// −Cov(R, x₀) of each of a group's members and those that it is compared with, of root mean square 1; 0 where rewards agree.
+    fn covariances(self, batch: &Batch, members: &[usize]) -> Vec<Vec<f64>> {
+        let (group, dims) = (batch.select(members), batch.clean().dims()[1]);
+        let clean: Vec<f64> = group.clean().clone().into_data().iter::<f64>().collect();
+        let size = if self.target == Target::Pair { 2 } else { members.len() };
+        let compared = group.samples.chunks(size).zip(clean.chunks(size * dims));
+        compared.flat_map(|(samples, clean)| vec![covariance(samples, clean, dims); samples.len()]).collect()
     }
 }
 
-/// The clean samples of a batch.
-fn numbers(batch: &Batch) -> Vec<Vec<f64>> {
-    let values: Vec<f64> = batch.clean().clone().into_data().iter::<f64>().collect();
-    values.chunks(batch.clean().dims()[1]).map(<[f64]>::to_vec).collect()
+/// −Cov(R, x₀) of samples, over those that have a reward.
+fn covariance(samples: &[Sample], clean: &[f64], dims: usize) -> Vec<f64> {
+    let rewards = Moments::of(&samples.iter().filter_map(Sample::value).collect::<Vec<_>>());
+    let mut direction = vec![0.0; dims];
+    if rewards.agree {
+        return direction;
+    }
+    for (sample, x) in samples.iter().zip(clean.chunks(dims)) {
+        if let Some(reward) = sample.value() {
+            direction.iter_mut().zip(x).for_each(|(sum, x)| *sum -= (reward - rewards.mean) * x);
+        }
+    }
+    let size = (direction.iter().map(|d| d * d).sum::<f64>() / dims as f64).sqrt();
+    direction.iter().map(|d| if size > 0.0 { d / size } else { 0.0 }).collect()
 }
 
 impl Objective for Guided {
@@ -136,10 +143,11 @@ impl Objective for Guided {
         if setting.scored != Scored::Velocities {
             problems.push("objective `guided` regresses velocities: use likelihood `elbo`".to_owned());
         }
-        if self.target == Target::Pair && setting.batch.group_size % 2 == 1 {
-            let size = setting.batch.group_size;
-            problems
-                .push(format!("objective.target = \"pair\" and batch.group_size = {size}: pairs need an even number"));
+        if self.target == Target::Pair && setting.compared % 2 == 1 {
+            let size = setting.compared;
+            problems.push(format!(
+                "objective.target = \"pair\" and {size} samples that are compared: pairs need an even number"
+            ));
         }
         problems
     }

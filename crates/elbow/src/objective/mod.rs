@@ -35,7 +35,7 @@ pub trait Objective: Send + Sync {
         false
     }
 
-    /// Where the weights of the teachers are that it asks for ([`Weights::Teacher`](crate::evaluation::Weights::Teacher)), one place each.
+    /// Paths of the teachers' weights that it needs ([`Weights::Teacher`](crate::evaluation::Weights::Teacher)), in order.
     /// Whoever runs a recipe loads them into the trainer's `teachers`.
     fn teachers(&self) -> Vec<&str> {
         Vec::new()
@@ -111,6 +111,12 @@ fn steps_only(name: &str, setting: &Setting) -> Option<String> {
 fn positive<const N: usize>(parameters: [(&'static str, f64); N]) -> impl Iterator<Item = String> {
     let wrong = |(_, value): &(_, f64)| value.is_nan() || *value <= 0.0;
     parameters.into_iter().filter(wrong).map(|(name, value)| format!("{name} = {value}: must be above 0"))
+}
+
+/// A complaint for each parameter that is not a positive and finite number.
+fn positive_and_finite<const N: usize>(parameters: [(&'static str, f64); N]) -> impl Iterator<Item = String> {
+    let wrong = |(_, value): &(_, f64)| !(*value > 0.0 && value.is_finite());
+    parameters.into_iter().filter(wrong).map(|(name, value)| format!("{name} = {value}: must be a positive number"))
 }
 
 /// A complaint for each parameter that is not a finite number.

@@ -8,7 +8,7 @@
 //! ‖e‖² + 2b(2r − 1) e·δ + b²‖δ‖²: a policy gradient with A = 2r − 1, held to the behavior policy by a term that no reward
 //! enters.
 
-use super::{Objective, Setting, positive};
+use super::{Objective, Setting, positive_and_finite};
 use crate::{
     evaluation::{Evaluation, Groups, Weights},
     setting::Meaning,
@@ -46,6 +46,6 @@ impl Objective for Nft {
     fn validate(&self, setting: &Setting) -> Vec<String> {
         let map = (setting.meaning != Meaning::Probability)
             .then(|| "objective `nft` takes probabilities: set advantage.kind = \"nft\"".to_owned());
-        positive([("objective.mix", self.mix), ("objective.scale", self.scale)]).chain(map).collect()
+        positive_and_finite([("objective.mix", self.mix), ("objective.scale", self.scale)]).chain(map).collect()
     }
 }

@@ -6,7 +6,7 @@
 //! mean over dimensions: with ρ near 1 the default temperatures leave the gradient all but unweighted; to damp ratios that are off by 10⁻³,
 //! use temperatures of some 10³.
 
-use super::{Objective, Setting, positive};
+use super::{Objective, Setting, positive_and_finite};
 use crate::{
     evaluation::{Evaluation, Groups},
     functions::sigmoid,
@@ -45,7 +45,10 @@ impl Objective for Sapo {
     }
 
     fn validate(&self, _: &Setting) -> Vec<String> {
-        positive([("objective.tau_positive", self.tau_positive), ("objective.tau_negative", self.tau_negative)])
-            .collect()
+        positive_and_finite([
+            ("objective.tau_positive", self.tau_positive),
+            ("objective.tau_negative", self.tau_negative),
+        ])
+        .collect()
     }
 }

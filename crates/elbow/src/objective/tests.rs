@@ -381,6 +381,23 @@ fn penalties_reach_for_the_base_or_for_lagged_weights() {
     }
 }
 
+/// `kl.guidance` gives the base a guidance of its own: the penalty reaches for that, and objectives for the base as everything is guided.
+#[test]
+fn the_penalty_may_reach_for_a_guided_base() {
+    let (query, device) = (query(), Device::flex());
+    let [current, reference, guided] = [CURRENT, REFERENCE, BEHAVIOR].map(|l| table(&query, &l, &device));
+    let fields =
+        Fields { behavior: None, lagged: None, reference: &reference, guided_reference: Some(&guided), teachers: &[] };
+    let e = Evaluation::new(&query, &current, &fields);
+    let kl = Kl { kind: KlKind::K1, weight: 1.0, guidance: Some(4.5), ..Kl::default() };
+    let log_probs = |field: &Table| numbers(query.log_prob(field.0.clone()));
+    let (penalty, asked) = (numbers(kl.value(&e).expect("on")), numbers(e.log_prob(Weights::Reference)));
+    let (l, base, guided) = (log_probs(&current), log_probs(&reference), log_probs(&guided));
+    for i in 0..B {
+        assert!((penalty[i] - (l[i] - guided[i])).abs() < 1e-12 && (asked[i] - base[i]).abs() < 1e-12, "{i}");
+    }
+}
+
 /// Σ π k = KL(π ‖ π_ref) for k1 and k3 where samples come from π, and Σ b ρ k where they come from b; of k3 this holds with the
 /// canonical sign only.
 #[test]

@@ -139,8 +139,9 @@ fn a_replayed_sample_is_the_kept_one_with_its_weight() {
     }
     let new = batch.samples.iter().filter(|sample| !sample.replayed);
     assert!(new.into_iter().all(|sample| sample.importance.to_bits() == 1f64.to_bits()));
-    let keys: std::collections::BTreeSet<u64> = batch.samples.iter().map(|sample| sample.key.sample).collect();
-    assert_eq!(keys.len(), 32, "each has a number of its own");
+    let keys = batch.samples.iter().map(|sample| (sample.key.epoch, sample.key.sample));
+    let keys: std::collections::BTreeSet<(u64, u64)> = keys.collect();
+    assert_eq!(keys.len(), 32, "each has a key of its own");
     // Replayed once: what is left is the third, unless its prompt was drawn again, and what is new.
     let after = recalled(&memory);
     assert!(!after.is_empty() && !after.contains(&kept[0]) && !after.contains(&kept[1]));
@@ -248,7 +249,7 @@ fn what_does_not_go_together_is_told() {
 /// Sixteen paths: a file has them in the order of their names, where 10 comes before 2.
 #[test]
 fn every_kept_sample_has_its_own_path_after_a_checkpoint() {
-    let sample = |i: usize| KeptSample { reward: 0.0, parts: Vec::new(), log_prob: 0.0, path: vec![i as f32; 3] };
+    let sample = |i: usize| KeptSample { reward: 0.0, parts: Vec::new(), epoch: 1, number: i as u64, log_prob: 0.0, path: vec![i as f32; 3] };
     let kept = |i: usize| Kept { prompt: "a".into(), margin: 0.0, samples: vec![sample(2 * i), sample(2 * i + 1)] };
     let all: Vec<Kept> = (0..8).map(kept).collect();
     let memory = remembered(&all);

@@ -455,3 +455,37 @@ fn flow_dppo_stops_only_what_leads_away() {
     }
     assert!(ratios.iter().any(|r| *r > 0.0) && ratios.iter().any(|r| *r < 0.0), "{ratios:?}");
 }
+
+/// Equal rewards make no direction, however their sum is rounded; and a centring stands for an empty half or a far group too.
+#[test]
+fn nothing_is_made_of_rounding_or_of_empty_halves() {
+    let config = SamplerConfig { steps: 4, ..SamplerConfig::default() };
+    let mut batch = drawn(&config, vec![Tensor::ones([B, DIMS], &Device::flex())]);
+    for sample in &mut batch.samples {
+        (sample.group, sample.reward) = (0, Ok((0.1).into()));
+    }
+    let query = {
+        let elbo = Elbo { weighting: Weighting::Simple, timesteps: Timesteps::One, ..Elbo::default() };
+        elbo.queries(&batch, &batch).next().expect("one time")
+    };
+    let current = table(&query, &CURRENT, &Device::flex());
+    let fields = Fields { behavior: None, lagged: None, reference: &Never, guided_reference: None, teachers: &[] };
+    let e = Evaluation::new(&query, &current, &fields);
+    let groups = Groups::new(&[0.0; B], &batch.samples, &batch, &Device::flex());
+    let losses: Vec<f64> = Guided::default().loss(&e, &groups).into_data().iter::<f64>().collect();
+    assert_eq!(losses, [0.0; B], "the policy that drew stays where it is");
+
+    // A group without a worse half is centered by its mean there, and one far below another by its own softmax.
+    let advantages = [1.0, 2.0, 0.5, -3000.0, -3001.0, -3000.5];
+    let (d, _) = evaluate(Some(BEHAVIOR), &|e| e.log_ratio());
+    let (mean, far) = ((d[0] + d[1] + d[2]) / 3.0, [3, 4, 5]);
+    let weight = |i: usize| (advantages[i] + 3000.0f64).exp();
+    let soft = far.iter().map(|&i| weight(i) * d[i]).sum::<f64>() / far.iter().map(|&i| weight(i)).sum::<f64>();
+    for (centring, place, center) in [(Centring::Halves, 0, mean), (Centring::Softmax, 3, soft)] {
+        let crd = Crd { beta: 1.0, centring, temperature: 1.0, other: Other::Lagged };
+        let groups = [0, 0, 0, 1, 1, 1];
+        let (got, _) = evaluate(Some(BEHAVIOR), &|e| in_groups(groups, advantages, |groups| crd.loss(e, groups)));
+        let expected = 0.5 * (d[place] - center - advantages[place]).powi(2);
+        assert!((got[place] / expected - 1.0).abs() < 1e-9, "{centring:?}: {} {expected}", got[place]);
+    }
+}
