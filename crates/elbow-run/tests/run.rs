@@ -163,6 +163,9 @@ fn a_run_warns_of_a_step_that_owns_the_gradient() {
         assert_eq!(told.iter().any(|text| text.contains("|ln ρ| is up to")), warned, "{told:?}");
         let config = fs::read_to_string(root.path().join(grid).join("config.toml")).expect("a recipe");
         assert!(config.contains("reuse_velocities = true"), "{config}");
+        // The recipe that it was made of may stand beside it, with what was open there.
+        let folder = RunFolder::open(root.path().join(grid)).expect("a run folder");
+        recipe::of_run(&folder, Some(Path::new("nano-ddpo-is")), &changes).expect("it says the same");
     }
 }
 

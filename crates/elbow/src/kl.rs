@@ -1,5 +1,5 @@
-//! Keeping the policy near the reference, and near its own moving average (arXiv 2602.04663, §3.4; estimators k1–k3: Schulman, *Approximating KL
-//! divergence*, 2020).
+//! Keeping the policy near the reference, and near its own moving average (arXiv 2602.04663, §3.4; estimators k1–k3: Schulman,
+//! *Approximating KL divergence*, 2020).
 //!
 //! With d = L − L_ref and ρ the importance ratio, v_ref and L_ref being those of the base or of the lagged weights:
 //!

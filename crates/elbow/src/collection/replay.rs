@@ -12,8 +12,8 @@
 //! `likelihood.fraction`.
 //!
 //! π_c and π_b are compared by L_b − L_c summed over the scored steps, and L is a mean over latent dimensions unless
-//! `likelihood.reduction = "sum"`. With the mean, w is the D-th root of the paths' true ratio: it corrects which way the weights lean, and not
-//! by how much. The true ratio of D = 3072 dimensions is 0 or at its cap after a few epochs.
+//! `likelihood.reduction = "sum"`. With the mean, w is the D-th root of the paths' true ratio: it corrects which way the weights lean, and not by how much. The
+//! true ratio of D = 3072 dimensions is 0 or at its cap after a few epochs.
 //!
 //! The paper's abstract states these three parts and not their formulas: which paths are kept (the prompts whose best
 //! samples stand out most), for how long (until they are replayed, once) and the cap w₊ are choices of this module.

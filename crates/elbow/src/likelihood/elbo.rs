@@ -16,11 +16,10 @@
 //! | huber | −t (√(mean e² + 10⁻¹⁰) − 10⁻⁵) |
 //! | ghuber | −t ((mean e² + 10⁻¹⁰)^p − 10^(−10p)) / p |
 //!
-//! `normalizer` says whose d the m of adaptive is. path-kl is Girsanov's exact weight (g² = 2σΔ/α, on rectified flow 2t/(1 − t)); adaptive makes the
-//! gradient independent of the residual's scale.
-//! The last three are AWM's (arXiv 2509.25050), for rectified flow; its `Uniform` is simple, its `t**2` is t, and ghuber is
-//! twice huber at p = ½ and awm-t at p = 1. Departures from the reference code: sums in f64; adaptive's normalizer floor
-//! 10⁻⁵ is the same.
+//! `normalizer` says whose d the m of adaptive is. path-kl is Girsanov's exact weight (g² = 2σΔ/α, on rectified flow 2t/(1 − t)); adaptive
+//! makes the gradient independent of the residual's scale. The last three are AWM's (arXiv 2509.25050), for rectified flow; its `Uniform`
+//! is simple, its `t**2` is t, and ghuber is twice huber at p = ½ and awm-t at p = 1. Departures from the reference code: sums in f64;
+//! adaptive's normalizer floor 10⁻⁵ is the same.
 
 use super::{Likelihood, Merge, Queries, Query, Ratio, Score, Timesteps, gather};
 use crate::{

@@ -1,13 +1,13 @@
 //! Neighbor GRPO's likelihood of deterministic samplers (arXiv 2511.16955): which of a group's points a step goes to.
 //!
-//! The samples of a group start near one noise, √(1 − s²) ε + s δ_i (`start_noise = "per-group"`, `start_spread = s`), and walk an ODE. At a
-//! step from x_k, the policy that an anchor of the group has is a softmax over the points x_{i,k+1} of all:
+//! The samples of a group start near one noise, √(1 − s²) ε + s δ_i (`start_noise = "per-group"`, `start_spread = s`), and walk an ODE. At
+//! a step from x_k, the policy that an anchor of the group has is a softmax over the points x_{i,k+1} of all:
 //!
 //! ln π_θ(i) = −‖x_{i,k+1} − x_θ‖²/T − ln Σ_j e^{−‖x_{j,k+1} − x_θ‖²/T},  x_θ the anchor's next point under the weights
 //!
 //! with squares as means over latent dimensions. What the source leaves open and is ours: the anchor is another sample of the group at each
-//! step, by a random number of the group; the forward pass runs for every sample though all of a group ask at one point; T is in units of that
-//! mean.
+//! step, by a random number of the group; the forward pass runs for every sample though all of a group ask at one point; T is in units of
+//! that mean.
 
 use super::{Likelihood, Merge, Queries, Query, Ratio, Score, share};
 use crate::{

@@ -11,8 +11,8 @@
 //! | squared-error | −(x_{k+1} − μ)², as with coefficients-preserving sampling (arXiv 2509.05952) |
 //!
 //! Where the mean moves with the velocity by `slope`, a change δ of the velocity moves ln π by (slope/s)² δ²/2. A step that ends at almost
-//! no noise has a slope/s a hundred times that of others and then dominates the gradient ([`Likelihood::step_weights`]): DDIM's last noisy step
-//! on diffusers' grid is one.
+//! no noise has a slope/s a hundred times that of others and then dominates the gradient ([`Likelihood::step_weights`]): DDIM's last noisy
+//! step on diffusers' grid is one.
 //!
 //! With `weights = "noise"` the objective's loss of step k counts s_k over the mean of s.
 

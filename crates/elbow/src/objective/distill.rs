@@ -9,7 +9,8 @@
 //! | next | the mean of the next point, of the steps that likelihood `trajectory` scores |
 //!
 //! A teacher is other weights of the same network, say those of a run on one reward; with several the prompt's tag chooses. Rewards are
-//! logged and not used, but a sample without one is left out. The points are those of the likelihood: `trajectory`, or `elbo` with points = "sampler", for visited ones.
+//! logged and not used, but a sample without one is left out. The points are those of the likelihood: `trajectory`, or `elbo` with points =
+//! "sampler", for visited ones.
 
 use super::{Objective, Setting};
 use crate::{

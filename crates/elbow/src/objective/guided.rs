@@ -9,8 +9,9 @@
 //! | pair | the same in pairs of the group | behavior: DiffusionART of K = 2, FDFO (arXiv 2603.12893) |
 //!
 //! A step of the clean sample along G is one of the velocity along −G. The points are those that the rollout visited: `likelihood.points =
-//! "sampler"` for the last two. v_o does not move between the updates of an epoch. In a pair only the sign of the difference counts. FDFO's starts are correlated: `start_noise = "per-group"` with a
-//! `start_spread`; pairs are the first and second sample of a group, the third and fourth, and so on.
+//! "sampler"` for the last two. v_o does not move between the updates of an epoch. In a pair only the sign of the difference counts. FDFO's
+//! starts are correlated: `start_noise = "per-group"` with a `start_spread`; pairs are the first and second sample of a group, the third
+//! and fourth, and so on.
 //!
 //! What the sources do not say and is ours: the sign for v = ε − x₀, the scale of Ψ (root mean square 1, so that γ is in units of the
 //! velocity), and that a pair or group without difference has Ψ = 0.
