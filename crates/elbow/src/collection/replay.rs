@@ -11,8 +11,8 @@
 //! so its clip, is that of samples drawn now. Late steps, where ratios of old paths are ill-conditioned, are left out by
 //! `likelihood.fraction`.
 //!
-//! π_c and π_b are compared by L_b − L_c summed over the scored steps, and L is a mean over latent dimensions unless
-//! `likelihood.reduction = "sum"`. With the mean, w is the D-th root of the paths' true ratio: it corrects which way the weights lean, and not by how much. The
+//! π_c and π_b are compared by L_b − L_c summed over the scored steps, and L is a mean over latent dimensions unless `likelihood.reduction
+//! = "sum"`. With the mean, w is the D-th root of the paths' true ratio: it corrects which way the weights lean, and not by how much. The
 //! true ratio of D = 3072 dimensions is 0 or at its cap after a few epochs.
 //!
 //! The paper's abstract states these three parts and not their formulas: which paths are kept (the prompts whose best
