@@ -46,7 +46,7 @@ impl Components {
         let objective = recipe.method.objective.get();
         let teachers: Vec<Params> =
             objective.teachers().into_iter().map(|place| model.teacher(place)).collect::<Result<_>>()?;
-        let bytes: Vec<u8> = teachers.iter().flat_map(|t| t.values()).flat_map(|value| value.to_le_bytes()).collect();
+        let bytes: Vec<u8> = teachers.iter().flat_map(Params::values).flat_map(|value| value.to_le_bytes()).collect();
         let teachers_sha256 = (!teachers.is_empty()).then(|| sha256(&bytes));
         Ok(Self { model, data, reward: recipe.setting.reward.build(), teachers, teachers_sha256 })
     }

@@ -92,7 +92,9 @@ impl<'a> Groups<'a> {
     pub fn sizes(&self) -> Vec<usize> {
         let mut sizes = vec![0; self.samples.len()];
         for members in self.members() {
-            members.iter().for_each(|&i| sizes[i] = members.len());
+            for &i in &members {
+                sizes[i] = members.len();
+            }
         }
         sizes
     }

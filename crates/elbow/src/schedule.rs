@@ -228,12 +228,11 @@ impl Spacing {
     pub fn validate(&self, place: &str, steps: usize) -> Vec<String> {
         let mut problems = Vec::new();
         match self {
-            Self::Diffusers | Self::Uniform => {}
             Self::Leading if steps > SCALED_LINEAR_STEPS / 2 => problems.push(format!(
                 "{place}.grid = \"leading\" and {place}.steps = {steps}: at most {} of {SCALED_LINEAR_STEPS} training steps",
                 SCALED_LINEAR_STEPS / 2
             )),
-            Self::Leading => {}
+            Self::Diffusers | Self::Uniform | Self::Leading => {}
             Self::Times(times) => {
                 if times.len() != steps {
                     let count = times.len();

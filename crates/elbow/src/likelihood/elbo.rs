@@ -237,7 +237,7 @@ impl Elbo {
         let score = self.score(target.clone(), rows(&gains, &x.device()), batch, t);
         let shared = self.weighting == Weighting::Adaptive && self.normalizer == Normalizer::Shared;
         let divisor = self.divisor(batch.guidance);
-        Query { shared, divisor, ..Query::new(x, t, batch, score).with_target(target) }
+        Query { divisor, shared, ..Query::new(x, t, batch, score).with_target(target) }
     }
 
     /// What the guidance scale G divides by: it keeps ln ρ independent of G where both weights share the unconditional branch.

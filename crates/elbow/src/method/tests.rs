@@ -121,7 +121,7 @@ fn steps_are_weighed_one_by_one() {
     for ratio in [Ratio::PerSample, Ratio::PerSampleMean] {
         let likelihood = Trajectory { weights: StepWeights::Noise, ratio, ..Trajectory::default() }.into();
         let sampler = SamplerConfig { rule: FlowSde::default().into(), ..SamplerConfig::default() };
-        let problems = problems(&Config { likelihood, sampler, ..Config::default() });
+        let problems = problems(&Config { sampler, likelihood, ..Config::default() });
         assert!(problems.len() == 1 && problems[0].contains("likelihood.weights"), "{problems:?}");
     }
 }

@@ -59,7 +59,9 @@ impl Crd {
             for members in groups.members() {
                 let inside = |&i: &usize| sign * groups.values[i] > 0.0;
                 if members.iter().any(inside) {
-                    members.iter().for_each(|i| weights[*i] = f64::from(u8::from(inside(i))));
+                    for i in &members {
+                        weights[*i] = f64::from(u8::from(inside(i)));
+                    }
                 }
             }
             groups.weighted_means(d.clone(), &weights)
@@ -71,7 +73,9 @@ impl Crd {
                 let mut weights = vec![0.0; groups.values.len()];
                 for members in groups.members() {
                     let largest = members.iter().map(|&i| groups.values[i]).fold(f64::NEG_INFINITY, f64::max);
-                    members.iter().for_each(|&i| weights[i] = ((groups.values[i] - largest) / self.temperature).exp());
+                    for &i in &members {
+                        weights[i] = ((groups.values[i] - largest) / self.temperature).exp();
+                    }
                 }
                 groups.weighted_means(d, &weights)
             }

@@ -189,8 +189,8 @@ impl Formula<'_> {
                 let center = match centring {
                     Centring::Mean => weighted(&|_| 1.0),
                     Centring::Halves => {
-                        (weighted(&|a| f64::from(u8::from(a > 0.0))) + weighted(&|a| f64::from(u8::from(a < 0.0))))
-                            / 2.0
+                        let half = |sign: f64| weighted(&|a| f64::from(u8::from(sign * a > 0.0)));
+                        f64::midpoint(half(1.0), half(-1.0))
                     }
                     Centring::Softmax => weighted(&|a| (a / temperature).exp()),
                 };

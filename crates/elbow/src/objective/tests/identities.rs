@@ -304,7 +304,7 @@ fn crd_centers_in_three_ways() {
         let sum: f64 = advantages.iter().zip(&d).map(|(&a, d)| weight(a) * d).sum();
         sum / advantages.iter().map(|&a| weight(a)).sum::<f64>()
     };
-    let halves = 0.5 * ((d[0] + d[1]) / 2.0 + (d[2] + d[3] + d[5]) / 3.0);
+    let halves = f64::midpoint(f64::midpoint(d[0], d[1]), (d[2] + d[3] + d[5]) / 3.0);
     for (centring, center) in [
         (Centring::Mean, weighted(&|_| 1.0)),
         (Centring::Halves, halves),
