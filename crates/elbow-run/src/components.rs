@@ -11,7 +11,6 @@ use crate::{
 use burn::tensor::Device;
 use elbow::{
     Prompt, Reward,
-    collection::CollectionKind,
     config::{Config, Reuse},
     eval::{self, Measured},
     observer::Observer,
@@ -62,8 +61,7 @@ impl Components {
         if config.batch.reuse_velocities != Reuse::Auto {
             return Ok(config.batch.reuse_velocities);
         }
-        let drawn_now = !matches!(config.collection, CollectionKind::Replay(_)) && !config.behavior.on_policy;
-        let useful = config.likelihood.get().needs_path() && crate::plan::off_policy(config) && drawn_now;
+        let useful = config.build(self.model.policy.schedule())?.can_reuse_velocities();
         Ok(if useful && self.trainer(config)?.reproduces()? { Reuse::Yes } else { Reuse::No })
     }
 

@@ -80,7 +80,8 @@ fn calibrate(recipe: &Recipe, components: &Components, least: f64) -> Result<Per
     let reuse_velocities = components.reuse_velocities(&recipe.method)?;
     let batch = BatchConfig { groups, updates: 1, reuse_velocities, ..recipe.method.batch };
     let mut config = recipe.method.of_one_batch(batch);
-    if off_policy(&recipe.method) && !config.behavior.on_policy {
+    let moves_apart = config.behavior.moves_apart(recipe.method.batch.updates);
+    if moves_apart && !config.behavior.on_policy {
         // The rollout then keeps what it keeps with several updates.
         config.behavior.max = config.behavior.max.max(0.5);
     }
@@ -92,7 +93,7 @@ fn calibrate(recipe: &Recipe, components: &Components, least: f64) -> Result<Per
     let batch = disagreeing(collected.batch);
     let mut seen = Outcome::default();
     let mut step = || {
-        if off_policy(&recipe.method) {
+        if moves_apart {
             // Behavior weights that differ, so that their forward passes are not saved.
             trainer.state.behavior.values_mut()[0] += 1e-3;
         }
@@ -111,11 +112,6 @@ pub fn disagreeing(mut batch: Batch) -> Batch {
         sample.reward = Ok::<_, RewardError>(((i % 2) as f64).into());
     }
     batch
-}
-
-/// Whether some updates see behavior weights that differ from the current ones.
-pub fn off_policy(method: &Config) -> bool {
-    method.batch.updates > 1 || method.behavior.max > 0.0
 }
 
 /// Forward passes at a point: two with guidance.

@@ -12,8 +12,6 @@ use elbow::{
     Reward,
     config::MicroBatch,
     eval::Measured,
-    gaussian::Reduction,
-    likelihood::LikelihoodKind,
     policy::Policy,
     train::{EpochReport, Trainer},
 };
@@ -247,18 +245,13 @@ impl<'a> Run<'a> {
 
     /// Says once that the policies of an epoch lie far apart.
     fn warn_of_ratios(&mut self, record: &Map<String, Value>) {
-        // Only a mean over dimensions is small by its nature.
-        let mean = match &self.recipe.method.likelihood {
-            LikelihoodKind::Elbo(elbo) => elbo.reduction == Reduction::Mean,
-            LikelihoodKind::Trajectory(trajectory) => trajectory.reduction == Reduction::Mean,
-            LikelihoodKind::Neighbor(_) => false,
-        };
+        let small_by_nature = self.trainer.method().likelihood.means_over_dimensions();
         let largest = record.get("logratio_max").and_then(Value::as_f64).unwrap_or(0.0);
-        if mean && largest > 1.0 && !self.warned {
+        if small_by_nature && largest > 1.0 && !self.warned {
             self.warned = true;
             let epoch = self.epoch();
             let text = format!(
-                "epoch {epoch}: |ln ρ| is up to {largest:.2}. It is a mean over latent dimensions and seldom passes 0.01: a step may own the \
+                "epoch {epoch}: |ln ρ| is up to {largest:.2}. It is a mean over latent dimensions and seldom passes 0.01: a step may dominate the \
                  gradient (`elbow plan` shows their weights), or the learning rate is too high"
             );
             (self.watch)(Event::Warning { text: &text });
@@ -349,26 +342,22 @@ fn create_folder(path: &Path, recipe: &Recipe, components: &Components) -> Resul
     Ok(folder)
 }
 
-/// An error if the base or the prompts are not those that the run started with.
+/// An error if the base, the prompts or the teachers are not those that the run started with.
 fn same_inputs(folder: &RunFolder, components: &Components) -> Result<()> {
     let manifest = manifest(folder)?;
     let inputs = [
-        ("base_sha256", &components.model.sha256, "base weights"),
-        ("prompts_sha256", &components.data.sha256, "prompts"),
+        ("base_sha256", json!(components.model.sha256), "base weights"),
+        ("prompts_sha256", json!(components.data.sha256), "prompts"),
+        // Null where there are none, as a name that the manifest lacks.
+        ("teachers_sha256", json!(components.teachers_sha256), "teachers"),
     ];
     for (key, now, what) in inputs {
-        if manifest[key] != json!(now) {
+        if manifest[key] != now {
             return Err(Error::new(
                 format!("the {what} differ from those that {} was started with", folder.path().display()),
                 "restore the files it was started with, or start a new run with --run",
             ));
         }
-    }
-    if manifest["teachers_sha256"] != json!(components.teachers_sha256) {
-        return Err(Error::new(
-            format!("the teachers differ from those that {} was started with", folder.path().display()),
-            "restore the files it was started with, or start a new run with --run",
-        ));
     }
     Ok(())
 }

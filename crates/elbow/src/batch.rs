@@ -2,13 +2,13 @@
 
 use crate::{
     noise::Key,
-    policy::Conditioning,
+    policy::{self, Conditioning},
     prompts::Prompt,
     reward::{RewardError, Score},
     sampler::Step,
     schedule::Grid,
 };
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::Tensor;
 use image::RgbImage;
 use std::sync::Arc;
 
@@ -110,8 +110,7 @@ impl Batch {
     /// The given samples, in the given order.
     #[must_use]
     pub fn select(&self, rows: &[usize]) -> Self {
-        let indices: Vec<i32> = rows.iter().map(|&row| row as i32).collect();
-        let indices = Tensor::<1, Int>::from_data(TensorData::new(indices, [rows.len()]), &self.clean().device());
+        let indices = policy::indices(rows, &self.clean().device());
         let select = |all: &[Tensor<2>]| all.iter().map(|each| each.clone().select(0, indices.clone())).collect();
         Self {
             samples: rows.iter().map(|&row| self.samples[row].clone()).collect(),

@@ -29,6 +29,11 @@ impl Default for BehaviorLag {
 }
 
 impl BehaviorLag {
+    /// Whether some of an epoch's `updates` see current weights that are not the lagged ones.
+    pub fn moves_apart(self, updates: usize) -> bool {
+        updates > 1 || self.max > 0.0
+    }
+
     /// η after update `step`.
     pub fn decay(self, step: u64) -> f64 {
         (self.rate * step.saturating_sub(self.start) as f64).clamp(0.0, self.max)

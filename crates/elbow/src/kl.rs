@@ -22,7 +22,7 @@
 use crate::{
     evaluation::{Evaluation, Weights},
     functions,
-    setting::{Scored, Setting},
+    setting::{Scored, Setting, positive_number},
 };
 use burn::tensor::Tensor;
 use schemars::JsonSchema;
@@ -123,9 +123,7 @@ impl Kl {
             problems.push("kl.kind = \"step\" compares the steps that likelihood `trajectory` scores: use \"girsanov\" or \"path\"".into());
         }
         if let Some(guidance) = self.guidance {
-            if !(guidance > 0.0 && guidance.is_finite()) {
-                problems.push(format!("kl.guidance = {guidance}: must be a positive number"));
-            }
+            problems.extend(positive_number("kl.guidance", guidance));
             if self.reference != Anchor::Base {
                 problems.push("kl.guidance is that of the base: set kl.reference = \"base\", or leave it out".into());
             }

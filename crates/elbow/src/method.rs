@@ -13,8 +13,8 @@ use crate::{
     objective::Objective,
     optimizer::OptimizerConfig,
     sampler::{self, Sampling, Step},
-    schedule::Schedule,
-    setting::{BatchSize, Setting, StartNoise},
+    schedule::{Grid, Schedule},
+    setting::{BatchSize, Setting, StartNoise, zero_or_positive},
 };
 
 /// Everything that decides a run's numbers, apart from the policy, the prompts and the reward.
@@ -74,14 +74,25 @@ impl Method {
 
     /// Points that each sample is evaluated at, on a path.
     pub fn points(&self, schedule: Schedule) -> usize {
-        let grid = self.sampler.grid(schedule);
-        self.likelihood.count(&self.sampler.rule.walk(&grid, Key::new(self.seed, Purpose::Step, 0)))
+        self.likelihood.count(&self.walk(&self.sampler.grid(schedule)))
+    }
+
+    /// The steps of the first sample.
+    fn walk(&self, grid: &Grid) -> Vec<Step> {
+        self.sampler.rule.walk(grid, Key::new(self.seed, Purpose::Step, 0))
     }
 
     /// Whether a sample with advantage 0 adds nothing to the gradient.
     pub fn rests_without_advantage(&self) -> bool {
         let penalties = [self.kl.weight, self.proximal.weight, self.tightness.weight];
         self.objective.rests() && penalties.iter().all(|&weight| weight == 0.0)
+    }
+
+    /// Whether updates may take velocities from the rollout: it makes those that they ask for, some are asked for after the weights have
+    /// moved, and all samples are of this epoch.
+    pub fn can_reuse_velocities(&self) -> bool {
+        let moves_apart = !self.behavior.on_policy && self.behavior.moves_apart(self.batch.updates);
+        self.likelihood.needs_path() && moves_apart && self.collection.only_new()
     }
 
     /// (slope/std)² of each step that the likelihood scores, and its place in the walk of the first sample: how much a change of the
@@ -94,11 +105,13 @@ impl Method {
     fn steps(&self, schedule: Schedule) -> Vec<Step> {
         let (grid, rule) = (self.sampler.grid(schedule), &self.sampler.rule);
         if !rule.moves() {
-            return rule.walk(&grid, Key::new(self.seed, Purpose::Step, 0));
+            return self.walk(&grid);
         }
-        let last = grid.steps() - 1;
-        let step = |k| Step { std: if k == last { 0.0 } else { rule.step(&grid, k).std }, ..rule.step(&grid, k) };
-        (0..=last).map(step).collect()
+        let mut steps: Vec<Step> = (0..grid.steps()).map(|k| rule.step(&grid, k)).collect();
+        if let Some(last) = steps.last_mut() {
+            last.std = 0.0;
+        }
+        steps
     }
 
     /// What runs, and is probably not meant; one sentence each.
@@ -129,15 +142,15 @@ impl Method {
     /// What variants may know of each other.
     fn setting(&self, schedule: Schedule) -> Setting {
         let grid = self.sampler.grid(schedule);
-        let walk = self.sampler.rule.walk(&grid, Key::new(self.seed, Purpose::Step, 0));
-        let (stochastic, all) = (sampler::stochastic(&walk), (0..walk.len()).collect::<Vec<_>>());
-        let mut scored = if stochastic.is_empty() { all.iter() } else { stochastic.iter() };
+        let walk = self.walk(&grid);
+        let stochastic = sampler::stochastic(&walk);
+        let scored = |step: &&Step| stochastic.is_empty() || step.std > 0.0;
         Setting {
             batch: self.batch,
             start_noise: self.start_noise,
             compared: self.compared(),
             stochastic_steps: stochastic.len(),
-            remembers: scored.any(|&k| walk[k].mean.remembers()),
+            remembers: walk.iter().filter(scored).any(|step| step.mean.remembers()),
             moves: self.sampler.rule.moves(),
             scored: self.likelihood.scored(),
             meaning: self.advantage.meaning(),
@@ -254,9 +267,7 @@ impl Method {
                 problems.push(format!("{name} = {decay}: must be at least 0 and below 1"));
             }
         }
-        if !(self.behavior.rate >= 0.0 && self.behavior.rate.is_finite()) {
-            problems.push(format!("behavior.rate = {}: must be 0 or a positive number", self.behavior.rate));
-        }
+        problems.extend(zero_or_positive("behavior.rate", self.behavior.rate));
         problems
     }
 }

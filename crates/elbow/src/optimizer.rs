@@ -1,6 +1,9 @@
 //! AdamW with decoupled weight decay and clipping by the global norm, on flat parameters.
 
-use crate::params::Params;
+use crate::{
+    params::Params,
+    setting::{positive_number, zero_or_positive},
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -91,9 +94,7 @@ impl OptimizerConfig {
         for (name, value) in
             [("learning_rate", self.learning_rate), ("max_grad_norm", self.max_grad_norm), ("epsilon", self.epsilon)]
         {
-            if !(value > 0.0 && value.is_finite()) {
-                problems.push(format!("optimizer.{name} = {value}: must be a positive number"));
-            }
+            problems.extend(positive_number(&format!("optimizer.{name}"), value));
         }
         if self.half_life.is_nan() || self.half_life <= 0.0 {
             problems.push(format!("optimizer.half_life = {}: must be above 0", self.half_life));
@@ -103,9 +104,7 @@ impl OptimizerConfig {
                 problems.push(format!("optimizer.{name} = {value}: must be at least 0 and below 1"));
             }
         }
-        if !(self.weight_decay >= 0.0 && self.weight_decay.is_finite()) {
-            problems.push(format!("optimizer.weight_decay = {}: must be 0 or a positive number", self.weight_decay));
-        }
+        problems.extend(zero_or_positive("optimizer.weight_decay", self.weight_decay));
         problems
     }
 }

@@ -5,7 +5,7 @@ use crate::{
     prompts::Prompt,
     schedule::Schedule,
 };
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 use image::RgbImage;
 
 /// What a network knows about the prompts of a batch, N rows.
@@ -28,8 +28,7 @@ impl Conditioning {
     /// The given rows, in the given order; rows may repeat.
     #[must_use]
     pub fn select(&self, rows: &[usize]) -> Self {
-        let indices: Vec<i32> = rows.iter().map(|&r| r as i32).collect();
-        let indices = Tensor::<1, Int>::from_data(TensorData::new(indices, [rows.len()]), &self.tokens.device());
+        let indices = indices(rows, &self.tokens.device());
         let select = |rows: &Tensor<2>| rows.clone().select(0, indices.clone());
         Self {
             tokens: self.tokens.clone().select(0, indices.clone()),
@@ -51,6 +50,18 @@ impl Conditioning {
             pooled: all(|part| &part.pooled),
         }
     }
+}
+
+/// Numbers of rows as the engine takes them.
+pub(crate) fn indices(rows: &[usize], device: &Device) -> Tensor<1, Int> {
+    let rows: Vec<i32> = rows.iter().map(|&row| row as i32).collect();
+    let count = rows.len();
+    Tensor::from_data(TensorData::new(rows, [count]), device)
+}
+
+/// The given rows of `[N, D]`, in the given order; rows may repeat.
+pub(crate) fn rows_of(all: &Tensor<2>, rows: &[usize]) -> Tensor<2> {
+    all.clone().select(0, indices(rows, &all.device()))
 }
 
 /// dx/dt of the probability-flow ODE at (x, t), t = 1 noise, t = 0 data.

@@ -83,3 +83,15 @@ pub struct Setting {
     /// Whether the advantage compares a sample with its group alone.
     pub compares_groups: bool,
 }
+
+/// A complaint if a number is not above 0 and finite.
+pub(crate) fn positive_number(name: &str, value: f64) -> Option<String> {
+    let fine = value > 0.0 && value.is_finite();
+    (!fine).then(|| format!("{name} = {value}: must be a positive number"))
+}
+
+/// A complaint if a number is not 0, or above 0 and finite.
+pub(crate) fn zero_or_positive(name: &str, value: f64) -> Option<String> {
+    let fine = value >= 0.0 && value.is_finite();
+    (!fine).then(|| format!("{name} = {value}: must be 0 or a positive number"))
+}

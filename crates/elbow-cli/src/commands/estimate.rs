@@ -15,7 +15,7 @@ use elbow_models::{
 use elbow_run::{
     Recipe,
     model::{Diffusers, Model},
-    plan::{branches, off_policy},
+    plan::branches,
 };
 use serde_json::Value;
 use std::{fmt::Write, path::Path};
@@ -165,7 +165,7 @@ impl Estimate {
         let schedule = recipe.setting.model.schedule();
         let built = method.build(schedule)?;
         let points = built.points(schedule);
-        let others = usize::from(off_policy(method))
+        let others = usize::from(method.behavior.moves_apart(method.batch.updates))
             + usize::from(method.kl.weight > 0.0 && method.kl.reference == Anchor::Base);
         let again = if model.checkpointing == Checkpointing::Block { flops.forward } else { 0.0 };
         let decode = sizes.vae.as_ref().map_or(0.0, |vae| cost::decoding_flops(vae, row.latent));

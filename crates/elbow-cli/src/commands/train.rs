@@ -82,7 +82,6 @@ pub fn run(mut args: Args, device: DeviceName) -> Result<()> {
 fn start(args: &Args) -> Result<(Recipe, Target)> {
     let (name, mut recipe) = recipe::load(args.recipe.as_deref(), &args.set)?;
     recipe.setting.model.pin()?;
-    recipe.fill_in();
     let path = if let Some(path) = &args.run {
         path.clone()
     } else {

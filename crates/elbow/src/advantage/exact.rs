@@ -7,8 +7,11 @@
 //! w = η, as in the paper's scripts, which use one number for both. w, η and β are those of one unit of L, a mean over dimensions.
 //! No division by a deviation: that would weight prompts by how much their samples differ.
 
-use super::{Advantage, History, Rewards, factor};
-use crate::batch::Sample;
+use super::{Advantage, History, Rewards};
+use crate::{
+    batch::Sample,
+    setting::{positive_number, zero_or_positive},
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -34,8 +37,7 @@ impl Advantage for Exact {
     }
 
     fn validate(&self) -> Vec<String> {
-        let wrong = !(self.beta > 0.0 && self.beta.is_finite());
-        let told = format!("advantage.beta = {}: must be a positive number", self.beta);
-        wrong.then_some(told).into_iter().chain(factor("advantage.eta", self.eta)).collect()
+        let beta = positive_number("advantage.beta", self.beta);
+        beta.into_iter().chain(zero_or_positive("advantage.eta", self.eta)).collect()
     }
 }

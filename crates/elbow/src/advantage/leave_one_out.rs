@@ -2,8 +2,8 @@
 //!
 //! A_i = scale · (R_i − mean of R_j, j ≠ i) = scale · G/(G − 1) · (R_i − mean)
 
-use super::{Advantage, History, Rewards, factor};
-use crate::batch::Sample;
+use super::{Advantage, History, Rewards};
+use crate::{batch::Sample, setting::zero_or_positive};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +31,6 @@ impl Advantage for LeaveOneOut {
     }
 
     fn validate(&self) -> Vec<String> {
-        factor("advantage.scale", self.scale).into_iter().collect()
+        zero_or_positive("advantage.scale", self.scale).into_iter().collect()
     }
 }

@@ -69,11 +69,5 @@ axis! {
     quasi_norm::QuasiNorm,
 }
 
-/// A complaint if a factor is not 0 or a positive number.
-fn factor(name: &str, value: f64) -> Option<String> {
-    let fine = value >= 0.0 && value.is_finite();
-    (!fine).then(|| format!("{name} = {value}: must be 0 or a positive number"))
-}
-
 #[cfg(test)]
 mod tests;

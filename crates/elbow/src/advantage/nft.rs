@@ -3,7 +3,10 @@
 //! r = ½ + ½ clip( (R − mean of the group) / (M · deviation of the batch), −1, 1 ),  M = 5
 
 use super::{Advantage, History, Rewards};
-use crate::{batch::Sample, setting::Meaning};
+use crate::{
+    batch::Sample,
+    setting::{Meaning, positive_number},
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -36,7 +39,6 @@ impl Advantage for Nft {
     }
 
     fn validate(&self) -> Vec<String> {
-        let told = format!("advantage.max_advantage = {}: must be a positive number", self.max_advantage);
-        (!(self.max_advantage > 0.0 && self.max_advantage.is_finite())).then_some(told).into_iter().collect()
+        positive_number("advantage.max_advantage", self.max_advantage).into_iter().collect()
     }
 }

@@ -5,7 +5,7 @@
 //! p = 2 is the group's own deviation. Below it a group in which one sample stands out counts for less.
 
 use super::{Advantage, History, Moments, Rewards};
-use crate::batch::Sample;
+use crate::{batch::Sample, setting::positive_number};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -43,7 +43,6 @@ impl Advantage for QuasiNorm {
     }
 
     fn validate(&self) -> Vec<String> {
-        let wrong = !(self.power > 0.0 && self.power.is_finite());
-        wrong.then(|| format!("advantage.power = {}: must be a positive number", self.power)).into_iter().collect()
+        positive_number("advantage.power", self.power).into_iter().collect()
     }
 }

@@ -11,8 +11,11 @@
 //! with a floor of 10⁻⁴ in Flow-GRPO, and an unbiased deviation (n − 1) with 10⁻⁸ in DanceGRPO (arXiv 2505.07818),
 //! and then c tanh(A/c), if there is a soft clip c (V-GRPO, arXiv 2604.23380).
 
-use super::{Advantage, History, Moments, Rewards, factor};
-use crate::batch::Sample;
+use super::{Advantage, History, Moments, Rewards};
+use crate::{
+    batch::Sample,
+    setting::{positive_number, zero_or_positive},
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -133,10 +136,8 @@ impl Advantage for Standard {
         let wrong = self.soft_clip.filter(|c| c.is_nan() || *c <= 0.0);
         let mut problems: Vec<String> =
             wrong.map(|c| format!("advantage.soft_clip = {c}: must be above 0")).into_iter().collect();
-        problems.extend(factor("advantage.scale", self.scale));
-        if !(self.floor > 0.0 && self.floor.is_finite()) {
-            problems.push(format!("advantage.floor = {}: must be a positive number", self.floor));
-        }
+        problems.extend(zero_or_positive("advantage.scale", self.scale));
+        problems.extend(positive_number("advantage.floor", self.floor));
         problems
     }
 }

@@ -20,6 +20,11 @@ pub trait Collection: Send + Sync {
     /// The samples of one epoch; `memory` is what the epoch before left.
     fn collect(&self, rollout: &Rollout<'_>, memory: &Memory) -> Result<Collected, RolloutError>;
 
+    /// Whether all samples of its batches are drawn by the weights of their epoch.
+    fn only_new(&self) -> bool {
+        true
+    }
+
     /// What keeps it from running in `setting`, one sentence each.
     fn validate(&self, setting: &Setting) -> Vec<String> {
         let _ = setting;

@@ -95,9 +95,6 @@ struct KeptPart {
     value: f64,
 }
 
-/// Samples of several weights make a batch: what the newest had as velocities is not kept.
-const KEEP: Keep = Keep { points: true, velocities: false };
-
 impl Collection for Replay {
     fn collect(&self, rollout: &Rollout<'_>, memory: &Memory) -> Result<Collected, RolloutError> {
         let kept = recalled(memory);
@@ -107,7 +104,7 @@ impl Collection for Replay {
         let replayed: Vec<usize> = self.replayed(&slots, size);
         let seats = rollout.seats(&prompts, 0).into_iter().enumerate();
         let seats: Vec<Seat> = seats.filter(|(i, _)| !replayed.contains(i)).map(|(_, seat)| seat).collect();
-        let new = rollout.draw("rollout", rollout.sampling, &prompts, seats, KEEP)?;
+        let new = rollout.draw("rollout", rollout.sampling, &prompts, seats, Keep { points: true, ..rollout.keep })?;
         let drawn = new.len();
 
         let due: Vec<&KeptSample> = slots.iter().flatten().flat_map(|kept| &kept.samples).collect();
@@ -119,6 +116,10 @@ impl Collection for Replay {
         };
         let memory = remembered(&self.kept_after(rollout, &batch, &kept));
         Ok(Collected { memory, drawn, log: log(&batch), batch })
+    }
+
+    fn only_new(&self) -> bool {
+        false
     }
 
     fn validate(&self, setting: &Setting) -> Vec<String> {

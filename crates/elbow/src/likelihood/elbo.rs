@@ -29,7 +29,7 @@ use crate::{
     noise::{self, Key, Purpose},
     sampler::Step,
     schedule::{Level, Schedule},
-    setting::{Scored, Setting},
+    setting::{Scored, Setting, positive_number},
 };
 use burn::tensor::{FloatDType, Tensor};
 use schemars::JsonSchema;
@@ -147,6 +147,10 @@ impl Likelihood for Elbo {
         Scored::Velocities
     }
 
+    fn means_over_dimensions(&self) -> bool {
+        self.reduction == Reduction::Mean
+    }
+
     fn count(&self, walk: &[Step]) -> usize {
         self.timesteps.count(walk.len()) * if self.antithetic { 2 } else { 1 }
     }
@@ -183,9 +187,7 @@ impl Likelihood for Elbo {
             let instead = "is derived for rectified flow; use `simple` or `adaptive` here";
             problems.push(format!("likelihood weighting `{name}` {instead}"));
         }
-        if !(self.power > 0.0 && self.power.is_finite()) {
-            problems.push(format!("likelihood.power = {}: must be a positive number", self.power));
-        }
+        problems.extend(positive_number("likelihood.power", self.power));
         if self.points == Points::Sampler && (self.antithetic || !self.timesteps.on_grid()) {
             problems.push(
                 "likelihood points = \"sampler\" are those of the sampler's grid and noise: use timesteps of the grid and \

@@ -154,6 +154,15 @@ impl Query {
         }
     }
 
+    /// Steps of a walk as queries: one each, or all in one that adds them up or averages them.
+    fn of_steps<'a>(queries: impl ExactSizeIterator<Item = Self> + 'a, ratio: Ratio) -> Queries<'a> {
+        match ratio {
+            Ratio::PerDraw => Box::new(queries),
+            Ratio::PerSample => Self::merged(queries, Merge::Sum),
+            Ratio::PerSampleMean => Self::merged(queries, Merge::Mean),
+        }
+    }
+
     /// All draws of each sample in one query, which needs them all at once.
     fn merged<'a>(queries: impl ExactSizeIterator<Item = Self> + 'a, merge: fn(usize) -> Merge) -> Queries<'a> {
         let merge = merge(queries.len());
@@ -240,6 +249,11 @@ pub trait Likelihood: Send + Sync {
     /// What log-probabilities are read off.
     fn scored(&self) -> Scored;
 
+    /// Whether a log-probability is a mean over latent dimensions, so that log-ratios are small by their nature.
+    fn means_over_dimensions(&self) -> bool {
+        false
+    }
+
     /// How much a change of the velocity counts in the log-probability of each step of a walk that is scored, (slope/std)² of a Gaussian
     /// step, and its place in the walk. Empty if no steps are scored.
     fn step_weights(&self, walk: &[Step]) -> Vec<(usize, f64)> {
@@ -273,6 +287,11 @@ axis! {
 /// What is wrong with a share of the grid, if anything.
 fn share(name: &str, value: f64) -> Option<String> {
     (!(0.0..=1.0).contains(&value)).then(|| format!("{name} = {value}: must lie between 0 and 1"))
+}
+
+/// How many of `steps` a share is, rounded down; at least one.
+fn share_of(steps: usize, fraction: f64) -> usize {
+    ((steps as f64 * fraction) as usize).clamp(1, steps.max(1))
 }
 
 /// Row r of point `places[r]`, for each row `[N, D]`.

@@ -9,16 +9,17 @@
 //! step, by a random number of the group; the forward pass runs for every sample though all of a group ask at one point; T is in units of
 //! that mean.
 
-use super::{Likelihood, Merge, Queries, Query, Ratio, Score, share};
+use super::{Likelihood, Queries, Query, Ratio, Score, share, share_of};
 use crate::{
-    batch::Batch,
+    batch::{Batch, Sample},
     functions,
     gaussian::{self, to_f64},
     noise::{Key, Purpose},
+    policy::rows_of,
     sampler::{self, Step, Visit},
-    setting::{Scored, Setting, StartNoise},
+    setting::{Scored, Setting, StartNoise, positive_number},
 };
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -50,25 +51,20 @@ impl Likelihood for Neighbor {
     }
 
     fn count(&self, walk: &[Step]) -> usize {
-        ((walk.len() as f64 * self.fraction) as usize).clamp(1, walk.len().max(1))
+        share_of(walk.len(), self.fraction)
     }
 
     fn queries<'a>(&self, part: &'a Batch, whole: &'a Batch) -> Queries<'a> {
         let neighbor = *self;
         let count = part.samples.first().map_or(0, |sample| self.count(&sample.walk));
-        let queries = (0..count).map(move |k| neighbor.query(part, whole, k));
-        match self.ratio {
-            Ratio::PerDraw => Box::new(queries),
-            Ratio::PerSample => Query::merged(queries, Merge::Sum),
-            Ratio::PerSampleMean => Query::merged(queries, Merge::Mean),
-        }
+        let places: Vec<Place> = part.samples.iter().map(|sample| Place::of(sample, whole)).collect();
+        let queries = (0..count).map(move |k| neighbor.query(part, whole, &places, k));
+        Query::of_steps(queries, self.ratio)
     }
 
     fn validate(&self, setting: &Setting) -> Vec<String> {
         let mut problems: Vec<String> = share("likelihood.fraction", self.fraction).into_iter().collect();
-        if !(self.temperature > 0.0 && self.temperature.is_finite()) {
-            problems.push(format!("likelihood.temperature = {}: must be a positive number", self.temperature));
-        }
+        problems.extend(positive_number("likelihood.temperature", self.temperature));
         if setting.stochastic_steps > 0 || setting.remembers {
             problems.push(
                 "likelihood `neighbor` is for samplers without noise whose steps look at one velocity: use sampler `euler`, or likelihood \
@@ -83,34 +79,59 @@ impl Likelihood for Neighbor {
     }
 }
 
+/// Where a sample stands in the whole batch.
+struct Place {
+    /// Its number.
+    own: usize,
+    /// The numbers of its group.
+    members: Vec<usize>,
+    /// Decides the anchors of its group.
+    group: Key,
+}
+
+impl Place {
+    fn of(sample: &Sample, whole: &Batch) -> Self {
+        let members: Vec<usize> = (0..whole.len()).filter(|&i| whole.samples[i].group == sample.group).collect();
+        let own = members.iter().copied().find(|&i| whole.samples[i].key == sample.key);
+        Self { own: own.expect("invariant: of its group"), members, group: sample.shared_key }
+    }
+
+    /// Whose point is stepped from: a random member, the same for all of a group.
+    fn anchor(&self, k: usize) -> usize {
+        let key = Key { purpose: Purpose::Timestep, ..self.group }.draw(k as u32);
+        let number = key.uniforms().next().map_or(0, |u| (u * self.members.len() as f64) as usize);
+        self.members[number.min(self.members.len() - 1)]
+    }
+
+    /// The `j`-th of its group; of a smaller one its last.
+    fn member(&self, j: usize) -> usize {
+        self.members[j.min(self.members.len() - 1)]
+    }
+}
+
 impl Neighbor {
     /// Step `k` of each sample's anchor.
-    fn query(self, part: &Batch, whole: &Batch, k: usize) -> Query {
-        let of_group = |group: usize| (0..whole.len()).filter(|&i| whole.samples[i].group == group).collect();
-        let members: Vec<Vec<usize>> = part.samples.iter().map(|sample| of_group(sample.group)).collect();
-        let rows = part.samples.iter().zip(&members);
-        let anchors: Vec<usize> = rows.clone().map(|(sample, members)| anchor(sample.shared_key, k, members)).collect();
-        let is = |key: Key| move |&&i: &&usize| whole.samples[i].key == key;
-        let own = rows.map(|(sample, members)| *members.iter().find(is(sample.key)).expect("invariant: of its group"));
-        let own: Vec<usize> = own.collect();
-        let x = select(&whole.points[k], &anchors);
-        let drawn = whole.velocities.get(k).map(|velocity| select(velocity, &anchors));
+    fn query(self, part: &Batch, whole: &Batch, places: &[Place], k: usize) -> Query {
+        let anchors: Vec<usize> = places.iter().map(|place| place.anchor(k)).collect();
+        let x = rows_of(&whole.points[k], &anchors);
+        let drawn = whole.velocities.get(k).map(|velocity| rows_of(velocity, &anchors));
         let steps: Vec<Step> = anchors.iter().map(|&i| whole.samples[i].walk[k]).collect();
-        let score = self.score(x.clone(), steps, &members, &own, &whole.points[k + 1]);
+        let score = self.score(x.clone(), steps, places, &whole.points[k + 1]);
         let t = vec![part.grid.times[k]; part.len()];
         Query { drawn, ..Query::new(x, &t, part, score) }
     }
 
     /// ln π of each row's own point; `next` has the points of all samples after the step.
-    fn score(self, x: Tensor<2>, steps: Vec<Step>, members: &[Vec<usize>], own: &[usize], next: &Tensor<2>) -> Score {
-        let (x, own) = (to_f64(x), to_f64(select(next, own)));
-        // The j-th of each row's group. A smaller group has its last again, which then does not count.
+    fn score(self, x: Tensor<2>, steps: Vec<Step>, places: &[Place], next: &Tensor<2>) -> Score {
+        let own: Vec<usize> = places.iter().map(|place| place.own).collect();
+        let (x, own) = (to_f64(x), to_f64(rows_of(next, &own)));
+        // The j-th of each row's group. What a smaller group has beyond its own does not count.
         let column = |j: usize| {
-            let rows: Vec<usize> = members.iter().map(|members| members[j.min(members.len() - 1)]).collect();
-            let counts: Vec<f64> = members.iter().map(|members| if j < members.len() { 1.0 } else { 0.0 }).collect();
-            (to_f64(select(next, &rows)), gaussian::rows(&counts, &next.device()))
+            let rows: Vec<usize> = places.iter().map(|place| place.member(j)).collect();
+            let counts: Vec<f64> = places.iter().map(|place| if j < place.members.len() { 1.0 } else { 0.0 }).collect();
+            (to_f64(rows_of(next, &rows)), gaussian::rows(&counts, &next.device()))
         };
-        let largest = members.iter().map(Vec::len).max().unwrap_or(0);
+        let largest = places.iter().map(|place| place.members.len()).max().unwrap_or(0);
         let columns: Vec<(Tensor<2>, Tensor<1>)> = (0..largest).map(column).collect();
         Box::new(move |velocity, _: Option<&Tensor<2>>| {
             let predicted = sampler::mean(&steps, &[Visit { x: x.clone(), velocity: to_f64(velocity) }]);
@@ -125,17 +146,4 @@ impl Neighbor {
             near(&own) - functions::ln(sum) - greatest
         })
     }
-}
-
-/// Whose point is stepped from: a random member, the same for all of a group.
-fn anchor(group: Key, k: usize, members: &[usize]) -> usize {
-    let key = Key { purpose: Purpose::Timestep, ..group }.draw(k as u32);
-    let number = key.uniforms().next().map_or(0, |u| (u * members.len() as f64) as usize);
-    members[number.min(members.len() - 1)]
-}
-
-/// These rows of `all`.
-fn select(all: &Tensor<2>, rows: &[usize]) -> Tensor<2> {
-    let rows: Vec<i32> = rows.iter().map(|&row| row as i32).collect();
-    all.clone().select(0, Tensor::<1, Int>::from_data(TensorData::new(rows.clone(), [rows.len()]), &all.device()))
 }

@@ -1,7 +1,7 @@
 //! Which times an ELBO looks at (arXiv 2602.04663, appendix C.1; stratified: arXiv 2509.25050; logit-normal: arXiv 2403.03206,
 //! eq. 19).
 
-use super::share;
+use super::{share, share_of};
 use crate::noise::{Key, Purpose};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -62,7 +62,7 @@ impl Timesteps {
     /// Times per sample on a grid of `steps`.
     pub fn count(self, steps: usize) -> usize {
         match self {
-            Self::Permutation { fraction } => ((steps as f64 * fraction) as usize).clamp(1, steps),
+            Self::Permutation { fraction } => share_of(steps, fraction),
             Self::One => 1,
             Self::All => steps,
             Self::Stratified { count, .. } | Self::LogitNormal { count, .. } => count,

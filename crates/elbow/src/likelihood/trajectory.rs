@@ -16,7 +16,7 @@
 //!
 //! With `weights = "noise"` the objective's loss of step k counts s_k over the mean of s.
 
-use super::{Likelihood, Merge, Queries, Query, Ratio, Score, Transitions, gather, share};
+use super::{Likelihood, Queries, Query, Ratio, Score, Transitions, gather, share, share_of};
 use crate::{
     batch::{Batch, Sample},
     gaussian::{Reduction, log_density, reduce, rows, to_f64},
@@ -117,10 +117,14 @@ impl Likelihood for Trajectory {
         all.into_iter().map(|k| (k, size(walk[k]).powi(2))).collect()
     }
 
+    fn means_over_dimensions(&self) -> bool {
+        self.reduction == Reduction::Mean
+    }
+
     fn count(&self, walk: &[Step]) -> usize {
         match self.choice {
             Choice::First => self.first(walk).len(),
-            Choice::Random => self.chosen(sampler::stochastic(walk).len()),
+            Choice::Random => share_of(sampler::stochastic(walk).len(), self.fraction),
         }
     }
 
@@ -132,11 +136,7 @@ impl Likelihood for Trajectory {
             let places: Vec<usize> = places.iter().map(|places| places[i]).collect();
             trajectory.query(part, &places)
         });
-        match self.ratio {
-            Ratio::PerDraw => Box::new(queries),
-            Ratio::PerSample => Query::merged(queries, Merge::Sum),
-            Ratio::PerSampleMean => Query::merged(queries, Merge::Mean),
-        }
+        Query::of_steps(queries, self.ratio)
     }
 
     fn validate(&self, setting: &Setting) -> Vec<String> {
@@ -173,7 +173,7 @@ impl Trajectory {
         }
         let stochastic = sampler::stochastic(&sample.walk);
         let key = Key { purpose: Purpose::Timestep, ..sample.key };
-        let chosen = key.permutation(stochastic.len()).into_iter().take(self.chosen(stochastic.len()));
+        let chosen = key.permutation(stochastic.len()).into_iter().take(share_of(stochastic.len(), self.fraction));
         chosen.map(|i| stochastic[i]).collect()
     }
 
@@ -183,11 +183,6 @@ impl Trajectory {
         let end = (walk.len() as f64 * self.fraction) as usize;
         stochastic.truncate(stochastic.partition_point(|&k| k < end).max(1));
         stochastic
-    }
-
-    /// How many of so many steps are chosen.
-    fn chosen(self, steps: usize) -> usize {
-        ((steps as f64 * self.fraction) as usize).clamp(1, steps.max(1))
     }
 
     /// One step of each sample, by its place in the sample's walk.

@@ -13,7 +13,7 @@ pub use rpg::Divergence;
 use crate::{
     axis::axis,
     evaluation::{Evaluation, Groups},
-    setting::{Scored, Setting},
+    setting::{Scored, Setting, positive_number},
 };
 use burn::tensor::Tensor;
 
@@ -115,8 +115,7 @@ fn positive<const N: usize>(parameters: [(&'static str, f64); N]) -> impl Iterat
 
 /// A complaint for each parameter that is not a positive and finite number.
 fn positive_and_finite<const N: usize>(parameters: [(&'static str, f64); N]) -> impl Iterator<Item = String> {
-    let wrong = |(_, value): &(_, f64)| !(*value > 0.0 && value.is_finite());
-    parameters.into_iter().filter(wrong).map(|(name, value)| format!("{name} = {value}: must be a positive number"))
+    parameters.into_iter().filter_map(|(name, value)| positive_number(name, value))
 }
 
 /// A complaint for each parameter that is not a finite number.

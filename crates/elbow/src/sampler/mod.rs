@@ -12,10 +12,11 @@ pub use window::{Sde, Strategy};
 use crate::{
     axis::axis,
     noise::{self, Key},
-    policy::{Conditioning, VelocityField},
+    policy::{Conditioning, VelocityField, rows_of},
     schedule::{Grid, Schedule, Spacing},
+    setting::positive_number,
 };
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -165,9 +166,7 @@ impl Sampling {
     pub fn validate(&self, place: &str, schedule: Schedule) -> Vec<String> {
         let mut problems = Vec::new();
         for (name, value) in [("shift", self.shift), ("guidance", self.guidance)] {
-            if !(value > 0.0 && value.is_finite()) {
-                problems.push(format!("{place}.{name} = {value}: must be a positive number"));
-            }
+            problems.extend(positive_number(&format!("{place}.{name}"), value));
         }
         if self.steps == 0 {
             problems.push(format!("{place}.steps = 0: at least one step from noise to sample"));
@@ -272,13 +271,9 @@ fn once_for_all(field: &dyn VelocityField, x: Tensor<2>, t: f64, cond: &Conditio
     if firsts.len() == alike.len() {
         return field.velocity(x, times(alike.len()), cond);
     }
-    let numbers = |rows: Vec<usize>| {
-        let rows: Vec<i32> = rows.into_iter().map(|row| row as i32).collect();
-        Tensor::<1, Int>::from_data(TensorData::new(rows.clone(), [rows.len()]), &device)
-    };
-    let places = alike.iter().map(|first| firsts.partition_point(|row| row < first)).collect();
-    let few = field.velocity(x.select(0, numbers(firsts.clone())), times(firsts.len()), &cond.select(&firsts));
-    few.select(0, numbers(places))
+    let few = field.velocity(rows_of(&x, &firsts), times(firsts.len()), &cond.select(&firsts));
+    let places: Vec<usize> = alike.iter().map(|first| firsts.partition_point(|row| row < first)).collect();
+    rows_of(&few, &places)
 }
 
 /// The first row that each stands at the same point with after these steps.

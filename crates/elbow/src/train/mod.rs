@@ -163,7 +163,7 @@ impl<'a> Trainer<'a> {
             start_spread: method.start_spread,
             keep: Keep {
                 points: method.likelihood.needs_path(),
-                velocities: method.likelihood.needs_path() && method.batch.reuse_velocities && self.moves_apart(),
+                velocities: method.batch.reuse_velocities && method.can_reuse_velocities(),
             },
             max_missing: method.max_missing,
             in_flight: self.in_flight,
@@ -171,12 +171,6 @@ impl<'a> Trainer<'a> {
             observer,
             reward_time: Mutex::default(),
         }
-    }
-
-    /// Whether some update sees current weights that are not those which drew.
-    fn moves_apart(&self) -> bool {
-        let method = &self.method;
-        !method.behavior.on_policy && (method.batch.updates > 1 || method.behavior.max > 0.0)
     }
 
     /// Whether a micro-batch of an update gives the bits that the rollout gave: one is drawn, and the velocities at the likelihood's first,

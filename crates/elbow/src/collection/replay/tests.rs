@@ -183,7 +183,8 @@ fn importance_weights_have_mean_one() {
     let prompts = policy.encode(&["a point".into()]).expect("any prompt");
     let walks: Vec<_> = samples.iter().map(|sample| (sample.key, &*sample.walk)).collect();
     let cond = prompts.select(&vec![0; count as usize]);
-    let points = sampler::walk(&*old, &grid, start, &cond, &walks, (0..walks.len()).collect(), super::KEEP).points;
+    let keep = sampler::Keep { points: true, velocities: false };
+    let points = sampler::walk(&*old, &grid, start, &cond, &walks, (0..walks.len()).collect(), keep).points;
     let stds = vec![0.0; grid.steps()].into();
     let batch = Batch { samples, prompts, points, velocities: Vec::new(), grid: grid.into(), stds, guidance: 1.0 };
     let likelihood = Trajectory { reduction: Reduction::Sum, ..Trajectory::default() };
