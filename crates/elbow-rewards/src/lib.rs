@@ -2,5 +2,7 @@
 
 pub mod geneval;
 pub mod jpeg;
+pub mod log;
 
 pub use geneval::{Detection, Detector, GenEval, Mode};
+pub use log::Log;

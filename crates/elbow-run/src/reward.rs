@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use elbow::{
     Reward,
-    reward::{Sum, Weighted},
+    reward::{Shape, Sum, Weighted},
 };
 use elbow_rewards::{
     geneval::{GenEval, Mode},
@@ -74,7 +74,12 @@ impl RewardConfig {
             }
             Self::Jpeg { aim } => Box::new(Jpeg { aim: *aim }),
             Self::Sum { parts } => {
-                let part = |p: &Part| Weighted { name: p.name.clone(), weight: p.weight, reward: p.reward.build() };
+                let part = |p: &Part| Weighted {
+                    name: p.name.clone(),
+                    weight: p.weight,
+                    shape: Shape::default(),
+                    reward: p.reward.build(),
+                };
                 Box::new(Sum { name: "sum".into(), parts: parts.iter().map(part).collect() })
             }
         }

@@ -58,6 +58,12 @@ impl Sample {
     pub fn value(&self) -> Option<f64> {
         self.reward.as_ref().ok().map(|score| score.value)
     }
+
+    /// What it scored by one reward of a sum.
+    pub fn part(&self, name: &str) -> Option<f64> {
+        let parts = &self.reward.as_ref().ok()?.parts;
+        parts.iter().find(|part| *part.name == *name).map(|part| part.value)
+    }
 }
 
 /// Samples that were drawn alike. [`select`](Batch::select), [`cat`](Batch::cat) and [`groups`](Batch::groups) are the ways to

@@ -19,12 +19,20 @@ pub struct Request<'a> {
 }
 
 /// What a reward needs beside pictures and prompts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Needs {
     /// The clean latents.
     pub latents: bool,
     /// All samples of a group in one request; otherwise a request has whatever was drawn together.
     pub whole_groups: bool,
+    /// Requests that it takes side by side, at least 1: more than one for a server that answers several at a time.
+    pub in_flight: usize,
+}
+
+impl Default for Needs {
+    fn default() -> Self {
+        Self { latents: false, whole_groups: false, in_flight: 1 }
+    }
 }
 
 /// Scores finished samples; higher is better.
@@ -49,10 +57,11 @@ pub trait Reward: Send + Sync {
     /// One score a sample, in order.
     fn score(&self, request: &Request<'_>) -> Vec<Result<Score, RewardError>>;
 
-    /// The rewards it is the weighted sum of; none if it is a single one.
-    fn parts(&self) -> &[Weighted] {
-        &[]
-    }
+    /// Is called before samples are drawn: a model that [slept](Self::sleep) comes back to the accelerator.
+    fn wake(&self) {}
+
+    /// Is called once all samples are scored: a model may leave the accelerator to the policy.
+    fn sleep(&self) {}
 }
 
 /// What one sample scored.
@@ -60,17 +69,26 @@ pub trait Reward: Send + Sync {
 pub struct Score {
     /// The reward.
     pub value: f64,
-    /// The parts of a sum, in order; none of a single reward.
+    /// The parts of a sum; none of a single reward.
     pub parts: Vec<Part>,
 }
 
 /// What a sample scored by one reward of a sum.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Part {
+    /// Its name in the metrics.
+    pub name: Arc<str>,
     /// How much it counts.
     pub weight: f64,
     /// The score, before it is weighted.
     pub value: f64,
+}
+
+impl Score {
+    /// Σ weight · value of the parts.
+    pub fn sum(parts: Vec<Part>) -> Self {
+        Self { value: parts.iter().map(|part| part.weight * part.value).sum(), parts }
+    }
 }
 
 impl From<f64> for Score {
@@ -91,8 +109,21 @@ pub struct Weighted {
     pub name: String,
     /// How much it counts.
     pub weight: f64,
+    /// What becomes of its score before it is weighted.
+    pub shape: Shape,
     /// The reward.
     pub reward: Box<dyn Reward>,
+}
+
+/// What becomes of a score within a sum: first the threshold, then the range, then the gate.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Shape {
+    /// 1 from this score on and 0 below, in place of the score.
+    pub threshold: Option<f64>,
+    /// The least and the largest score that counts as such; those beyond count as these.
+    pub clip: Option<[f64; 2]>,
+    /// The number of another part and the score that it has to reach, else this part counts 0.
+    pub gate: Option<(usize, f64)>,
 }
 
 /// Σ weight · reward. Where one part is missing the sum is: a part is never taken for zero.
@@ -101,6 +132,24 @@ pub struct Sum {
     pub name: String,
     /// What is added up.
     pub parts: Vec<Weighted>,
+}
+
+impl Sum {
+    /// One sample's score, of what it scored by each part.
+    fn add(&self, scores: Vec<Result<Score, RewardError>>) -> Result<Score, RewardError> {
+        let mut values = Vec::with_capacity(scores.len());
+        for (part, score) in self.parts.iter().zip(scores) {
+            values.push(score.map_err(|error| error.of(&part.name))?.value);
+        }
+        let shaped = |(k, part): (usize, &Weighted)| {
+            let Shape { threshold, clip, gate } = &part.shape;
+            let value = threshold.map_or(values[k], |least| f64::from(values[k] >= least));
+            let value = clip.map_or(value, |[least, largest]| value.clamp(least, largest));
+            let open = gate.is_none_or(|(other, least)| values[other] >= least);
+            Part { name: part.name.as_str().into(), weight: part.weight, value: if open { value } else { 0.0 } }
+        };
+        Ok(Score::sum(self.parts.iter().enumerate().map(shaped).collect()))
+    }
 }
 
 impl Reward for Sum {
@@ -117,28 +166,32 @@ impl Reward for Sum {
         Needs {
             latents: needs.iter().any(|needs| needs.latents),
             whole_groups: needs.iter().any(|needs| needs.whole_groups),
+            in_flight: needs.iter().map(|needs| needs.in_flight).max().unwrap_or(1),
         }
     }
 
+    /// All parts are asked at the same time.
     fn score(&self, request: &Request<'_>) -> Vec<Result<Score, RewardError>> {
-        let mut sums: Vec<Result<Score, RewardError>> = vec![Ok(Score::default()); request.images.len()];
-        for part in &self.parts {
-            for (sum, score) in sums.iter_mut().zip(part.reward.score(request)) {
-                match (sum.as_mut(), score) {
-                    (Ok(sum), Ok(score)) => {
-                        sum.value += part.weight * score.value;
-                        sum.parts.push(Part { weight: part.weight, value: score.value });
-                    }
-                    (Ok(_), Err(error)) => *sum = Err(RewardError::Failed(format!("{}: {error}", part.name))),
-                    (Err(_), _) => {}
-                }
-            }
-        }
-        sums
+        let mut columns: Vec<_> = std::thread::scope(|scope| {
+            let ask = |part: &'_ Weighted| part.reward.score(request);
+            let asked: Vec<_> = self.parts.iter().map(|part| scope.spawn(move || ask(part))).collect();
+            let answer = |asked: std::thread::ScopedJoinHandle<'_, Vec<_>>| {
+                asked.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)).into_iter()
+            };
+            asked.into_iter().map(answer).collect()
+        });
+        let unanswered = || RewardError::Failed("the reward gave too few scores".into());
+        let row =
+            |_| self.add(columns.iter_mut().map(|column| column.next().unwrap_or_else(|| Err(unanswered()))).collect());
+        (0..request.images.len()).map(row).collect()
     }
 
-    fn parts(&self) -> &[Weighted] {
-        &self.parts
+    fn wake(&self) {
+        self.parts.iter().for_each(|part| part.reward.wake());
+    }
+
+    fn sleep(&self) {
+        self.parts.iter().for_each(|part| part.reward.sleep());
     }
 }
 
@@ -153,7 +206,21 @@ pub enum RewardError {
         /// What is missing or malformed.
         reason: String,
     },
-    /// The model, server or program behind the reward failed.
+    /// The reward has no score for this sample; asked again, it would say the same.
     #[error("{0}")]
     Failed(String),
+    /// Who scores cannot be reached, or broke down; asked later, it may give a score.
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+impl RewardError {
+    /// The same, of the part of a sum with the given name.
+    #[must_use]
+    pub fn of(self, name: &str) -> Self {
+        match self {
+            Self::Unavailable(text) => Self::Unavailable(format!("{name}: {text}")),
+            other => Self::Failed(format!("{name}: {other}")),
+        }
+    }
 }

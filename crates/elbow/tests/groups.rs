@@ -9,7 +9,7 @@ use elbow::{
     collection::{Collected, DynamicSampling},
     config::{BatchConfig, Config, MicroBatch},
     kl::Proximal,
-    reward::{Part, Sum, Weighted},
+    reward::{Part, Shape, Sum, Weighted},
     toy::{Toy, point},
     train::Trainer,
 };
@@ -37,7 +37,8 @@ impl Reward for Judge {
 }
 
 fn weighted(name: &str, weight: f64, score: fn([f32; 2], &str) -> Option<f32>) -> Weighted {
-    Weighted { name: name.into(), weight, reward: Box::new(Judge { name: "part", score }) }
+    let reward = Box::new(Judge { name: "part", score });
+    Weighted { name: name.into(), weight, shape: Shape::default(), reward }
 }
 
 /// 2 x − ½ y; y is missing far to the right.
@@ -85,8 +86,9 @@ fn a_sum_is_missing_where_a_part_is() {
     let prompts: Vec<Arc<Prompt>> = prompts().into_iter().take(2).map(Arc::new).collect();
     let scores = two().score(&Request { images: &images, prompts: &prompts, latents: None, groups: &[0, 1] });
     let [x, y] = point(&images[0]).map(f64::from);
+    let part = |name: &str, weight, value| Part { name: name.into(), weight, value };
     let first = scores[0].as_ref().expect("both parts are there");
-    assert_eq!(first.parts, [Part { weight: 2.0, value: x }, Part { weight: -0.5, value: y }]);
+    assert_eq!(first.parts, [part("right", 2.0, x), part("low", -0.5, y)]);
     assert!((first.value - (2.0 * x - 0.5 * y)).abs() < 1e-12, "{first:?}");
     let error = scores[1].as_ref().expect_err("far to the right").to_string();
     assert!(error.contains("low") && error.contains("out of sight"), "{error}");

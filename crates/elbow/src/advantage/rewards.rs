@@ -46,11 +46,8 @@ impl Rewards {
     /// What samples scored by each reward of a sum, with its weight; none of a single reward.
     pub fn of_parts(samples: &[Sample]) -> Vec<(f64, Self)> {
         let Some(first) = samples.iter().find_map(|sample| sample.reward.as_ref().ok()) else { return Vec::new() };
-        let rewards = |k: usize| {
-            let value = |sample: &Sample| sample.reward.as_ref().ok().map(|score| score.parts[k].value);
-            Self::of(samples).with(samples.iter().map(value).collect())
-        };
-        first.parts.iter().enumerate().map(|(k, part)| (part.weight, rewards(k))).collect()
+        let column = |name: &str| Self::of(samples).with(samples.iter().map(|sample| sample.part(name)).collect());
+        first.parts.iter().map(|part| (part.weight, column(&part.name))).collect()
     }
 
     /// The same samples with other numbers.

@@ -24,8 +24,8 @@ fn batch(rewards: &[f64], groups: &[usize]) -> Vec<Sample> {
 /// Sums of rewards with these weights, and the rewards: one row a reward.
 fn batch_of_sums<const N: usize>(weights: [f64; 2], rewards: [[f64; N]; 2], groups: [usize; N]) -> Vec<Sample> {
     let score = |i: usize| {
-        let parts: Vec<Part> = (0..2).map(|k| Part { weight: weights[k], value: rewards[k][i] }).collect();
-        Score { value: parts.iter().map(|part| part.weight * part.value).sum(), parts }
+        let part = |k: usize| Part { name: ["a", "b"][k].into(), weight: weights[k], value: rewards[k][i] };
+        Score::sum((0..2).map(part).collect())
     };
     (0..N).map(|i| sample(groups[i], Ok(score(i)))).collect()
 }

@@ -89,6 +89,7 @@ struct KeptSample {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct KeptPart {
+    name: String,
     #[serde(with = "bits")]
     weight: f64,
     #[serde(with = "bits")]
@@ -241,7 +242,11 @@ impl Replay {
 
 impl KeptSample {
     fn score(&self) -> Score {
-        let parts = self.parts.iter().map(|part| Part { weight: part.weight, value: part.value });
+        let parts = self.parts.iter().map(|part| Part {
+            name: part.name.as_str().into(),
+            weight: part.weight,
+            value: part.value,
+        });
         Score { value: self.reward, parts: parts.collect() }
     }
 }
@@ -337,7 +342,11 @@ fn copies(rollout: &Rollout<'_>, batch: &Batch, rows: &[usize]) -> Vec<KeptSampl
     let points: Vec<Vec<f32>> = chosen.points.iter().map(|p| p.clone().into_data().iter::<f32>().collect()).collect();
     let copy = |(i, (sample, log_prob)): (usize, (&Sample, f64))| {
         let score = sample.reward.as_ref().expect("invariant: the best have a reward");
-        let parts = score.parts.iter().map(|part| KeptPart { weight: part.weight, value: part.value });
+        let parts = score.parts.iter().map(|part| KeptPart {
+            name: part.name.to_string(),
+            weight: part.weight,
+            value: part.value,
+        });
         KeptSample {
             reward: score.value,
             parts: parts.collect(),

@@ -83,12 +83,22 @@ fn rewards(trainer: &Trainer<'_>, samples: &[Sample], record: &mut Map<String, V
         record.insert(format!("reward_{name}_{tag}"), mean(&values));
     }
 
-    for (k, part) in trainer.reward.parts().iter().enumerate() {
-        let values = new.iter().filter_map(|sample| sample.reward.as_ref().ok()).map(|score| score.parts[k].value);
-        let moments = Moments::of(&values.collect::<Vec<_>>());
-        record.insert(format!("reward_{}", part.name), moments.mean.into());
-        record.insert(format!("reward_{}_std", part.name), moments.std.into());
+    for name in parts(&new) {
+        let moments = Moments::of(&new.iter().filter_map(|sample| sample.part(&name)).collect::<Vec<_>>());
+        record.insert(format!("reward_{name}"), moments.mean.into());
+        record.insert(format!("reward_{name}_std"), moments.std.into());
     }
+}
+
+/// The names of the parts that rewards are sums of, each once.
+fn parts(samples: &[&Sample]) -> Vec<Arc<str>> {
+    let mut names: Vec<Arc<str>> = Vec::new();
+    for part in samples.iter().filter_map(|sample| sample.reward.as_ref().ok()).flat_map(|score| &score.parts) {
+        if !names.contains(&part.name) {
+            names.push(Arc::clone(&part.name));
+        }
+    }
+    names
 }
 
 /// What the updates saw.
