@@ -3,6 +3,7 @@
 pub mod geneval;
 pub mod jpeg;
 pub mod log;
+pub mod pickle;
 
 pub use geneval::{Detection, Detector, GenEval, Mode};
 pub use log::Log;
