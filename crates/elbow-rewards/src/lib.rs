@@ -1,5 +1,6 @@
 //! Rewards, one file or folder each, behind [`elbow::Reward`].
 
+pub mod diversity;
 pub mod geneval;
 pub mod jpeg;
 pub mod log;
