@@ -12,8 +12,11 @@ use std::collections::HashMap;
 /// How deep values may be nested.
 pub const MAX_DEPTH: usize = 100;
 
-/// How much memory values may take, in bytes for each byte of input.
+/// How much memory values may take, in bytes for each byte of input, beyond [`FREE_MEMORY`].
 pub const MAX_GROWTH: usize = 256;
+
+/// How much memory the values of any input may take, in bytes.
+pub const FREE_MEMORY: usize = 65_536;
 
 /// What a pickle holds.
 #[derive(Clone, Debug, PartialEq)]
@@ -118,7 +121,7 @@ pub fn read(bytes: &[u8]) -> Result<Value, PickleError> {
     let mut machine =
         Machine { bytes, at: 0, nodes: Vec::new(), stack: Vec::new(), marks: Vec::new(), memo: HashMap::new() };
     let root = machine.run()?;
-    let mut memory = bytes.len().saturating_mul(MAX_GROWTH);
+    let mut memory = bytes.len().saturating_mul(MAX_GROWTH).saturating_add(FREE_MEMORY);
     value(&machine.nodes, root, MAX_DEPTH, &mut memory)
 }
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 /// A Python interpreter for tests that compare with it: that of the environment variable `ELBOW_TEST_PYTHON`, else
 /// `target/python/bin/python`. Without one the test says that it is skipped, unless `ELBOW_REQUIRE_PYTHON` is set.
-pub fn python() -> Option<PathBuf> {
+pub(crate) fn python() -> Option<PathBuf> {
     let own = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/python/bin/python");
     let path = std::env::var_os("ELBOW_TEST_PYTHON").map_or_else(own, PathBuf::from);
     if path.exists() {
