@@ -157,8 +157,8 @@ fn nearest(i: usize, company: &[usize], layouts: &[Layout]) -> f64 {
     others.map(|&j| distance(&layouts[i], &layouts[j])).reduce(f64::min).unwrap_or(0.0)
 }
 
-/// A color layout of length 1, or zeros for a picture that is grey and the same everywhere.
-type Layout = [f64; 3 * GRID * GRID];
+/// A color layout of length 1; none of a picture that is grey and the same everywhere.
+type Layout = Option<[f64; 3 * GRID * GRID]>;
 
 fn layout(image: &RgbImage) -> Layout {
     let (width, height) = (image.width() as usize, image.height() as usize);
@@ -174,18 +174,19 @@ fn layout(image: &RgbImage) -> Layout {
         }
     }
     let mean = layout.iter().sum::<f64>() / layout.len() as f64;
-    layout.iter_mut().for_each(|x| *x -= mean);
+    let layout = layout.map(|x| x - mean);
     let norm = layout.iter().map(|x| x * x).sum::<f64>().sqrt();
     // What is left of a grey picture is rounding; the least that 8 bits can differ leaves 10⁻⁵ or more.
-    layout.map(|x| if norm < 1e-9 { 0.0 } else { x / norm })
+    (norm > 1e-9).then(|| layout.map(|x| x / norm))
 }
 
-/// 1 − cos of the angle; 0 between two that are zero, 1 between one that is and one that is not.
+/// 1 − cos of the angle; 0 between two that have no layout, 1 between one that has and one that has not.
 fn distance(a: &Layout, b: &Layout) -> f64 {
-    if a == b {
-        return 0.0;
+    match (a, b) {
+        (Some(a), Some(b)) => (1.0 - a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>()).clamp(0.0, 2.0),
+        (None, None) => 0.0,
+        _ => 1.0,
     }
-    (1.0 - a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>()).clamp(0.0, 2.0)
 }
 
 #[cfg(test)]

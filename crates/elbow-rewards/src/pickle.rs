@@ -219,126 +219,149 @@ impl<'a> Machine<'a> {
                     return Ok(root);
                 }
 
-                b'N' => self.push(Node::None),
-                // NEWTRUE, NEWFALSE
-                0x88 => self.push(Node::Bool(true)),
-                0x89 => self.push(Node::Bool(false)),
-                // BININT, BININT1, BININT2, LONG1
-                b'J' => self.int(4, at)?,
-                b'K' => {
-                    let int = self.number(1, at)?;
-                    self.push(Node::Int(int as i64));
-                }
-                b'M' => {
-                    let int = self.number(2, at)?;
-                    self.push(Node::Int(int as i64));
-                }
-                0x8a => {
-                    let len = self.number(1, at)?;
-                    self.int(len as usize, at)?;
-                }
-                // BINFLOAT, the only number with its highest byte first.
-                b'G' => {
-                    let bits = self.take(8, at)?.iter().fold(0, |bits, &byte| bits << 8 | u64::from(byte));
-                    self.push(Node::Float(f64::from_bits(bits)));
-                }
-                // SHORT_BINUNICODE, BINUNICODE, BINUNICODE8
-                0x8c => self.text(1, at)?,
-                b'X' => self.text(4, at)?,
-                0x8d => self.text(8, at)?,
-                // SHORT_BINBYTES, BINBYTES, BINBYTES8
-                b'C' => self.data(1, at)?,
-                b'B' => self.data(4, at)?,
-                0x8e => self.data(8, at)?,
-
-                // EMPTY_LIST, EMPTY_TUPLE, EMPTY_DICT
-                b']' => self.push(Node::List(Vec::new())),
-                b')' => self.push(Node::Tuple(Vec::new())),
-                b'}' => self.push(Node::Dict(Vec::new())),
-                // MARK
-                b'(' => self.marks.push(self.stack.len()),
-                // LIST, TUPLE, DICT
-                b'l' => {
-                    let items = self.above_mark(at)?;
-                    self.push(Node::List(items));
-                }
-                b't' => {
-                    let items = self.above_mark(at)?;
-                    self.push(Node::Tuple(items));
-                }
-                b'd' => {
-                    let items = self.above_mark(at)?;
-                    self.push(Node::Dict(pairs(&items, at)?));
-                }
-                // TUPLE1, TUPLE2, TUPLE3
-                count @ 0x85..=0x87 => {
-                    let mut items = Vec::new();
-                    for _ in 0x84..count {
-                        items.insert(0, self.pop(at)?);
-                    }
-                    self.push(Node::Tuple(items));
-                }
-                // APPEND, APPENDS, SETITEM, SETITEMS
-                b'a' => {
-                    let item = self.pop(at)?;
-                    self.extend(&[item], at)?;
-                }
-                b'e' => {
-                    let items = self.above_mark(at)?;
-                    self.extend(&items, at)?;
-                }
-                b's' => {
-                    let (item, key) = (self.pop(at)?, self.pop(at)?);
-                    self.set(&[key, item], at)?;
-                }
-                b'u' => {
-                    let items = self.above_mark(at)?;
-                    self.set(&items, at)?;
-                }
-                // POP, POP_MARK
-                b'0' => {
-                    self.pop(at)?;
-                }
-                b'1' => {
-                    self.above_mark(at)?;
-                }
-
-                // MEMOIZE, PUT, BINPUT, LONG_BINPUT
-                0x94 => self.put(self.memo.len() as u64, at)?,
-                b'p' => {
-                    let name = self.line(at)?;
-                    self.put(name, at)?;
-                }
-                b'q' => {
-                    let name = self.number(1, at)?;
-                    self.put(name, at)?;
-                }
-                b'r' => {
-                    let name = self.number(4, at)?;
-                    self.put(name, at)?;
-                }
-                // GET, BINGET, LONG_BINGET
-                b'g' => {
-                    let name = self.line(at)?;
-                    self.get(name, at)?;
-                }
-                b'h' => {
-                    let name = self.number(1, at)?;
-                    self.get(name, at)?;
-                }
-                b'j' => {
-                    let name = self.number(4, at)?;
-                    self.get(name, at)?;
-                }
-
                 opcode => {
-                    return Err(match refused(opcode) {
-                        Some(opcode) => PickleError::Refused { opcode, at },
-                        None => malformed("no opcode"),
-                    });
+                    if !(self.scalar(opcode, at)? || self.container(opcode, at)? || self.reference(opcode, at)?) {
+                        return Err(match refused(opcode) {
+                            Some(opcode) => PickleError::Refused { opcode, at },
+                            None => malformed("no opcode"),
+                        });
+                    }
                 }
             }
         }
+    }
+
+    /// None, booleans, numbers, text and bytes; whether the opcode is one of them.
+    fn scalar(&mut self, opcode: u8, at: usize) -> Result<bool, PickleError> {
+        match opcode {
+            b'N' => self.push(Node::None),
+            // NEWTRUE, NEWFALSE
+            0x88 => self.push(Node::Bool(true)),
+            0x89 => self.push(Node::Bool(false)),
+            // BININT, BININT1, BININT2, LONG1
+            b'J' => self.int(4, at)?,
+            b'K' => {
+                let int = self.number(1, at)?;
+                self.push(Node::Int(int as i64));
+            }
+            b'M' => {
+                let int = self.number(2, at)?;
+                self.push(Node::Int(int as i64));
+            }
+            0x8a => {
+                let len = self.number(1, at)?;
+                self.int(len as usize, at)?;
+            }
+            // BINFLOAT, the only number with its highest byte first.
+            b'G' => {
+                let bits = self.take(8, at)?.iter().fold(0, |bits, &byte| bits << 8 | u64::from(byte));
+                self.push(Node::Float(f64::from_bits(bits)));
+            }
+            // SHORT_BINUNICODE, BINUNICODE, BINUNICODE8
+            0x8c => self.text(1, at)?,
+            b'X' => self.text(4, at)?,
+            0x8d => self.text(8, at)?,
+            // SHORT_BINBYTES, BINBYTES, BINBYTES8
+            b'C' => self.data(1, at)?,
+            b'B' => self.data(4, at)?,
+            0x8e => self.data(8, at)?,
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// Lists, tuples and dicts; whether the opcode is one of them.
+    fn container(&mut self, opcode: u8, at: usize) -> Result<bool, PickleError> {
+        match opcode {
+            // EMPTY_LIST, EMPTY_TUPLE, EMPTY_DICT
+            b']' => self.push(Node::List(Vec::new())),
+            b')' => self.push(Node::Tuple(Vec::new())),
+            b'}' => self.push(Node::Dict(Vec::new())),
+            // MARK
+            b'(' => self.marks.push(self.stack.len()),
+            // LIST, TUPLE, DICT
+            b'l' => {
+                let items = self.above_mark(at)?;
+                self.push(Node::List(items));
+            }
+            b't' => {
+                let items = self.above_mark(at)?;
+                self.push(Node::Tuple(items));
+            }
+            b'd' => {
+                let items = self.above_mark(at)?;
+                self.push(Node::Dict(pairs(&items, at)?));
+            }
+            // TUPLE1, TUPLE2, TUPLE3
+            count @ 0x85..=0x87 => {
+                let mut items = Vec::new();
+                for _ in 0x84..count {
+                    items.insert(0, self.pop(at)?);
+                }
+                self.push(Node::Tuple(items));
+            }
+            // APPEND, APPENDS, SETITEM, SETITEMS
+            b'a' => {
+                let item = self.pop(at)?;
+                self.extend(&[item], at)?;
+            }
+            b'e' => {
+                let items = self.above_mark(at)?;
+                self.extend(&items, at)?;
+            }
+            b's' => {
+                let (item, key) = (self.pop(at)?, self.pop(at)?);
+                self.set(&[key, item], at)?;
+            }
+            b'u' => {
+                let items = self.above_mark(at)?;
+                self.set(&items, at)?;
+            }
+            // POP, POP_MARK
+            b'0' => {
+                self.pop(at)?;
+            }
+            b'1' => {
+                self.above_mark(at)?;
+            }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// What names values and refers to them; whether the opcode is one of them.
+    fn reference(&mut self, opcode: u8, at: usize) -> Result<bool, PickleError> {
+        match opcode {
+            // MEMOIZE, PUT, BINPUT, LONG_BINPUT
+            0x94 => self.put(self.memo.len() as u64, at)?,
+            b'p' => {
+                let name = self.line(at)?;
+                self.put(name, at)?;
+            }
+            b'q' => {
+                let name = self.number(1, at)?;
+                self.put(name, at)?;
+            }
+            b'r' => {
+                let name = self.number(4, at)?;
+                self.put(name, at)?;
+            }
+            // GET, BINGET, LONG_BINGET
+            b'g' => {
+                let name = self.line(at)?;
+                self.get(name, at)?;
+            }
+            b'h' => {
+                let name = self.number(1, at)?;
+                self.get(name, at)?;
+            }
+            b'j' => {
+                let name = self.number(4, at)?;
+                self.get(name, at)?;
+            }
+            _ => return Ok(false),
+        }
+        Ok(true)
     }
 
     /// The next bytes. The opcode that needs them stands at `at`.
@@ -523,12 +546,16 @@ fn put(value: &Value, out: &mut Vec<u8>) {
         Value::Bytes(bytes) => counted(*b"CB\x8e", bytes, out),
         Value::List(items) => {
             out.extend(b"](");
-            items.iter().for_each(|item| put(item, out));
+            for item in items {
+                put(item, out);
+            }
             out.push(b'e');
         }
         Value::Tuple(items) => {
             out.push(b'(');
-            items.iter().for_each(|item| put(item, out));
+            for item in items {
+                put(item, out);
+            }
             out.push(b't');
         }
         Value::Dict(pairs) => {

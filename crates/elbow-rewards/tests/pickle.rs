@@ -1,5 +1,8 @@
 //! Pickles, against what CPython writes and reads, and against what nobody should write.
 
+// Skipped tests and the fuzzer's count are for whoever asks with `--nocapture`.
+#![allow(clippy::print_stdout)]
+
 mod common;
 
 use elbow_rewards::pickle::{FREE_MEMORY, MAX_DEPTH, MAX_GROWTH, PickleError, Value, read, write};
@@ -279,7 +282,7 @@ fn values_that_double_again_and_again_are_refused() {
     bytes.push(b'.');
     assert_eq!(read(&bytes), Err(PickleError::Large));
     // One long text, referred to a hundred thousand times.
-    let mut bytes = [b"X\x00\x00\x01\x00".as_slice(), &[b'a'; 65_536], b"\x940]("].concat();
+    let mut bytes = [b"X\x00\x00\x01\x00".as_slice(), &vec![b'a'; 65_536], b"\x940]("].concat();
     for _ in 0..100_000 {
         bytes.extend(b"h\x00");
     }

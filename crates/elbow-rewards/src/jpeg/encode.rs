@@ -263,7 +263,9 @@ impl Bits {
             self.count -= 32;
             let word = ((self.pending >> self.count) as u32).to_be_bytes();
             if word.contains(&0xff) {
-                word.iter().for_each(|&byte| self.byte(byte));
+                for byte in word {
+                    self.byte(byte);
+                }
             } else {
                 self.out.extend(word);
             }
