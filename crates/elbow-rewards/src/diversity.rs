@@ -266,7 +266,8 @@ mod tests {
     fn shaped(kind: Kind, samples: &[([u8; 3], f64, usize)]) -> Vec<Result<Score, RewardError>> {
         let images: Vec<RgbImage> = samples.iter().map(|sample| plain(sample.0)).collect();
         let groups: Vec<usize> = samples.iter().map(|sample| sample.2).collect();
-        let prompts = vec![Arc::new(Prompt::from("a color")); samples.len()];
+        let prompt = Arc::new(Prompt::from("a color"));
+        let prompts = vec![prompt; samples.len()];
         let inner = Box::new(Given(samples.iter().map(|sample| sample.1).collect()));
         Diversity { inner, kind }.score(&Request { images: &images, prompts: &prompts, latents: None, groups: &groups })
     }

@@ -1,7 +1,6 @@
 //! Pickles, against what CPython writes and reads, and against what nobody should write.
 
-// Skipped tests and the fuzzer's count are for whoever asks with `--nocapture`.
-#![allow(clippy::print_stdout)]
+#![expect(clippy::print_stdout, reason = "for whoever asks with --nocapture")]
 
 mod common;
 
