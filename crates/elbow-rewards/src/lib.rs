@@ -5,6 +5,8 @@ pub mod geneval;
 pub mod jpeg;
 pub mod log;
 pub mod pickle;
+pub mod served;
 
 pub use geneval::{Detection, Detector, GenEval, Mode};
 pub use log::Log;
+pub use served::Served;

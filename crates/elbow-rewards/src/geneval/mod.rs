@@ -91,7 +91,7 @@ impl<D: Detector> Reward for GenEval<D> {
 }
 
 /// What the image of a prompt should show.
-fn record(prompt: &Prompt) -> Result<Record, RewardError> {
+pub(crate) fn record(prompt: &Prompt) -> Result<Record, RewardError> {
     let wrong = |error: RecordError| RewardError::Prompt { prompt: prompt.text.clone(), reason: error.to_string() };
     Record::try_from(prompt).map_err(wrong)
 }
