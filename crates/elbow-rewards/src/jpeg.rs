@@ -21,15 +21,17 @@ pub enum Aim {
 }
 
 /// The reward, in kB.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Jpeg {
+    /// Name in the metrics.
+    pub name: String,
     /// Which size is better.
     pub aim: Aim,
 }
 
 impl Reward for Jpeg {
-    fn name(&self) -> &'static str {
-        "jpeg"
+    fn name(&self) -> &str {
+        &self.name
     }
 
     fn score(&self, request: &Request<'_>) -> Vec<Result<Score, RewardError>> {
@@ -126,7 +128,7 @@ mod tests {
     fn noise_is_larger_than_a_plain_image_and_the_aim_is_the_sign() {
         let images = [picture("plain32"), picture("noise32")];
         let score = |aim| -> Vec<f64> {
-            let scores = Jpeg { aim }.score(&request(&images));
+            let scores = Jpeg { name: "jpeg".into(), aim }.score(&request(&images));
             scores.into_iter().map(|score| score.expect("scored").value).collect()
         };
         let (small, large) = (score(Aim::Compress), score(Aim::Incompress));
@@ -137,7 +139,7 @@ mod tests {
 
     #[test]
     fn an_image_too_large_for_the_format_has_no_reward() {
-        let scores = Jpeg::default().score(&request(&[RgbImage::new(70_000, 1)]));
+        let scores = Jpeg { name: "jpeg".into(), aim: Aim::Compress }.score(&request(&[RgbImage::new(70_000, 1)]));
         assert!(scores[0].is_err());
     }
 }

@@ -1,6 +1,7 @@
 //! Rewards, one file or folder each, behind [`elbow::Reward`].
 
 pub mod geneval;
+pub mod journal;
 pub mod jpeg;
 pub mod log;
 

@@ -146,7 +146,8 @@ fn a_method_of_strangers_learns_and_its_memory_is_saved() {
         behavior: BehaviorLag::default(),
         ema: Ema::default(),
         optimizer: OptimizerConfig { learning_rate: 0.02, ..OptimizerConfig::default() },
-        max_missing: 0.0,
+        standardize_parts: StandardizeParts::No,
+        patience: Patience { most: 0.0, then: OnMissing::Stop },
     };
     let (policy, prompts) = (Toy::default(), vec![Prompt::from("a"), Prompt::from("b")]);
     let mut trainer = Trainer::new(method, &policy, &prompts, &Near, Device::flex()).expect("they fit together");

@@ -189,7 +189,7 @@ impl Case {
             keep: Keep { points: self.likelihood.get().needs_path(), velocities: false },
             micro_batch: B,
             in_flight: 1,
-            judge_together: false,
+            needs: Needs::default(),
             device: &device,
             phase: "test",
             observer: &(),
