@@ -3,6 +3,8 @@
 pub mod geneval;
 pub mod jpeg;
 pub mod log;
+pub mod worker;
 
 pub use geneval::{Detection, Detector, GenEval, Mode};
 pub use log::Log;
+pub use worker::Worker;
