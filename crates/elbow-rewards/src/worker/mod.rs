@@ -10,7 +10,10 @@ mod shared;
 
 use crate::Log;
 use base64::{Engine, prelude::BASE64_STANDARD};
-use elbow::{Needs, Part, Request, Reward, RewardError, RgbImage, Score};
+use elbow::{
+    Request, Reward, RewardError, RgbImage, Score,
+    reward::{Needs, Part},
+};
 use image::{ExtendedColorType, ImageEncoder, codecs::png};
 use process::{Launch, Limit, Process};
 use rayon::prelude::*;
@@ -281,7 +284,8 @@ impl Job {
             return Err(RewardError::Failed(format!("`{what}` gave a score without any part")));
         }
         let part = |(name, value): (&String, &Value)| {
-            let value = number(value).map_err(|lack| RewardError::Failed(format!("`{what}`: the part `{name}` {lack}")))?;
+            let value =
+                number(value).map_err(|lack| RewardError::Failed(format!("`{what}`: the part `{name}` {lack}")))?;
             let weight = self.common.weights.get(name).copied().unwrap_or(1.0);
             Ok(Part { name: name.as_str().into(), weight, value })
         };
@@ -295,7 +299,9 @@ impl Job {
         if let Some(missing) = self.common.weights.keys().find(|name| !has(name)) {
             let there: Vec<&str> = score.parts.iter().map(|part| &*part.name).collect();
             let there = if there.is_empty() { "a number without parts".into() } else { there.join(", ") };
-            return Err(RewardError::Failed(format!("`{what}` gave no part `{missing}`, which reward.weights names, but {there}")));
+            return Err(RewardError::Failed(format!(
+                "`{what}` gave no part `{missing}`, which reward.weights names, but {there}"
+            )));
         }
         if score.value.is_finite() {
             Ok(score)
@@ -366,12 +372,17 @@ impl Seat {
         self.failures > job.common.restarts
     }
 
+    fn gave_up(&self, job: &Job) -> String {
+        format!("gave up after {} restarts: {}", job.common.restarts, self.reason)
+    }
+
     fn fail(&mut self, job: &Job, reason: String) {
         (self.process, self.reason) = (None, reason);
         self.failures += 1;
-        job.say(&format!("worker {}: {}", self.number, self.reason));
         if self.is_given_up(job) {
-            job.say(&format!("worker {} is given up after {} restarts", self.number, job.common.restarts));
+            job.say(&format!("worker {} {}", self.number, self.gave_up(job)));
+        } else {
+            job.say(&format!("worker {}: {}", self.number, self.reason));
         }
     }
 }
@@ -389,13 +400,18 @@ impl Worker {
         let workers = job.common.workers;
         let started: Result<Vec<Process>, String> = std::thread::scope(|scope| {
             let starting: Vec<_> = (0..workers).map(|_| scope.spawn(|| job.process())).collect();
-            starting.into_iter().map(|one| one.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+            starting
+                .into_iter()
+                .map(|one| one.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+                .collect()
         });
         let seat = |(i, process)| Seat { number: i + 1, process: Some(process), failures: 0, reason: String::new() };
         let pool = match started {
-            Ok(processes) => {
-                Pool { free: processes.into_iter().enumerate().map(seat).collect(), alive: workers, reason: String::new() }
-            }
+            Ok(processes) => Pool {
+                free: processes.into_iter().enumerate().map(seat).collect(),
+                alive: workers,
+                reason: String::new(),
+            },
             Err(reason) => return Err(StartError(format!("reward `{}` cannot start: {reason}", job.name))),
         };
         Ok(Self { job, pool: pool.into(), returned: Condvar::new() })
@@ -423,8 +439,7 @@ impl Worker {
         let mut pool = self.pool();
         if seat.is_given_up(&self.job) {
             pool.alive -= 1;
-            pool.reason =
-                format!("gave up after {} restarts: {}", self.job.common.restarts, seat.reason);
+            pool.reason = seat.gave_up(&self.job);
         } else {
             pool.free.push(seat);
         }
@@ -461,13 +476,15 @@ impl Worker {
     }
 
     /// The entries that one process answers with, as many as there are pictures.
-    fn ask(&self, seat: &mut Seat, mut message: Map<String, Value>, images: &[&RgbImage]) -> Result<Vec<Value>, RewardError> {
+    fn ask(
+        &self,
+        seat: &mut Seat,
+        mut message: Map<String, Value>,
+        images: &[&RgbImage],
+    ) -> Result<Vec<Value>, RewardError> {
         let limit = Limit { field: "timeout", seconds: self.job.common.timeout };
         let Some(process) = seat.process(&self.job) else {
-            return Err(RewardError::Unavailable(format!(
-                "gave up after {} restarts: {}",
-                self.job.common.restarts, seat.reason
-            )));
+            return Err(RewardError::Unavailable(seat.gave_up(&self.job)));
         };
         if self.job.pictures == Pictures::Shared {
             message.insert("pictures".into(), process.shared.write(images).map_err(RewardError::Unavailable)?.into());

@@ -71,12 +71,8 @@ impl Process {
         let cannot = |error: io::Error| format!("cannot start `{}`: {error}: {}", launch.program[0], launch.advice);
         let mut command = Command::new(&launch.program[0]);
         command.args(&launch.program[1..]).envs(launch.environment.iter().copied()).process_group(0);
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(cannot)?;
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(cannot)?;
         let (input, output) = (child.stdin.take(), child.stdout.take().expect("invariant: stdout is a pipe"));
         let errors = child.stderr.take().expect("invariant: stderr is a pipe");
         let (last_lines, name, log) = (LastLines::default(), name.to_owned(), log.clone());
@@ -210,7 +206,8 @@ impl Process {
     fn gone(&mut self) -> String {
         let said = std::mem::take(&mut self.said);
         let half = String::from_utf8_lossy(&said);
-        let half = if half.trim().is_empty() { String::new() } else { format!(" after it said {}", quote(half.trim())) };
+        let half =
+            if half.trim().is_empty() { String::new() } else { format!(" after it said {}", quote(half.trim())) };
         if self.exits_within(GRACE) {
             self.broken(&format!("ended{half}"))
         } else {

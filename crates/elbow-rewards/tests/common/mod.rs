@@ -1,5 +1,7 @@
 //! What tests that need Python share.
 
+#![allow(unreachable_pub, reason = "a module of several tests")]
+
 use std::path::{Path, PathBuf};
 
 /// A Python that has Pillow: `ELBOW_TEST_PYTHON`, else the one in `target/python`. Where there is none the test says that it is
