@@ -32,7 +32,7 @@ impl Desk {
     /// None where there is no Python. `HERE` in the source is the folder.
     fn new(source: &str) -> Option<Self> {
         let desk = Self { folder: tempfile::tempdir().unwrap(), python: common::python()?, log: Log::default() };
-        let here = format!("HERE = {:?}\n", desk.folder.path());
+        let here = format!("HERE = {:?}\n", desk.folder.path().to_str().unwrap());
         fs::write(desk.path("mine.py"), here + source).unwrap();
         Some(desk)
     }
@@ -91,9 +91,13 @@ fn unavailable(scores: &Scores) -> &str {
     }
 }
 
+/// The process that scored, where the score is its number.
+fn pid(scores: Scores) -> Pid {
+    Pid::from_raw(values(scores)[0] as i32).unwrap()
+}
+
 /// Kills a process of a worker and waits until it is dead.
-fn kill(pid: f64) {
-    let pid = Pid::from_raw(pid as i32).unwrap();
+fn kill(pid: Pid) {
     kill_process(pid, Signal::KILL).unwrap();
     // The worker still has to find it so.
     waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT).unwrap();
@@ -114,6 +118,26 @@ def score(images, prompts, metadata):
     let images = [RgbImage::new(5, 1)];
     let request = Request { images: &images, prompts: &[prompt.into()], latents: None, groups: &[0] };
     assert_eq!(worker.score(&request), [Ok(108.0.into())]);
+}
+
+#[test]
+fn a_score_is_whatever_has_a_float() {
+    let source = "
+class Tensor:
+    def __init__(self, *values):
+        self.values = values
+
+    def __iter__(self):
+        return (Tensor(value) for value in self.values)
+
+    def __float__(self):
+        return float(*self.values)
+
+def score(images, prompts, metadata):
+    return Tensor(0.5, -2)
+";
+    let Some(desk) = Desk::new(source) else { return };
+    assert_eq!(values(ask(&desk.start(|_| ()).unwrap(), &["p", "q"])), [0.5, -2.0]);
 }
 
 #[test]
@@ -240,13 +264,14 @@ def score(images, prompts, metadata):
     return [os.getpid()]
 ";
     let Some(desk) = Desk::new(source) else { return };
-    let worker = desk.start(|fields| fields.timeout = 0.7).unwrap();
+    let worker = desk.start(|fields| fields.timeout = 1.5).unwrap();
     let first = values(ask(&worker, &["p"]));
     let start = Instant::now();
     let scores = ask(&worker, &["hang"]);
     let text = unavailable(&scores);
-    assert!(text.contains("gave no answer within 0.7 s (`reward.timeout`) and was killed"), "{text}");
-    assert!(text.ends_with("its last lines:\n  thinking"), "{text}");
+    assert!(text.contains("gave no answer within 1.5 s (`reward.timeout`) and was killed"), "{text}");
+    assert!(text.contains("its last lines:\n  thinking\n"), "{text}");
+    assert!(text.contains(&format!("  File \"{}\", line 8 in score", desk.path("mine.py"))), "where it hung: {text}");
     assert!(start.elapsed() < Duration::from_secs(5));
     assert_ne!(values(ask(&worker, &["p"])), first);
     let lines = desk.log.take().concat();
@@ -270,22 +295,22 @@ def score(images, prompts, metadata):
 ";
     let Some(desk) = Desk::new(source) else { return };
     let worker = desk.start(|fields| (fields.restarts, fields.device) = (1, "cuda:7".into())).unwrap();
-    let first = values(ask(&worker, &["p"]))[0];
+    let first = pid(ask(&worker, &["p"]));
     kill(first);
-    let second = values(ask(&worker, &["p"]))[0];
+    let second = pid(ask(&worker, &["p"]));
     assert_ne!(first, second);
 
     let scores = std::thread::scope(|scope| {
         let asked = scope.spawn(|| ask(&worker, &["hang", "and one more"]));
-        while !fs::read_to_string(desk.path("pid")).is_ok_and(|pid| pid == format!("{second}.")) {
+        while !fs::read_to_string(desk.path("pid")).is_ok_and(|pid| pid == format!("{}.", second.as_raw_nonzero())) {
             std::thread::sleep(Duration::from_millis(5));
         }
-        kill_process(Pid::from_raw(second as i32).unwrap(), Signal::KILL).unwrap();
+        kill_process(second, Signal::KILL).unwrap();
         asked.join().unwrap()
     });
     assert_eq!(scores.len(), 2);
     assert!(unavailable(&scores).contains("ended (signal: 9 (SIGKILL))"), "{scores:?}");
-    assert_ne!(values(ask(&worker, &["p"]))[0], second, "a success in between gave it its restart back");
+    assert_ne!(pid(ask(&worker, &["p"])), second, "a success in between gave it its restart back");
     drop(worker);
     let lines = desk.log.take().concat();
     assert_eq!(lines.matches("mine: set up on cuda:7\n").count(), 3, "{lines}");
@@ -790,11 +815,11 @@ time.sleep(60)
 #[ignore = "a measurement"]
 #[expect(clippy::print_stdout, reason = "its result")]
 fn how_long_64_pictures_of_512_by_512_travel() {
-    // In place of Pillow's conversion, one byte of each page is read.
+    // Pillow's conversion is left out.
     let source = "
 from PIL import Image
 
-Image.frombuffer = lambda mode, size, data, *rest: sum(data[::4096])
+Image.frombuffer = lambda mode, size, data, *rest: data[0] + data[-1]
 
 def score(images, prompts, metadata):
     return images
@@ -811,6 +836,5 @@ def score(images, prompts, metadata):
         .collect();
     let first = times.remove(0);
     times.sort();
-    println!("there and back, median of 20: {:?}; slowest {:?}; the first {first:?}", times[10], times[19]);
-    assert!(times[10] < Duration::from_millis(15), "{times:?}");
+    println!("there and back, median of 20: {:?}; {:?} to {:?}; the first {first:?}", times[10], times[0], times[19]);
 }

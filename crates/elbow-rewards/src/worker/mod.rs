@@ -42,7 +42,7 @@ pub struct Python {
     pub workers: usize,
     /// Longest time of a call in seconds. A process that takes longer is killed and started again.
     pub timeout: f64,
-    /// Longest time in seconds from the start of a process to the end of `setup`.
+    /// Longest time in seconds from the start of a process to the end of `setup`, and of `sleep` and `wake`.
     pub setup_timeout: f64,
     /// How often in a row a process is started again without scoring in between.
     pub restarts: u32,
@@ -85,7 +85,7 @@ pub struct Command {
     pub workers: usize,
     /// Longest time of a call in seconds. A process that takes longer is killed and started again.
     pub timeout: f64,
-    /// Longest time in seconds from the start of a process until it is ready.
+    /// Longest time in seconds from the start of a process until it is ready, and of `sleep` and `wake`.
     pub setup_timeout: f64,
     /// How often in a row a process is started again without scoring in between.
     pub restarts: u32,
@@ -164,6 +164,7 @@ impl Python {
                     // A crash in C code tells where.
                     ("PYTHONFAULTHANDLER", "1"),
                 ],
+                traces: true,
                 advice: "set `reward.python` to a Python 3.8 or later that has Pillow",
             },
             hello: json!({ "elbow": 1, "pictures": "shared", "python": arguments }),
@@ -198,6 +199,7 @@ impl Command {
                 what: self.program[0].clone(),
                 program: self.program.clone(),
                 environment: &[],
+                traces: false,
                 advice: "`reward.program` is a list of the program and its arguments",
             },
             hello: json!({ "elbow": 1, "pictures": self.pictures }),
@@ -528,7 +530,9 @@ impl Worker {
         };
         let mut seats = self.take_all();
         std::thread::scope(|scope| seats.iter_mut().for_each(|seat| drop(scope.spawn(|| tell(seat)))));
-        seats.into_iter().for_each(|seat| self.give_back(seat));
+        for seat in seats {
+            self.give_back(seat);
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use super::shared::Shared;
 use crate::Log;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid},
+    process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, waitid},
 };
 use serde_json::{Map, Value};
 use std::{
@@ -25,6 +25,8 @@ pub(super) struct Launch {
     pub program: Vec<String>,
     /// Set on top of the environment.
     pub environment: &'static [(&'static str, &'static str)],
+    /// Whether SIGUSR1 has it write where it is to its stderr.
+    pub traces: bool,
     /// What to do where the program cannot be started.
     pub advice: &'static str,
 }
@@ -32,6 +34,7 @@ pub(super) struct Launch {
 /// A child in a process group of its own, which ends with this value.
 pub(super) struct Process {
     what: String,
+    traces: bool,
     child: Child,
     /// None once the child is told to end.
     input: Option<ChildStdin>,
@@ -60,7 +63,7 @@ pub(super) struct Limit {
 type LastLines = Arc<Mutex<VecDeque<String>>>;
 
 /// How many of them.
-const LAST_LINES: usize = 20;
+const LAST_LINES: usize = 30;
 
 /// How long a child whose stdin or stdout is closed may take to end by itself.
 const GRACE: Duration = Duration::from_secs(1);
@@ -79,6 +82,7 @@ impl Process {
         let listening = Arc::clone(&last_lines);
         let process = Self {
             what: launch.what.clone(),
+            traces: launch.traces,
             child,
             input,
             output,
@@ -161,6 +165,10 @@ impl Process {
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
+                if self.traces {
+                    _ = kill_process(Pid::from_child(&self.child), Signal::USR1);
+                    std::thread::sleep(Duration::from_millis(100));
+                }
                 return Err(
                     self.broken(&format!("gave no answer within {seconds} s (`reward.{field}`) and was killed"))
                 );
@@ -174,7 +182,7 @@ impl Process {
                 }
             }
             if readable {
-                let mut chunk = [0; 1 << 16];
+                let mut chunk = [0; 1 << 14];
                 match self.output.read(&mut chunk) {
                     Ok(0) => open = false,
                     Ok(count) => self.said.extend_from_slice(&chunk[..count]),
@@ -223,9 +231,11 @@ impl Process {
             Some(status) if by_itself => format!(" ({status})"),
             _ => String::new(),
         };
-        let lines = self.last_lines.lock().unwrap_or_else(PoisonError::into_inner);
-        let lines: String = lines.iter().map(|line| format!("\n  {line}")).collect();
-        let lines = if lines.is_empty() { lines } else { format!("; its last lines:{lines}") };
+        let mut lines = self.last_lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let lines = match lines.make_contiguous().join("\n  ") {
+            none if none.is_empty() => none,
+            some => format!("; its last lines:\n  {some}"),
+        };
         format!("`{}` {what_happened}{status}{lines}", self.what)
     }
 

@@ -3,6 +3,7 @@
 Elbow hands this text to the interpreter by `-c`. It runs on Python 3.8 or later with Pillow.
 """
 
+import faulthandler
 import inspect
 import json
 import mmap
@@ -19,6 +20,9 @@ from collections.abc import Mapping
 ASKED, ANSWERS = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
 os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
 os.dup2(2, 1)
+
+# Before a process that takes too long is killed, Elbow asks it where it is.
+faulthandler.register(signal.SIGUSR1)
 
 HERE = inspect.currentframe().f_code.co_filename
 LINES = queue.SimpleQueue()
