@@ -741,6 +741,7 @@ print("in the log", file=sys.stderr)
 if mode == "banner":
     print("Loading the model", flush=True)
 if mode == "refuses":
+    os.close(0)
     print('{"error": "no weights"}', flush=True)
     sys.exit()
 if mode == "version":
@@ -791,7 +792,7 @@ time.sleep(60)
         ("half", r#"ended after it said "{\"id\": 1, \"sco" (exit status: 9)"#),
         ("id", "gave an answer that has not the `id` 1"),
         ("empty", "has neither a list `scores` nor a text `error`"),
-        ("closes", "closed its stdin or stdout; its last lines:"),
+        ("closes", "closed its stdout; its last lines:"),
         ("deaf", "gave no answer within 3 s (`reward.timeout`) and was killed"),
     ] {
         let worker = start(mode).unwrap();

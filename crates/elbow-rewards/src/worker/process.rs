@@ -173,24 +173,28 @@ impl Process {
                     self.broken(&format!("gave no answer within {seconds} s (`reward.{field}`) and was killed"))
                 );
             }
+            // First, so that what it said before it ended is read.
+            let exited = self.exited();
             let (readable, writable) = self.wait(!unsent.is_empty(), left);
-            let mut open = true;
             if let (true, Some(input)) = (writable, &mut self.input) {
                 match input.write(unsent) {
                     Ok(sent) => unsent = &unsent[sent..],
-                    Err(error) => open = is_passing(&error),
+                    Err(error) if is_passing(&error) => {}
+                    // It reads no more; what it says may tell why.
+                    Err(_) => unsent = &[],
                 }
             }
-            if readable {
-                let mut chunk = [0; 1 << 14];
-                match self.output.read(&mut chunk) {
-                    Ok(0) => open = false,
-                    Ok(count) => self.said.extend_from_slice(&chunk[..count]),
-                    Err(error) => open &= is_passing(&error),
+            let mut chunk = [0; 1 << 14];
+            let gone = match readable.then(|| self.output.read(&mut chunk)) {
+                Some(Ok(count)) => {
+                    self.said.extend_from_slice(&chunk[..count]);
+                    count == 0
                 }
-            }
-            // A child of the child may hold the pipe open.
-            if !open || (!readable && self.exited()) {
+                Some(Err(error)) => !is_passing(&error),
+                // A child of the child may hold the pipe open.
+                None => exited,
+            };
+            if gone {
                 return Err(self.gone());
             }
         }
@@ -210,7 +214,7 @@ impl Process {
         (ready(&ends[0]), ends.get(1).is_some_and(ready))
     }
 
-    /// Why a child whose pipes are closed is of no use.
+    /// Why a child that says no more is of no use.
     fn gone(&mut self) -> String {
         let said = std::mem::take(&mut self.said);
         let half = String::from_utf8_lossy(&said);
@@ -219,7 +223,7 @@ impl Process {
         if self.exits_within(GRACE) {
             self.broken(&format!("ended{half}"))
         } else {
-            self.broken(&format!("closed its stdin or stdout{half}"))
+            self.broken(&format!("closed its stdout{half}"))
         }
     }
 
