@@ -4,6 +4,8 @@ pub mod geneval;
 pub mod journal;
 pub mod jpeg;
 pub mod log;
+pub mod worker;
 
 pub use geneval::{Detection, Detector, GenEval, Mode};
 pub use log::Log;
+pub use worker::Worker;

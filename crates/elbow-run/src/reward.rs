@@ -15,6 +15,7 @@ use elbow_rewards::{
     geneval::{GenEval, Mode},
     journal::{Cache, Journal, Journaled},
     jpeg::{Aim, Jpeg},
+    worker::{Command, Python, StartError},
 };
 use elbow_world::{SceneDetector, scene::SIDE};
 use schemars::JsonSchema;
@@ -53,6 +54,10 @@ pub enum RewardConfig {
         #[serde(default = "probe_draws")]
         draws: usize,
     },
+    /// A Python function of yours; `elbow reward new my_reward.py` writes one.
+    Python(Python),
+    /// A program of yours that speaks `docs/rewards-protocol.md`.
+    Command(Command),
     /// A weighted sum of rewards, each reported by its name (arXiv 2601.05242).
     Sum {
         /// What is added up, for example `[{ name = "dense", weight = 0.5, reward = { kind = "geneval", mode = "dense" } }]`; a
@@ -172,6 +177,10 @@ impl RewardConfig {
             Self::Geneval { .. } => "geneval".into(),
             Self::Jpeg { .. } => "jpeg".into(),
             Self::SelfConsistency { .. } => "self_consistency".into(),
+            Self::Python(python) => metric_name(Path::new(&python.file), "python"),
+            Self::Command(command) => {
+                metric_name(Path::new(command.program.first().map_or("", String::as_str)), "command")
+            }
             Self::Sum { .. } => "sum".into(),
         }
     }
@@ -190,6 +199,8 @@ impl RewardConfig {
                 let policy = Arc::clone(&tools.policy);
                 Box::new(SelfConsistency { name: own_name, policy, times: times.clone(), draws: *draws })
             }
+            Self::Python(python) => Box::new(python.start(name, tools.log.clone()).map_err(start_error)?),
+            Self::Command(command) => Box::new(command.start(name, tools.log.clone()).map_err(start_error)?),
             Self::Sum { parts } => {
                 let parts = parts.iter().map(|part| part.build(parts, tools)).collect::<Result<_>>()?;
                 return Ok(Box::new(Sum { name: own_name, parts }));
@@ -215,7 +226,7 @@ impl RewardConfig {
 
     /// Whether it is asked outside this program, so that its answers are worth keeping.
     fn is_outside(&self) -> bool {
-        false
+        matches!(self, Self::Python(_) | Self::Command(_))
     }
 
     fn cache(&self, folder: &Path, name: &str) -> Result<Cache> {
@@ -233,6 +244,8 @@ impl RewardConfig {
     fn files(&self) -> Vec<PathBuf> {
         match self {
             Self::Sum { parts } => parts.iter().flat_map(|part| part.reward.files()).collect(),
+            Self::Python(python) => vec![PathBuf::from(&python.file)],
+            Self::Command(command) => command.program.iter().map(PathBuf::from).collect(),
             Self::Geneval { .. } | Self::Jpeg { .. } | Self::SelfConsistency { .. } => Vec::new(),
         }
     }
@@ -241,7 +254,7 @@ impl RewardConfig {
     pub fn wants_records(&self) -> bool {
         match self {
             Self::Geneval { .. } => true,
-            Self::Jpeg { .. } | Self::SelfConsistency { .. } => false,
+            Self::Jpeg { .. } | Self::SelfConsistency { .. } | Self::Python(_) | Self::Command(_) => false,
             Self::Sum { parts } => parts.iter().any(|p| p.reward.wants_records()),
         }
     }
@@ -274,9 +287,31 @@ impl RewardConfig {
                 }
                 problems
             }
+            Self::Python(python) => placed(python.validate(), place),
+            Self::Command(command) => placed(command.validate(), place),
             Self::Sum { parts } => validate_sum(place, parts),
         }
     }
+}
+
+/// The name of a file as it stands in metrics.
+fn metric_name(path: &Path, otherwise: &str) -> String {
+    let stem = path.file_stem().map(|stem| stem.to_string_lossy().to_lowercase()).unwrap_or_default();
+    let plain = |c: char| if c.is_ascii_lowercase() || c.is_ascii_digit() { c } else { '_' };
+    let name: String = stem.chars().map(plain).collect();
+    if name.is_empty() || name == "sum" { otherwise.to_owned() } else { name }
+}
+
+/// Complaints about `reward.field`, of a reward that stands elsewhere.
+fn placed(problems: Vec<String>, place: &str) -> Vec<String> {
+    let moved =
+        |text: String| text.strip_prefix("reward").map_or_else(|| text.clone(), |rest| format!("{place}{rest}"));
+    problems.into_iter().map(moved).collect()
+}
+
+/// What a worker says when it cannot start has its own advice.
+fn start_error(error: StartError) -> Error {
+    Error::new(error.0, "`elbow reward check` tries the reward alone, and `elbow reward new` writes an example")
 }
 
 fn validate_sum(place: &str, parts: &[Part]) -> Vec<String> {
