@@ -82,7 +82,7 @@ pub mod train;
 pub use image::RgbImage;
 pub use policy::Policy;
 pub use prompts::Prompt;
-pub use reward::{Request, Reward, RewardError, Score};
+pub use reward::{Needs, Request, Reward, RewardError, Score};
 
 /// The worked example of CONTRIBUTING.md, compiled and run.
 #[cfg(doctest)]
