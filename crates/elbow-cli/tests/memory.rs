@@ -50,7 +50,7 @@ fn epoch(policy: &NetworkPolicy, likelihood: LikelihoodKind, steps: usize) -> us
         likelihood,
         ..Config::default()
     };
-    let reward = Jpeg { name: "jpeg".into(), aim: Aim::default() };
+    let reward = Jpeg::default();
     let method = config.build(policy.schedule).expect("a valid configuration");
     let mut trainer = Trainer::new(method, policy, &prompts, &reward, Device::flex()).expect("a valid configuration");
     let (report, peak) = peak(|| trainer.epoch(&()).expect("an epoch"));

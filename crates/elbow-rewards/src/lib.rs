@@ -1,9 +1,11 @@
 //! Rewards, one file or folder each, behind [`elbow::Reward`].
 
+pub mod diversity;
 pub mod geneval;
 pub mod journal;
 pub mod jpeg;
 pub mod log;
+pub mod pickle;
 pub mod worker;
 
 pub use geneval::{Detection, Detector, GenEval, Mode};

@@ -14,7 +14,8 @@ use elbow_rewards::{
     Log,
     geneval::{GenEval, Mode},
     journal::{Cache, Journal, Journaled},
-    jpeg::{Aim, Jpeg},
+    diversity::{self, Diversity},
+    jpeg::{Aim, Jpeg, Unit},
     worker::{Command, Python, StartError},
 };
 use elbow_world::{SceneDetector, scene::SIDE};
@@ -43,6 +44,9 @@ pub enum RewardConfig {
         /// Which size is better.
         #[serde(default)]
         aim: Aim,
+        /// What the size is counted in.
+        #[serde(default)]
+        unit: Unit,
     },
     /// How well the base recovers noise that is added to a sample: a reward for any model, with nothing to download (SOLACE,
     /// arXiv 2603.00918).
@@ -58,6 +62,14 @@ pub enum RewardConfig {
     Python(Python),
     /// A program of yours that speaks `docs/rewards-protocol.md`.
     Command(Command),
+    /// Any reward, shaped over each group so that its pictures stay different.
+    Diversity {
+        /// How.
+        #[serde(default)]
+        shape: diversity::Kind,
+        /// The reward that is shaped, for example `{ kind = "geneval" }`.
+        reward: Box<RewardConfig>,
+    },
     /// A weighted sum of rewards, each reported by its name (arXiv 2601.05242).
     Sum {
         /// What is added up, for example `[{ name = "dense", weight = 0.5, reward = { kind = "geneval", mode = "dense" } }]`; a
@@ -177,6 +189,7 @@ impl RewardConfig {
             Self::Geneval { .. } => "geneval".into(),
             Self::Jpeg { .. } => "jpeg".into(),
             Self::SelfConsistency { .. } => "self_consistency".into(),
+            Self::Diversity { reward, .. } => reward.name(),
             Self::Python(python) => metric_name(Path::new(&python.file), "python"),
             Self::Command(command) => {
                 metric_name(Path::new(command.program.first().map_or("", String::as_str)), "command")
@@ -194,13 +207,16 @@ impl RewardConfig {
                 reward.rules.upstream_position_quirk = *upstream_position_quirk;
                 Box::new(GenEval { name: own_name, ..reward })
             }
-            Self::Jpeg { aim } => Box::new(Jpeg { name: own_name, aim: *aim }),
+            Self::Jpeg { aim, unit } => Box::new(Jpeg { name: own_name, aim: *aim, unit: *unit }),
             Self::SelfConsistency { times, draws } => {
                 let policy = Arc::clone(&tools.policy);
                 Box::new(SelfConsistency { name: own_name, policy, times: times.clone(), draws: *draws })
             }
             Self::Python(python) => Box::new(python.start(name, tools.log.clone()).map_err(start_error)?),
             Self::Command(command) => Box::new(command.start(name, tools.log.clone()).map_err(start_error)?),
+            Self::Diversity { shape, reward } => {
+                return Ok(Box::new(Diversity { inner: reward.named(name, tools)?, kind: *shape }));
+            }
             Self::Sum { parts } => {
                 let parts = parts.iter().map(|part| part.build(parts, tools)).collect::<Result<_>>()?;
                 return Ok(Box::new(Sum { name: own_name, parts }));
@@ -220,6 +236,7 @@ impl RewardConfig {
     pub fn leaves(&self) -> Vec<(String, &Self)> {
         match self {
             Self::Sum { parts } => parts.iter().map(|part| (part.name.clone(), &part.reward)).collect(),
+            Self::Diversity { reward, .. } => reward.leaves(),
             reward => vec![(reward.name(), reward)],
         }
     }
@@ -244,6 +261,7 @@ impl RewardConfig {
     fn files(&self) -> Vec<PathBuf> {
         match self {
             Self::Sum { parts } => parts.iter().flat_map(|part| part.reward.files()).collect(),
+            Self::Diversity { reward, .. } => reward.files(),
             Self::Python(python) => vec![PathBuf::from(&python.file)],
             Self::Command(command) => command.program.iter().map(PathBuf::from).collect(),
             Self::Geneval { .. } | Self::Jpeg { .. } | Self::SelfConsistency { .. } => Vec::new(),
@@ -255,6 +273,7 @@ impl RewardConfig {
         match self {
             Self::Geneval { .. } => true,
             Self::Jpeg { .. } | Self::SelfConsistency { .. } | Self::Python(_) | Self::Command(_) => false,
+            Self::Diversity { reward, .. } => reward.wants_records(),
             Self::Sum { parts } => parts.iter().any(|p| p.reward.wants_records()),
         }
     }
@@ -285,6 +304,11 @@ impl RewardConfig {
                 if *draws == 0 {
                     problems.push(format!("{place}.draws = 0: must be at least 1"));
                 }
+                problems
+            }
+            Self::Diversity { shape, reward } => {
+                let mut problems = placed(shape.validate(), &format!("{place}.shape"));
+                problems.extend(reward.validate(&format!("{place}.reward")));
                 problems
             }
             Self::Python(python) => placed(python.validate(), place),

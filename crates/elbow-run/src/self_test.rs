@@ -5,7 +5,7 @@ use crate::{
     reward::{Probe, RewardConfig, SelfTest},
 };
 use elbow::{Prompt, Request, Reward, RewardError, RgbImage, Score};
-use elbow_rewards::jpeg::Aim;
+use elbow_rewards::jpeg::{Aim, Unit};
 use elbow_world::{Scene, Task, prompts, splitmix};
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ const PLAIN: f64 = 646.0;
 pub fn try_out(config: &RewardConfig, reward: &dyn Reward, probe: &Probe) -> Result<String> {
     match config {
         RewardConfig::Geneval { .. } => geneval(reward),
-        RewardConfig::Jpeg { aim } => jpeg(reward, *aim),
+        RewardConfig::Jpeg { aim, unit } => jpeg(reward, *aim, *unit),
         RewardConfig::SelfConsistency { .. } => Ok("self_consistency: asked once the model is loaded".into()),
         _ if probe.given => Ok(format!("{}: asked about the pictures of [[self_test]]", reward.name())),
         _ => any(reward, probe),
@@ -36,13 +36,12 @@ fn geneval(reward: &dyn Reward) -> Result<String> {
     Err(broken(format!("{}: {right} for a picture of {prompt:?}, 1 expected; {wrong} for an empty one", reward.name())))
 }
 
-fn jpeg(reward: &dyn Reward, aim: Aim) -> Result<String> {
+fn jpeg(reward: &dyn Reward, aim: Aim, unit: Unit) -> Result<String> {
     let plain = RgbImage::from_pixel(32, 32, image::Rgb([200, 120, 40]));
-    let [kilobytes, same] = numbers(reward, [plain.clone(), plain], &"a plain picture".into())?;
-    let said = format!("{}: {kilobytes} for a plain picture of {PLAIN} bytes", reward.name());
+    let [score, same] = numbers(reward, [plain.clone(), plain], &"a plain picture".into())?;
+    let said = format!("{}: {score} for a plain picture of {PLAIN} bytes", reward.name());
     let sign = if aim == Aim::Compress { -1.0 } else { 1.0 };
-    // Encoders differ by a byte or two.
-    let right = (sign * kilobytes * 1000.0 - PLAIN).abs() < 2.5 && kilobytes.to_bits() == same.to_bits();
+    let right = (sign * score * f64::from(unit.bytes()) - PLAIN).abs() < 0.5 && score.to_bits() == same.to_bits();
     if right { Ok(said) } else { Err(broken(said)) }
 }
 
