@@ -1,7 +1,7 @@
 //! Size of the JPEG file: the (in)compressibility of DDPO (arXiv 2305.13301, §5.1).
 //!
-//! reward = ∓ bytes / 1000 of the image at quality 95 with 4:2:0 chroma: −kB for compressibility, +kB for incompressibility. The file
-//! is [the same](encode()), byte for byte, as Pillow's default encoder writes. The header alone is 0.6 kB.
+//! reward = ∓ size of the image's file at quality 95 with 4:2:0 chroma: −kB for compressibility, +kB for incompressibility, or another
+//! [`Unit`]. The file is [the same](encode()), byte for byte, as Pillow's default encoder writes. The header alone is 0.6 kB.
 
 mod encode;
 
@@ -23,11 +23,36 @@ pub enum Aim {
     Incompress,
 }
 
-/// The reward, in kB.
+/// What sizes are counted in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Unit {
+    /// 1,000 bytes (DDPO).
+    #[default]
+    #[serde(rename = "kB")]
+    Kilobytes,
+    /// 500,000 bytes, as the code of Flow-GRPO counts them for compressibility (`flow_grpo/rewards.py`; incompressibility it counts in
+    /// kB).
+    #[serde(rename = "flow-grpo")]
+    FlowGrpo,
+}
+
+impl Unit {
+    /// How many bytes count 1.
+    pub fn bytes(self) -> f64 {
+        match self {
+            Self::Kilobytes => 1000.0,
+            Self::FlowGrpo => 500_000.0,
+        }
+    }
+}
+
+/// The reward: plus or minus the size of the file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Jpeg {
     /// Which size is better.
     pub aim: Aim,
+    /// What it is counted in.
+    pub unit: Unit,
 }
 
 impl Reward for Jpeg {
@@ -39,7 +64,7 @@ impl Reward for Jpeg {
         let sign = if self.aim == Aim::Compress { -1.0 } else { 1.0 };
         let score = |image: &RgbImage| {
             let bytes = size(image).map_err(|error| RewardError::Failed(error.to_string()))?;
-            Ok((sign * bytes as f32 / 1000.0).into())
+            Ok((sign * bytes as f64 / self.unit.bytes()).into())
         };
         request.images.par_iter().map(score).collect()
     }
@@ -68,13 +93,24 @@ mod tests {
         };
         let images = [RgbImage::new(32, 32), RgbImage::from_fn(32, 32, noise)];
         let score = |aim| -> Vec<f64> {
-            let scores = Jpeg { aim }.score(&request(&images));
+            let scores = Jpeg { aim, unit: Unit::default() }.score(&request(&images));
             scores.into_iter().map(|score| score.expect("scored").value).collect()
         };
         let (small, large) = (score(Aim::Compress), score(Aim::Incompress));
         assert!(
             small[0] > small[1] && large[1] > large[0] && small.iter().zip(&large).all(|(a, b)| (a + b).abs() < 1e-6)
         );
+    }
+
+    #[test]
+    fn the_unit_is_kilobytes_or_what_flow_grpo_divides_by() {
+        let images = [RgbImage::new(32, 32)];
+        let bytes = size(&images[0]).expect("encodes") as f64;
+        let score = |aim, unit| Jpeg { aim, unit }.score(&request(&images)).remove(0);
+        assert_eq!(score(Aim::Compress, Unit::Kilobytes), Ok((-bytes / 1000.0).into()));
+        assert_eq!(score(Aim::Incompress, Unit::FlowGrpo), Ok((bytes / 500_000.0).into()));
+        let names = [Unit::Kilobytes, Unit::FlowGrpo].map(|unit| serde_json::to_value(unit).expect("JSON"));
+        assert_eq!(names, ["kB", "flow-grpo"]);
     }
 
     #[test]
