@@ -27,7 +27,7 @@ use elbow_models::{
     policy::{Decoder, Network, NetworkPolicy, Tuning},
     recompute::Checkpointing,
 };
-use elbow_rewards::jpeg::{Aim, Jpeg};
+use elbow_rewards::jpeg::Jpeg;
 use elbow_world::encoder::WordCodes;
 const GROUPS: usize = 2;
 const GROUP_SIZE: usize = 4;

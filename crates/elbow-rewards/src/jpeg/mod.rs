@@ -114,6 +114,17 @@ mod tests {
     }
 
     #[test]
+    fn the_unit_is_kilobytes_or_what_flow_grpo_divides_by() {
+        let images = [RgbImage::new(32, 32)];
+        let bytes = size(&images[0]).expect("encodes") as f64;
+        let score = |aim, unit| Jpeg { aim, unit }.score(&request(&images)).remove(0);
+        assert_eq!(score(Aim::Compress, Unit::Kilobytes), Ok((-bytes / 1000.0).into()));
+        assert_eq!(score(Aim::Incompress, Unit::FlowGrpo), Ok((bytes / 500_000.0).into()));
+        let names = [Unit::Kilobytes, Unit::FlowGrpo].map(|unit| serde_json::to_value(unit).expect("JSON"));
+        assert_eq!(names, ["kB", "flow-grpo"]);
+    }
+
+    #[test]
     fn an_image_too_large_for_the_format_has_no_reward() {
         let scores = Jpeg::default().score(&request(&[RgbImage::new(70_000, 1)]));
         assert!(scores[0].is_err());
