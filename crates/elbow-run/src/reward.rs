@@ -12,9 +12,9 @@ use elbow::{
 };
 use elbow_rewards::{
     Log,
+    diversity::{self, Diversity},
     geneval::{GenEval, Mode},
     journal::{Cache, Journal, Journaled},
-    diversity::{self, Diversity},
     jpeg::{Aim, Jpeg, Unit},
     worker::{Command, Python, StartError},
 };

@@ -1,8 +1,8 @@
 //! Size of the JPEG file: the (in)compressibility of DDPO (arXiv 2305.13301, §5.1).
 //!
 //! reward = ∓ bytes / 1000 of the image at quality 95 with 4:2:0 chroma: −kB for compressibility, +kB for incompressibility; with
-//! [`Unit::FlowGrpo`] a 500th of it. The file
-//! is [the same](encode()), byte for byte, as Pillow's default encoder writes. The header alone is 0.6 kB.
+//! [`Unit::FlowGrpo`] a 500th of it. The file is [the same](encode()), byte for byte, as Pillow's default encoder writes. The header
+//! alone is 0.6 kB.
 
 mod encode;
 
@@ -31,7 +31,7 @@ pub enum Unit {
     #[default]
     #[serde(rename = "kB")]
     Kilobyte,
-    /// 500 kB, as Flow-GRPO's code divides.
+    /// 500 kB: what Flow-GRPO's code divides the compressing aim by, and this one both.
     #[serde(rename = "flow-grpo")]
     FlowGrpo,
 }
