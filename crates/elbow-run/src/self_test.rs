@@ -41,7 +41,7 @@ fn jpeg(reward: &dyn Reward, aim: Aim, unit: Unit) -> Result<String> {
     let [score, same] = numbers(reward, [plain.clone(), plain], &"a plain picture".into())?;
     let said = format!("{}: {score} for a plain picture of {PLAIN} bytes", reward.name());
     let sign = if aim == Aim::Compress { -1.0 } else { 1.0 };
-    let right = (sign * score * f64::from(unit.bytes()) - PLAIN).abs() < 0.5 && score.to_bits() == same.to_bits();
+    let right = (sign * score * unit.bytes() - PLAIN).abs() < 0.5 && score.to_bits() == same.to_bits();
     if right { Ok(said) } else { Err(broken(said)) }
 }
 

@@ -3,7 +3,7 @@
 use burn::tensor::{Device, Tensor};
 use elbow::{
     Policy, Prompt, Request, Reward, RewardError, Score,
-    advantage::{Advantage, History},
+    advantage::{Advantage, History, StandardizeParts},
     batch::{Batch, Sample},
     behavior::{BehaviorLag, Ema},
     collection::{Collected, Collection, Memory},
@@ -11,6 +11,7 @@ use elbow::{
     gaussian, kl,
     likelihood::{Likelihood, Queries, Query},
     method::Method,
+    missing::{OnMissing, Patience},
     noise::{self, Key, Purpose},
     objective::Objective,
     optimizer::OptimizerConfig,

@@ -30,7 +30,7 @@ pub enum Unit {
     /// 1000 bytes (DDPO).
     #[default]
     #[serde(rename = "kB")]
-    Kilobyte,
+    Kilobytes,
     /// 500 kB: what Flow-GRPO's code divides the compressing aim by, and this one both.
     #[serde(rename = "flow-grpo")]
     FlowGrpo,
@@ -38,9 +38,9 @@ pub enum Unit {
 
 impl Unit {
     /// Its bytes.
-    pub fn bytes(self) -> f32 {
+    pub fn bytes(self) -> f64 {
         match self {
-            Self::Kilobyte => 1e3,
+            Self::Kilobytes => 1e3,
             Self::FlowGrpo => 5e5,
         }
     }
@@ -72,7 +72,7 @@ impl Reward for Jpeg {
         let sign = if self.aim == Aim::Compress { -1.0 } else { 1.0 };
         let score = |image: &RgbImage| {
             let bytes = size(image).map_err(|error| RewardError::Failed(error.to_string()))?;
-            Ok((sign * bytes as f32 / self.unit.bytes()).into())
+            Ok((sign * bytes as f64 / self.unit.bytes()).into())
         };
         request.images.par_iter().map(score).collect()
     }
@@ -117,7 +117,7 @@ mod tests {
     fn the_unit_is_kilobytes_or_what_flow_grpo_divides_by() {
         let images = [RgbImage::new(32, 32)];
         let bytes = size(&images[0]).expect("encodes") as f64;
-        let score = |aim, unit| Jpeg { aim, unit }.score(&request(&images)).remove(0);
+        let score = |aim, unit| Jpeg { aim, unit, ..Jpeg::default() }.score(&request(&images)).remove(0);
         assert_eq!(score(Aim::Compress, Unit::Kilobytes), Ok((-bytes / 1000.0).into()));
         assert_eq!(score(Aim::Incompress, Unit::FlowGrpo), Ok((bytes / 500_000.0).into()));
         let names = [Unit::Kilobytes, Unit::FlowGrpo].map(|unit| serde_json::to_value(unit).expect("JSON"));

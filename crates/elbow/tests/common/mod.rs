@@ -5,7 +5,7 @@ mod objectives;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use elbow::{
-    Prompt, RgbImage,
+    Needs, Prompt, RgbImage,
     advantage::{AdvantageKind, BestWorst, Nft},
     batch::{Batch, Sample},
     config::Config,
