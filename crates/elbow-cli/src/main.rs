@@ -51,6 +51,7 @@ Examples:
   elbow sample --run runs/nano-geneval-1 \"a photo of a red car left of a cat\"
   elbow eval --run runs/nano-geneval-1
   elbow export runs/my-run-1 --format peft --out my-lora
+  elbow reward new my_reward.py                       a reward of your own, in Python
   elbow doctor                                        whether everything works here
   elbow plan nano-flow-grpo                           seconds and memory, before a run
   elbow methods                                       what there is to choose from
@@ -70,6 +71,8 @@ enum Command {
     Export(commands::export::Args),
     /// Put an adapter of any program into the weights it was trained on.
     Merge(commands::merge::Args),
+    /// Write, try and use rewards by themselves.
+    Reward(commands::reward::Args),
     /// Check this machine, a model folder, the rewards and one training step.
     Doctor(commands::doctor::Args),
     /// Say what a recipe costs on this machine, before it runs.
@@ -107,6 +110,7 @@ fn run(command: Command, device: device::DeviceName) -> anyhow::Result<()> {
         Command::Pretrain(args) => commands::pretrain::run(&args, device),
         Command::Export(args) => commands::export::run(&args),
         Command::Merge(args) => commands::merge::run(&args),
+        Command::Reward(args) => commands::reward::run(&args),
         Command::Doctor(args) => commands::doctor::run(&args, device),
         Command::Plan(args) => commands::plan::run(&args, device),
         Command::Methods(args) => {

@@ -13,3 +13,9 @@ pub fn print(text: &str) {
 pub fn line(text: &str) {
     print(&format!("{text}\n"));
 }
+
+/// Prints a line beside the output.
+#[expect(clippy::print_stderr, reason = "what is no part of the output")]
+pub fn note(text: &str) {
+    eprintln!("{text}");
+}

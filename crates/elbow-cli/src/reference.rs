@@ -119,6 +119,8 @@ fn name(kind: &Type) -> String {
         Type::Texts => "list of texts",
         Type::Numbers => "list of numbers",
         Type::Sections => "list of sections",
+        Type::Section => "section",
+        Type::NumbersByName => "numbers by name",
         Type::OneOf(_) => "one of",
     }
     .to_owned()

@@ -61,6 +61,10 @@ pub enum Type {
     Numbers,
     /// An array of sections, which are checked when they are read.
     Sections,
+    /// A section of one of the kinds that this field is within.
+    Section,
+    /// Names with a number each.
+    NumbersByName,
     /// One of some strings, each with its meaning.
     OneOf(Vec<(String, String)>),
 }
@@ -75,7 +79,7 @@ pub fn fields() -> Vec<Field> {
 fn of<T: JsonSchema + Default + Serialize>() -> Vec<Field> {
     let root = schema_for!(T).to_value();
     let defaults = serde_json::to_value(T::default()).expect("invariant: a recipe is plain data");
-    section(&root, &root, &defaults)
+    section(&root, &root, &defaults, &[])
 }
 
 /// The definition a `$ref` points to, or the schema itself.
@@ -90,13 +94,14 @@ fn sentence(schema: &Value) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ").replace("[`", "`").replace("`]", "`")
 }
 
-fn section(root: &Value, schema: &Value, defaults: &Value) -> Vec<Field> {
+/// The fields of a section, which stands within those of the schemas `above`.
+fn section(root: &Value, schema: &Value, defaults: &Value, above: &[&Value]) -> Vec<Field> {
     let required = |name: &str| schema["required"].as_array().is_some_and(|r| r.iter().any(|n| n == name));
     let properties = schema["properties"].as_object().into_iter().flatten();
     let field = |(name, schema): (&String, &Value)| {
         let target = resolve(root, schema);
         let default = defaults.get(name).or_else(|| schema.get("default")).filter(|d| !d.is_null());
-        let shape = shape(root, target, default.unwrap_or(&Value::Null));
+        let shape = shape(root, target, default.unwrap_or(&Value::Null), above);
         let (own, general) = (sentence(schema), sentence(target));
         Field {
             name: name.clone(),
@@ -109,28 +114,32 @@ fn section(root: &Value, schema: &Value, defaults: &Value) -> Vec<Field> {
     properties.filter(|(name, schema)| *name != "kind" || schema["const"].is_null()).map(field).collect()
 }
 
-fn shape(root: &Value, schema: &Value, defaults: &Value) -> Shape {
+fn shape(root: &Value, schema: &Value, defaults: &Value, above: &[&Value]) -> Shape {
+    if above.iter().any(|outer| std::ptr::eq(*outer, schema)) {
+        return Shape::Value(Type::Section);
+    }
+    let within = [above, &[schema]].concat();
     let variants = schema["oneOf"].as_array().map_or(&[][..], Vec::as_slice);
     if variants.iter().any(|v| v["properties"]["kind"]["const"].is_string()) {
         let default = defaults["kind"].as_str().map(str::to_owned);
         return Shape::Tagged {
             default,
-            variants: variants.iter().filter_map(|v| variant(root, v, defaults)).collect(),
+            variants: variants.iter().filter_map(|v| variant(root, v, defaults, &within)).collect(),
         };
     }
     if schema["properties"].is_object() {
-        return Shape::Section(section(root, schema, defaults));
+        return Shape::Section(section(root, schema, defaults, &within));
     }
     Shape::Value(if variants.is_empty() { plain(root, schema) } else { one_of(variants) })
 }
 
-fn variant(root: &Value, schema: &Value, defaults: &Value) -> Option<Variant> {
+fn variant(root: &Value, schema: &Value, defaults: &Value, above: &[&Value]) -> Option<Variant> {
     let kind = schema["properties"]["kind"]["const"].as_str()?;
     let defaults = if defaults["kind"] == kind { defaults } else { &Value::Null };
     let inner = resolve(root, schema);
-    let mut fields = section(root, schema, defaults);
+    let mut fields = section(root, schema, defaults, above);
     if !std::ptr::eq(inner, schema) {
-        fields.extend(section(root, inner, defaults));
+        fields.extend(section(root, inner, defaults, above));
     }
     Some(Variant { kind: kind.to_owned(), meaning: sentence(schema), fields })
 }
@@ -145,6 +154,7 @@ fn plain(root: &Value, schema: &Value) -> Type {
         Some("integer") => Type::Integer,
         Some("number") => Type::Number,
         Some("boolean") => Type::Boolean,
+        Some("object") => Type::NumbersByName,
         Some("array") if resolve(root, &schema["items"])["type"] == "object" => Type::Sections,
         Some("array") if schema["items"]["type"] == "number" => Type::Numbers,
         Some("array") => Type::Texts,

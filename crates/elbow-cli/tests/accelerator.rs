@@ -11,6 +11,7 @@ use std::path::Path;
 /// Adapters, blocks recomputed, guidance: what a large model would be trained with.
 const CHANGES: [&str; 11] = [
     "reward.kind=jpeg",
+    "eval.rewards=[]",
     "batch.groups=1",
     "batch.group_size=4",
     "batch.micro_batch=4",

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{elbow, files, finished, interrupt, records, sets, succeed, text, wait_for};
+use common::{elbow, files, finished, records, sets, signal, succeed, text, wait_for};
 use serde_json::Value;
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -161,6 +161,7 @@ fn train_leaves_what_the_field_expects() {
         ["config.toml", "manifest.json", "metrics.jsonl", "result.json", "images/before-after.png"]
             .map(str::to_owned)
             .into();
+    expected.extend((1..=4).map(|epoch| format!("samples/epoch-{epoch:05}.jsonl")));
     for epoch in [3, 4] {
         let names = parts.iter().map(String::as_str).chain(["manifest.json"]);
         expected.extend(names.map(|name| format!("checkpoints/checkpoint-{epoch}/{name}")));
@@ -243,7 +244,7 @@ fn pre_training_stopped_in_any_way_is_the_same() {
     // Interrupted somewhere in a longer one; the weights of step 40 are those of a run that stopped there by itself.
     let process = pretrain("broken.safetensors", "40", &[]).spawn().unwrap();
     std::thread::sleep(std::time::Duration::from_millis(900));
-    interrupt(process.id());
+    signal("INT", process.id());
     let output = process.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", text(&output));
     wait_for("progress", || root.path().join("broken.progress").exists());

@@ -28,9 +28,10 @@ use std::{fs, path::Path, process::Command};
 use tempfile::TempDir;
 
 /// `--set` of the small run, apart from paths.
-const SMALL: [&str; 11] = [
+const SMALL: [&str; 12] = [
     "model.resolution=32",
     "reward.kind=jpeg",
+    "eval.rewards=[]",
     "batch.groups=2",
     "batch.group_size=2",
     "batch.updates=1",

@@ -27,7 +27,7 @@ use elbow_models::{
     policy::{Decoder, Network, NetworkPolicy, Tuning},
     recompute::Checkpointing,
 };
-use elbow_rewards::jpeg::{Aim, Jpeg};
+use elbow_rewards::jpeg::Jpeg;
 use elbow_world::encoder::WordCodes;
 const GROUPS: usize = 2;
 const GROUP_SIZE: usize = 4;
@@ -50,7 +50,7 @@ fn epoch(policy: &NetworkPolicy, likelihood: LikelihoodKind, steps: usize) -> us
         likelihood,
         ..Config::default()
     };
-    let reward = Jpeg { aim: Aim::default() };
+    let reward = Jpeg::default();
     let method = config.build(policy.schedule).expect("a valid configuration");
     let mut trainer = Trainer::new(method, policy, &prompts, &reward, Device::flex()).expect("a valid configuration");
     let (report, peak) = peak(|| trainer.epoch(&()).expect("an epoch"));

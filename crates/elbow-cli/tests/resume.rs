@@ -4,7 +4,9 @@
 
 mod common;
 
-use common::{assert_same, copy, files, finished, interrupt, numbers, resume, succeed, text, train, wait_for};
+use common::{
+    assert_same, copy, elbow, files, finished, numbers, resume, sets, signal, succeed, text, train, wait_for,
+};
 use std::{
     fs,
     path::Path,
@@ -79,27 +81,86 @@ fn what_a_kill_leaves_half_written_is_cleared_away() {
 }
 
 #[test]
-fn ctrl_c_finishes_the_epoch_and_saves_it() {
-    let root = tempfile::tempdir().unwrap();
-    let folder = root.path().join("run");
-    let mut command = train(&folder, 4);
-    let process = command.args(["--set", "keep.checkpoint_every=100"]).spawn().unwrap();
-    wait_for("a record", || lines(&folder) >= 2);
-    interrupt(process.id());
-    let output = process.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
-    let printed = String::from_utf8(output.stdout).unwrap();
-    let line = printed.lines().last().unwrap();
-    assert!(line.ends_with(&format!("go on with: elbow train --resume {}", folder.display())), "{printed}");
-    assert!(String::from_utf8(output.stderr).unwrap().contains("press Ctrl-C again"));
-    let epoch = numbers(&folder).last().unwrap()["epoch"].as_u64().unwrap();
-    assert!((1..4).contains(&epoch), "{epoch}");
-    assert!(folder.join(format!("checkpoints/checkpoint-{epoch}/manifest.json")).exists());
+fn a_signal_finishes_the_epoch_and_saves_it() {
+    for name in ["INT", "TERM", "HUP"] {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("run");
+        let mut command = train(&folder, 4);
+        let process = command.args(["--set", "keep.checkpoint_every=100"]).spawn().unwrap();
+        wait_for("a record", || lines(&folder) >= 2);
+        signal(name, process.id());
+        let output = process.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{name}: {}", text(&output));
+        let printed = String::from_utf8(output.stdout).unwrap();
+        let line = printed.lines().last().unwrap();
+        assert!(line.ends_with(&format!("go on with: elbow train --resume {}", folder.display())), "{name}: {printed}");
+        assert!(String::from_utf8(output.stderr).unwrap().contains("a second Ctrl-C or signal stops at once"));
+        let epoch = numbers(&folder).last().unwrap()["epoch"].as_u64().unwrap();
+        assert!((1..4).contains(&epoch), "{name}: {epoch}");
+        assert!(folder.join(format!("checkpoints/checkpoint-{epoch}/manifest.json")).exists());
 
-    succeed(&mut resume(&folder));
-    assert_eq!(numbers(finished()), numbers(&folder));
-    let last = |run: &Path| files(&run.join("checkpoints/checkpoint-4"));
-    assert!(last(finished()) == last(&folder), "the last checkpoint differs");
+        succeed(&mut resume(&folder));
+        assert_eq!(numbers(finished()), numbers(&folder), "{name}");
+        let last = |run: &Path| files(&run.join("checkpoints/checkpoint-4"));
+        assert!(last(finished()) == last(&folder), "{name}: the last checkpoint differs");
+    }
+}
+
+#[test]
+fn runs_that_start_together_take_a_name_each() {
+    let root = tempfile::tempdir().unwrap();
+    let start = |seed: u32| {
+        let mut command = elbow(["train"]);
+        command.args(sets(&common::SMALL)).args(["--set", "epochs=1", "--set", &format!("seed={seed}")]);
+        command.current_dir(root.path()).spawn().unwrap()
+    };
+    let running: Vec<_> = (0..3).map(start).collect();
+    for process in running {
+        let output = process.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", text(&output));
+    }
+    let seeds: std::collections::BTreeSet<u64> = (1..=3)
+        .map(|number| {
+            let manifest = fs::read(root.path().join(format!("runs/nano-geneval-{number}/manifest.json"))).unwrap();
+            serde_json::from_slice::<serde_json::Value>(&manifest).unwrap()["seed"].as_u64().unwrap()
+        })
+        .collect();
+    assert_eq!(seeds, [0, 1, 2].into());
+    // A name is free again if its run cannot start.
+    let mut command = elbow(["train", "--set", "reward.kind=python", "--set", "reward.file=absent.py"]);
+    assert!(!command.current_dir(root.path()).output().unwrap().status.success());
+    assert!(!root.path().join("runs/nano-geneval-4").exists());
+}
+
+#[test]
+fn a_run_goes_on_where_its_files_were_moved_to() {
+    let root = tempfile::tempdir().unwrap();
+    let place = |name: &str| root.path().join(name);
+    for folder in ["here", "there"] {
+        fs::create_dir(place(folder)).unwrap();
+        fs::write(place(folder).join("prompts.txt"), "a photo of a cat\na photo of a dog\n").unwrap();
+    }
+    fs::write(place("there").join("others.txt"), "a photo of a bird\n").unwrap();
+    let files = ["prompts.kind=files", "prompts.train=prompts.txt", "prompts.test=prompts.txt", "reward.kind=jpeg"];
+    let run = |name: &str, epochs: u64| {
+        let mut command = train(&place("here").join(name), epochs);
+        command.args(sets(&files)).current_dir(place("here"));
+        command
+    };
+    succeed(&mut run("straight", 2));
+    succeed(&mut run("moved", 1));
+    fs::rename(place("here/moved"), place("there/moved")).unwrap();
+    fs::rename(place("there/prompts.txt"), place("there/p.txt")).unwrap();
+    let go_on = |prompts: &str| {
+        let mut command = resume(Path::new("moved"));
+        let (train, test) = (format!("prompts.train={prompts}"), format!("prompts.test={prompts}"));
+        command.args(sets(&[&train, &test, "epochs=2"])).current_dir(place("there"));
+        command
+    };
+    let refused = go_on("others.txt").output().unwrap();
+    assert!(!refused.status.success() && text(&refused).contains("prompts differ"), "{}", text(&refused));
+    succeed(&mut go_on("p.txt"));
+    assert_eq!(numbers(&place("here/straight")), numbers(&place("there/moved")));
 }
 
 #[test]

@@ -2,8 +2,8 @@
 
 use std::{
     fs::File,
-    io::{self, Write},
-    path::Path,
+    io::Write,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -13,35 +13,38 @@ pub struct Log(Arc<Mutex<Target>>);
 
 #[derive(Debug, Default)]
 struct Target {
-    file: Option<File>,
+    path: Option<PathBuf>,
     waiting: Vec<String>,
 }
 
 impl Log {
     /// Adds a line of the named reward.
     pub fn say(&self, reward: &str, line: &str) {
-        let line = format!("{reward}: {line}\n");
         let mut target = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // A log that cannot be written is no reason to stop.
-        let written = target.file.as_mut().is_some_and(|file| file.write_all(line.as_bytes()).is_ok());
-        if !written {
-            target.waiting.push(line);
-        }
+        target.waiting.push(format!("{reward}: {line}\n"));
+        target.write();
     }
 
-    /// Appends what was said and all that will be to a file.
-    pub fn write_to(&self, path: &Path) -> io::Result<()> {
-        let mut file = File::options().create(true).append(true).open(path)?;
+    /// Appends what was said and all that will be to a file, which is there once there is something to say.
+    pub fn write_to(&self, path: &Path) {
         let mut target = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for line in target.waiting.drain(..) {
-            file.write_all(line.as_bytes())?;
-        }
-        target.file = Some(file);
-        Ok(())
+        target.path = Some(path.to_owned());
+        target.write();
     }
 
     /// What was said and not written to a file, taken out.
     pub fn take(&self) -> Vec<String> {
         std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner).waiting)
+    }
+}
+
+impl Target {
+    /// A log that cannot be written is no reason to stop: its lines wait.
+    fn write(&mut self) {
+        let Some(path) = self.path.as_ref().filter(|_| !self.waiting.is_empty()) else { return };
+        let Ok(mut file) = File::options().create(true).append(true).open(path) else { return };
+        if file.write_all(self.waiting.concat().as_bytes()).is_ok() {
+            self.waiting.clear();
+        }
     }
 }

@@ -3,24 +3,25 @@
 use crate::{
     data::{Data, Early},
     error::{At, Error, Result},
-    event::{Progress, Watch},
+    event::{Event, Progress, Watch},
     machine::sha256,
     memory,
     recipe::Recipe,
+    reward::{Probe, Tools},
+    self_test,
 };
 use burn::tensor::Device;
 use elbow::{
     Prompt, Reward,
     config::{Config, Reuse},
-    eval::{self, Measured},
-    observer::Observer,
+    eval::{self, MeasureError, Measured},
     params::Params,
     policy::{Policy, TextEncoder},
     train::{TrainError, Trainer},
 };
 use elbow_models::policy::NetworkPolicy;
 use elbow_runlog::{RunFolder, checkpoint};
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 /// What training needs: a model, prompts and a reward.
 pub struct Components {
@@ -30,6 +31,8 @@ pub struct Components {
     pub data: Data,
     /// The training reward.
     pub reward: Box<dyn Reward>,
+    /// What it and the judges of an evaluation are made with.
+    pub tools: Tools,
     /// Weights that the objective learns from.
     pub teachers: Vec<Params>,
     /// SHA-256 of their values, one after the other.
@@ -41,13 +44,20 @@ impl Components {
     pub fn load(recipe: &Recipe, device: &Device, watch: &Watch<'_>) -> Result<Self> {
         recipe.setting.reward.check_resolution(recipe.setting.model.resolution())?;
         let data = Data::read(recipe)?;
+        let tools = tools(recipe, &data.test);
+        let reward = reward(recipe, &data.test, &tools)?;
+        let checked = reward.check(&data.listed);
+        checked.map_err(|error| {
+            Error::new(error.to_string(), "give such prompts what the reward wants, or set another reward")
+        })?;
         let model = LoadedModel::load(recipe, &data.early, device, watch)?;
+        drop(tools.policy.set(model.policy.clone()));
         let objective = recipe.method.objective.get();
         let teachers: Vec<Params> =
             objective.teachers().into_iter().map(|place| model.teacher(place)).collect::<Result<_>>()?;
         let bytes: Vec<u8> = teachers.iter().flat_map(Params::values).flat_map(|value| value.to_le_bytes()).collect();
         let teachers_sha256 = (!teachers.is_empty()).then(|| sha256(&bytes));
-        Ok(Self { model, data, reward: recipe.setting.reward.build(), teachers, teachers_sha256 })
+        Ok(Self { model, data, reward, tools, teachers, teachers_sha256 })
     }
 
     /// The micro-batch of a method: what it says, or for `"auto"` as many samples as fit into memory.
@@ -70,16 +80,54 @@ impl Components {
         let mut method = config.build(self.model.policy.schedule())?;
         method.batch.micro_batch = self.micro_batch(config);
         let device = self.model.device.clone();
-        let mut trainer = Trainer::new(method, &self.model.policy, &*self.data.train, &*self.reward, device)?;
+        let mut trainer = Trainer::new(method, &*self.model.policy, &*self.data.train, &*self.reward, device)?;
         trainer.teachers.clone_from(&self.teachers);
         Ok(trainer)
     }
 }
 
+/// What the rewards of a recipe are made with; they are tried with the first of the held-out prompts.
+pub fn tools(recipe: &Recipe, test: &[Prompt]) -> Tools {
+    let setting = &recipe.setting;
+    let probe = |prompt: &Prompt| Probe {
+        prompt: prompt.clone(),
+        side: setting.model.resolution() as u32,
+        given: !setting.self_test.is_empty(),
+    };
+    Tools { cache: setting.keep.score_cache.clone(), probe: test.first().map(probe), ..Tools::default() }
+}
+
+/// The reward of a recipe. It has scored pictures of which something is known, and those of `[[self_test]]` in the right order.
+pub fn reward(recipe: &Recipe, test: &[Prompt], tools: &Tools) -> Result<Box<dyn Reward>> {
+    let reward = recipe.setting.reward.build(tools)?;
+    if let Some(prompt) = test.first() {
+        self_test::known(&recipe.setting.self_test, &*reward, prompt)?;
+    }
+    Ok(reward)
+}
+
+/// Asks every reward of a recipe about pictures of which something is known, and the whole about those of `[[self_test]]`; says what
+/// each answered.
+pub fn try_rewards(recipe: &Recipe, test: &[Prompt]) -> Result<Vec<String>> {
+    let Tools { log, probe, .. } = tools(recipe, test);
+    let Some(probe) = probe else { return Ok(Vec::new()) };
+    let tools = Tools { log, ..Tools::default() };
+    let mut said = Vec::new();
+    for (name, config) in recipe.setting.reward.leaves() {
+        let reward = config.named(&name, &tools)?;
+        said.push(self_test::try_out(config, &*reward, &probe)?);
+    }
+    if !recipe.setting.self_test.is_empty() {
+        let reward = recipe.setting.reward.build(&tools)?;
+        said.extend(self_test::known(&recipe.setting.self_test, &*reward, &probe.prompt)?);
+    }
+    Ok(said)
+}
+
 /// The policy of a recipe, on its device.
 pub struct LoadedModel {
     /// The policy under training or test.
-    pub policy: NetworkPolicy,
+    pub policy: Arc<NetworkPolicy>,
     /// SHA-256 of the base weights.
     pub sha256: String,
     /// Where tensors live.
@@ -114,11 +162,11 @@ impl LoadedModel {
             let mut prompts = early.prompts.clone();
             // Guidance needs it.
             prompts.push(Prompt::from(""));
-            let progress = |done, total| Progress(watch).progress("encoding prompts", done, total);
+            let progress = |done, total| watch(Event::Progress { phase: "encoding prompts", done, total });
             text.prepare(&prompts, &progress).at(|| early.place.clone())
         };
         let (policy, sha256) = recipe.setting.model.policy(recipe.method.seed, device, prepare)?;
-        Ok(Self { policy, sha256, device: device.clone() })
+        Ok(Self { policy: Arc::new(policy), sha256, device: device.clone() })
     }
 
     /// The epoch and the weights of a run's checkpoint: of the given epoch, or the last one.
@@ -173,9 +221,21 @@ impl LoadedModel {
         params: Option<&Params>,
         watch: &Watch<'_>,
     ) -> Result<Measured> {
+        Ok(self.measured(recipe, prompts, measures, params, &Progress { watch, stop: None })?)
+    }
+
+    /// The same, for whoever may be stopped.
+    pub(crate) fn measured(
+        &self,
+        recipe: &Recipe,
+        prompts: &[Prompt],
+        measures: &[&dyn Reward],
+        params: Option<&Params>,
+        progress: &Progress<'_>,
+    ) -> Result<Measured, MeasureError> {
         let tensors = params.map(|params| params.tensors(&self.device));
         let field = self.policy.bind(tensors.as_ref());
-        let config = &recipe.setting.eval.measure;
-        Ok(eval::measure(&self.policy, field, prompts, measures, config, &self.device, &Progress(watch))?)
+        let (config, on_missing) = (&recipe.setting.eval.measure, recipe.method.on_missing);
+        eval::measure(&*self.policy, field, prompts, measures, config, on_missing, &self.device, progress)
     }
 }

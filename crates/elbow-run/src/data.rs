@@ -23,6 +23,8 @@ pub struct Data {
     pub train: Box<dyn PromptSource>,
     /// Prompts to evaluate on.
     pub test: Vec<Prompt>,
+    /// All prompts of files; none of the scenes.
+    pub listed: Vec<Prompt>,
     /// SHA-256 of all.
     pub sha256: String,
     /// Those that are encoded before the network is read.
@@ -54,7 +56,7 @@ impl Data {
                 let test = scenes(recipe);
                 let sha256 = digest(&train, &test)?;
                 let train = Box::new(ScenePrompts(TrainPrompts::new(*weights)));
-                Ok(Self { train, test, sha256, early: Early::default() })
+                Ok(Self { train, test, listed: Vec::new(), sha256, early: Early::default() })
             }
             PromptsConfig::Files { train: train_file, test: test_file } => {
                 let (train, test) = (file(train_file, recipe)?, file(test_file, recipe)?);
@@ -63,7 +65,8 @@ impl Data {
                     place: format!("cannot use prompt files {} and {}", train_file.display(), test_file.display()),
                 };
                 let sha256 = digest(&train, &test)?;
-                Ok(Self { train: Box::new(train), test, sha256, early })
+                let listed = train.iter().chain(&test).cloned().collect();
+                Ok(Self { train: Box::new(train), test, listed, sha256, early })
             }
         }
     }

@@ -1,8 +1,8 @@
 //! What can go wrong with a run, and what to do about it.
 
 use elbow::{
-    method::MethodError, params::WeightError, policy::EncodeError, prompts::PromptError, rollout::RolloutError,
-    train::TrainError,
+    eval::MeasureError, method::MethodError, params::WeightError, policy::EncodeError, prompts::PromptError,
+    rollout::RolloutError, train::TrainError,
 };
 use elbow_models::{folder::FolderError, lora_file::LoraFileError, pipeline::SourceError};
 use elbow_runlog::RunLogError;
@@ -40,6 +40,9 @@ pub enum Error {
     /// A prompt cannot be encoded.
     #[error(transparent)]
     Encode(#[from] EncodeError),
+    /// A policy could not be measured.
+    #[error(transparent)]
+    Measure(#[from] MeasureError),
     /// A prompt file cannot be used.
     #[error(transparent)]
     Prompts(#[from] PromptError),
@@ -154,6 +157,8 @@ fn hint(cause: &(dyn StdError + 'static)) -> Option<String> {
         "the model must be whole, as diffusers saves it: download again what is named above, or choose another model"
     } else if cause.is::<PromptError>() {
         "a prompt file has one prompt a line: plain text in .txt, a JSON object with `prompt` in .jsonl"
+    } else if cause.downcast_ref::<MeasureError>().is_some_and(|error| matches!(error, MeasureError::Stopped(_))) {
+        "go on with --resume once the reward can be reached"
     } else if let Some(error) = cause.downcast_ref::<TrainError>() {
         return training(error);
     } else if cause.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::NotFound) {
@@ -172,6 +177,7 @@ fn own(error: &Error) -> Option<String> {
         Error::Config(error) => hint(error),
         Error::Train(error) => hint(error),
         Error::Encode(error) => hint(error),
+        Error::Measure(error) => hint(error),
         Error::Prompts(error) => hint(error),
         Error::Weights(error) => hint(error),
         Error::Folder(error) => hint(error),
@@ -193,8 +199,9 @@ fn encoding(error: &EncodeError) -> &'static str {
 fn training(error: &TrainError) -> Option<String> {
     let text = match error {
         TrainError::Rollout(RolloutError::Missing { .. }) => {
-            "mend what the reward needs and go on with --resume, or start a new run with other prompts or a higher max_missing"
+            "mend what the reward needs and go on with --resume, or start a new run with other prompts, a higher max_missing, or on_missing = \"wait\" or \"go-on\""
         }
+        TrainError::Rollout(RolloutError::Stopped { .. }) => "go on with --resume once the reward can be reached",
         TrainError::NotFinite { .. } => "start a new run with a lower optimizer.learning_rate",
         TrainError::Teachers { .. } => "name as many teachers in the recipe as the objective asks for",
         TrainError::Method(error) => return hint(error),

@@ -1,8 +1,17 @@
 //! What a run tells whoever watches it.
 
-use elbow::{eval::Measured, observer::Observer, train::Shown};
+use elbow::{
+    eval::Measured,
+    observer::{Observer, Waiting},
+    train::Logged,
+};
 use serde_json::{Map, Value};
-use std::{path::Path, time::Duration};
+use std::{
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
 
 /// Something that happened.
 #[derive(Clone, Copy, Debug)]
@@ -23,6 +32,11 @@ pub enum Event<'a> {
         /// A sentence or two.
         text: &'a str,
     },
+    /// A reward is out of reach, and is asked again after a pause (`on_missing = "wait"`).
+    Waiting {
+        /// What is waited for.
+        waiting: Waiting<'a>,
+    },
     /// The policy was measured on the held-out prompts.
     Evaluation {
         /// Epochs trained; 0 is the base.
@@ -36,8 +50,8 @@ pub enum Event<'a> {
         epoch: u64,
         /// Its line of `metrics.jsonl`.
         record: &'a Map<String, Value>,
-        /// The first sample of each prompt.
-        samples: &'a [Shown],
+        /// All samples of the batch, group after group.
+        samples: &'a [Logged],
         /// How long it took, with its evaluation if there was one.
         took: Duration,
     },
@@ -60,11 +74,29 @@ pub enum Event<'a> {
 /// Who watches: any function of an event. `&|_| {}` watches nothing.
 pub type Watch<'a> = dyn Fn(Event<'_>) + Sync + 'a;
 
+/// How often a flag is looked at during a pause.
+const GLANCE: Duration = Duration::from_millis(50);
+
 /// Hands the core's progress on as events.
-pub(crate) struct Progress<'a>(pub(crate) &'a Watch<'a>);
+#[derive(Clone, Copy)]
+pub(crate) struct Progress<'a> {
+    pub(crate) watch: &'a Watch<'a>,
+    /// Set it to wait no longer for a reward.
+    pub(crate) stop: Option<&'a AtomicBool>,
+}
 
 impl Observer for Progress<'_> {
     fn progress(&self, phase: &'static str, done: usize, total: usize) {
-        (self.0)(Event::Progress { phase, done, total });
+        (self.watch)(Event::Progress { phase, done, total });
+    }
+
+    fn wait(&self, waiting: &Waiting<'_>) -> bool {
+        (self.watch)(Event::Waiting { waiting: *waiting });
+        let stopped = || self.stop.is_some_and(|stop| stop.load(Ordering::SeqCst));
+        let end = Instant::now() + waiting.pause();
+        while !stopped() && Instant::now() < end {
+            thread::sleep(GLANCE);
+        }
+        !stopped()
     }
 }

@@ -1,23 +1,35 @@
 //! What evaluation scores with: the reward, and where images can be scenes, GenEval's strict form and an independent judge.
 
-use crate::recipe::Recipe;
+use crate::{
+    error::Result,
+    recipe::Recipe,
+    reward::{Named, Tools},
+};
 use elbow::{Prompt, Reward, eval::Measured};
 use elbow_rewards::geneval::{GenEval, Mode};
 use elbow_world::{Record, SceneDetector, SceneJudge, scene::SIDE};
 use serde_json::Value;
 
-/// The judges of a recipe's held-out prompts, beside its reward. Detectors of scenes can say something of images of their size whose
-/// prompts come with GenEval's records.
-pub fn judges(recipe: &Recipe, test: &[Prompt]) -> Vec<Box<dyn Reward>> {
-    if recipe.setting.model.resolution() != SIDE || !test.iter().all(|prompt| Record::try_from(prompt).is_ok()) {
-        return Vec::new();
+/// The judges of a recipe's held-out prompts, beside its reward: those that it names in `eval.rewards`, and detectors of scenes, which can
+/// say something of images of their size whose prompts come with GenEval's records.
+pub fn judges(recipe: &Recipe, test: &[Prompt], tools: &Tools) -> Result<Vec<Box<dyn Reward>>> {
+    let mut judges = Vec::new();
+    if recipe.setting.model.resolution() == SIDE && test.iter().all(|prompt| Record::try_from(prompt).is_ok()) {
+        judges.extend(scene_judges());
     }
+    for Named { name, reward } in &recipe.setting.eval.rewards {
+        judges.push(reward.named(name, tools)?);
+    }
+    Ok(judges)
+}
+
+fn scene_judges() -> [Box<dyn Reward>; 3] {
     let detector = SceneDetector::new();
     let mut dense = GenEval::new(detector.clone(), Mode::Dense);
     dense.name = "geneval_dense".into();
     let mut judge = GenEval::new(SceneJudge::new(), Mode::Strict);
     judge.name = "judge".into();
-    vec![Box::new(GenEval::new(detector, Mode::Strict)), Box::new(judge), Box::new(dense)]
+    [Box::new(GenEval::new(detector, Mode::Strict)), Box::new(judge), Box::new(dense)]
 }
 
 /// The judges, and the reward if none of them has its name.

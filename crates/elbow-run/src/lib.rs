@@ -37,6 +37,8 @@ pub mod plan;
 pub mod recipe;
 pub mod reward;
 pub mod run;
+pub mod samples;
+pub mod self_test;
 
 pub use burn::tensor::Device;
 pub use components::{Components, LoadedModel, Weights};

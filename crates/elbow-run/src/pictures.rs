@@ -1,6 +1,6 @@
 //! Grids of images for a run folder.
 
-use elbow::{eval::Measured, train::Shown};
+use elbow::{eval::Measured, train::Logged};
 use elbow_runlog::Tile;
 
 /// Images with their prompts and, where there is one, whether GenEval's strict score holds; at most so many, spread evenly over all.
@@ -17,11 +17,11 @@ pub fn measured(measured: &Measured, most: usize) -> Vec<Tile> {
     (0..count).map(|k| tile(k * total / count)).collect()
 }
 
-/// Images of an epoch with their prompts and rewards; at most so many.
-pub fn samples(samples: &[Shown], most: usize) -> Vec<Tile> {
-    let tile = |sample: &Shown| {
-        let reward = sample.reward.map_or_else(|| "missing".to_owned(), |reward| format!("{reward:.2}"));
+/// Images of an epoch with their prompts and rewards, one of every `group_size`; at most so many.
+pub fn samples(samples: &[Logged], group_size: usize, most: usize) -> Vec<Tile> {
+    let tile = |Logged { sample, .. }: &Logged| {
+        let reward = sample.value().map_or_else(|| "missing".to_owned(), |reward| format!("{reward:.2}"));
         Tile { image: (*sample.image).clone(), caption: vec![sample.prompt.text.clone(), reward] }
     };
-    samples.iter().take(most).map(tile).collect()
+    samples.iter().step_by(group_size).take(most).map(tile).collect()
 }

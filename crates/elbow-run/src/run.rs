@@ -7,13 +7,15 @@ use crate::{
     judges, machine, pictures,
     plan::Plan,
     recipe::Recipe,
+    samples,
 };
 use elbow::{
     Reward,
     config::MicroBatch,
-    eval::Measured,
+    eval::{MeasureError, Measured},
     policy::Policy,
-    train::{EpochReport, Trainer},
+    rollout::RolloutError,
+    train::{EpochReport, Logged, TrainError, Trainer},
 };
 use elbow_runlog::{EventWriter, MetricsWriter, RunFolder, checkpoint, grid, metrics, save_png, write_atomic};
 use serde_json::{Map, Value, json};
@@ -48,7 +50,12 @@ pub struct Run<'a> {
     planned: Option<f64>,
     /// Whether far ratios were warned of.
     warned: bool,
+    /// Epochs in a row whose rewards differ too little within groups.
+    flat: u32,
 }
+
+/// Epochs in a row without differences within groups before a run says so.
+const FLAT_EPOCHS: u32 = 3;
 
 /// How a run stands after a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,13 +112,19 @@ impl<'a> Run<'a> {
         watch: &'a Watch<'a>,
     ) -> Result<Self> {
         let metrics = MetricsWriter::open(folder.metrics())?;
+        components.tools.log.write_to(&folder.reward_log());
+        components
+            .tools
+            .journal
+            .open(&folder.journal(), trainer.state.epoch)
+            .at(|| "cannot read what rewards answered before".into())?;
         let events = match trainer.state.epoch {
             0 => EventWriter::create(folder.path())?,
             epoch => EventWriter::resume(folder.path(), epoch + 1)?,
         };
         Ok(Self {
             stop: Arc::default(),
-            judges: judges::judges(&recipe, &components.data.test),
+            judges: judges::judges(&recipe, &components.data.test, &components.tools)?,
             saved: trainer.state.epoch,
             recipe,
             components,
@@ -124,6 +137,7 @@ impl<'a> Run<'a> {
             latest: None,
             planned: None,
             warned: false,
+            flat: 0,
         })
     }
 
@@ -157,10 +171,12 @@ impl<'a> Run<'a> {
         self.planned
     }
 
-    /// Trains one epoch, with evaluation and checkpoint when they are due. The first step measures the base before. After an error
-    /// the run stands, and is saved, as it was before the epoch.
+    /// Trains one epoch, with evaluation and checkpoint when they are due. The first step measures the base before. After an error, or
+    /// when it is asked to stop while it waits for a reward, the folder stands as it was before the epoch: resume it.
     pub fn step(&mut self) -> Result<Status> {
-        self.begin()?;
+        if !self.begin()? {
+            return Ok(Status::Stopped);
+        }
         let total = self.recipe.method.epochs;
         if self.epoch() >= total {
             return Ok(Status::Done);
@@ -170,8 +186,14 @@ impl<'a> Run<'a> {
             return Ok(Status::Stopped);
         }
         let start = Instant::now();
-        let report = match self.trainer.epoch(&Progress(self.watch)) {
+        self.components.tools.journal.turn(self.epoch());
+        let progress = Progress { watch: self.watch, stop: Some(&self.stop) };
+        let report = match self.trainer.epoch(&progress) {
             Ok(report) => report,
+            Err(TrainError::Rollout(RolloutError::Stopped { .. })) => {
+                self.save_progress()?;
+                return Ok(Status::Stopped);
+            }
             Err(error) => {
                 self.save_progress()?;
                 let folder = self.folder.path().display();
@@ -179,9 +201,11 @@ impl<'a> Run<'a> {
             }
         };
         let epoch = self.epoch();
-        let record = self.record(&report)?;
+        let Some(record) = self.record(&report)? else { return Ok(Status::Stopped) };
+        self.write_samples(&report.samples)?;
         self.write(&record)?;
         self.warn_of_ratios(&record);
+        self.warn_of_flat_rewards(&record);
         self.write_pictures(&report)?;
         (self.watch)(Event::Epoch { epoch, record: &record, samples: &report.samples, took: start.elapsed() });
         if epoch.is_multiple_of(self.recipe.setting.keep.checkpoint_every) || epoch == total {
@@ -202,16 +226,23 @@ impl<'a> Run<'a> {
 
     /// Measures what was trained, and writes `result.json` and a picture of before and after.
     pub fn finish(mut self) -> Result<Results> {
-        self.begin()?;
+        let stopped = || Error::new("stopped while waiting for a reward", "go on with --resume once it can be reached");
+        if !self.begin()? {
+            return Err(stopped());
+        }
         self.save_progress()?;
         let tuned = match self.latest.take() {
             Some((epoch, measured)) if epoch == self.epoch() => measured,
-            _ => self.measure(self.epoch())?,
+            _ => self.measure(self.epoch())?.ok_or_else(stopped)?,
         };
         let base = self.base.take().expect("invariant: a run that began has measured its base");
         let measures = self.measures();
         let scores = |measured: &Measured| Value::from_iter(judges::entries(measured, &measures));
-        let results = json!({ "base": scores(&base), "tuned": scores(&tuned) });
+        let mut results = json!({ "base": scores(&base), "tuned": scores(&tuned) });
+        let idle = self.epochs_without_update()?;
+        if idle > 0 {
+            results["epochs_that_trained_nothing"] = idle.into();
+        }
         let text = serde_json::to_string_pretty(&results)?;
         write_atomic(&self.folder.path().join("result.json"), text.as_bytes())?;
         let (before, after) = (pictures::measured(&base, 24), pictures::measured(&tuned, 24));
@@ -221,10 +252,16 @@ impl<'a> Run<'a> {
         Ok(Results { base, tuned })
     }
 
-    /// Before the first step: plans what an epoch takes, and measures the base.
-    fn begin(&mut self) -> Result<()> {
+    /// Epochs of the record in which no sample was trained on: rewards were missing, or agreed within every group.
+    fn epochs_without_update(&self) -> Result<u64> {
+        let records = metrics::read(&self.folder.metrics())?;
+        Ok(records.iter().filter(|record| record.get("trained_samples").is_some_and(|n| *n == 0)).count() as u64)
+    }
+
+    /// Before the first step: plans what an epoch takes, and measures the base. `false` if it was asked to stop meanwhile.
+    fn begin(&mut self) -> Result<bool> {
         if self.base.is_some() {
-            return Ok(());
+            return Ok(true);
         }
         for text in self.trainer.method().warnings(self.components.model.policy.schedule()) {
             (self.watch)(Event::Warning { text: &text });
@@ -233,14 +270,14 @@ impl<'a> Run<'a> {
             // What is wrong with a reward is said when it matters, in the first epoch.
             self.planned = Plan::measure(&self.recipe, self.components, 0.0).ok().map(|plan| plan.epoch());
         }
-        let base = self.measure(0)?;
+        let Some(base) = self.measure(0)? else { return Ok(false) };
         if self.epoch() == 0 {
             let mut record = Map::from_iter([("epoch".to_owned(), Value::from(0))]);
             record.extend(judges::entries(&base, &self.measures()));
             self.write(&record)?;
         }
         self.base = Some(base);
-        Ok(())
+        Ok(true)
     }
 
     /// Says once that the policies of an epoch lie far apart.
@@ -258,31 +295,59 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// Says once that rewards of a group hardly differ: there is nothing to prefer.
+    fn warn_of_flat_rewards(&mut self, record: &Map<String, Value>) {
+        let number = |key: &str| record.get(key).and_then(Value::as_f64);
+        let name = self.components.reward.name();
+        let all = number(&format!("reward_{name}_std")).unwrap_or(f64::NAN);
+        let within = number("reward_std_mean");
+        self.flat = if within.is_none_or(|within| within <= 1e-3 * all || within == 0.0) { self.flat + 1 } else { 0 };
+        if self.flat == FLAT_EPOCHS {
+            let epoch = self.epoch();
+            let seen = within.map_or("no group has a reward".to_owned(), |within| {
+                format!("within a group rewards deviate by {within:.1e} on average, and by {all:.1e} over all samples")
+            });
+            let text = format!(
+                "epoch {epoch}: in {FLAT_EPOCHS} epochs reward `{name}` told samples of a prompt hardly apart ({seen}): there is next to \
+                 nothing to learn from. The sample log has every score; a reward with degrees in place of yes and no, or prompts that sometimes \
+                 succeed, would help"
+            );
+            (self.watch)(Event::Warning { text: &text });
+        }
+    }
+
     fn measures(&self) -> Vec<&dyn Reward> {
         judges::measures(&self.judges, &*self.components.reward)
     }
 
-    /// Measures the averaged weights, which stand at `epoch`; 0 is the base.
-    fn measure(&self, epoch: u64) -> Result<Measured> {
-        let Components { model, data, .. } = self.components;
+    /// Measures the averaged weights, which stand at `epoch`; 0 is the base. `None` if it was asked to stop while it waited for a reward.
+    fn measure(&self, epoch: u64) -> Result<Option<Measured>> {
+        let Components { model, data, tools, .. } = self.components;
         let params = (epoch > 0).then_some(&self.trainer.state.ema);
-        let measured = model.measure(&self.recipe, &data.test, &self.measures(), params, self.watch)?;
+        tools.journal.turn(epoch);
+        let progress = Progress { watch: self.watch, stop: Some(&self.stop) };
+        let measured = match model.measured(&self.recipe, &data.test, &self.measures(), params, &progress) {
+            Ok(measured) => measured,
+            Err(MeasureError::Stopped(_)) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        tools.journal.turn(self.epoch());
         (self.watch)(Event::Evaluation { epoch, measured: &measured });
-        Ok(measured)
+        Ok(Some(measured))
     }
 
-    /// An epoch's line of the record, with an evaluation if one is due. The last epoch has none of its own accord: a record does not
-    /// depend on how many follow, so a longer run begins with the same ones.
-    fn record(&mut self, report: &EpochReport) -> Result<Map<String, Value>> {
+    /// An epoch's line of the record, with an evaluation if one is due; `None` if it was asked to stop meanwhile. The last epoch has no
+    /// evaluation of its own accord: a record does not depend on how many follow, so a longer run begins with the same ones.
+    fn record(&mut self, report: &EpochReport) -> Result<Option<Map<String, Value>>> {
         let (epoch, every) = (self.epoch(), self.recipe.setting.eval.measure.every);
         let mut record = report.record.clone();
         record.extend(self.planned.map(|seconds| ("time_planned".to_owned(), Value::from(seconds))));
         if every > 0 && epoch.is_multiple_of(every) {
-            let measured = self.measure(epoch)?;
+            let Some(measured) = self.measure(epoch)? else { return Ok(None) };
             record.extend(judges::entries(&measured, &self.measures()));
             self.latest = Some((epoch, measured));
         }
-        Ok(record)
+        Ok(Some(record))
     }
 
     fn write(&mut self, record: &Map<String, Value>) -> Result<()> {
@@ -293,12 +358,21 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
+    /// The samples of an epoch, complete or not at all.
+    fn write_samples(&self, samples: &[Logged]) -> Result<()> {
+        let keep = &self.recipe.setting.keep;
+        if !keep.samples {
+            return Ok(());
+        }
+        Ok(samples::write(&self.folder.samples(), self.epoch(), samples, keep.pictures)?)
+    }
+
     fn write_pictures(&mut self, report: &EpochReport) -> Result<()> {
         let (epoch, every) = (self.epoch(), self.recipe.setting.keep.images_every);
         if every == 0 || !epoch.is_multiple_of(every) {
             return Ok(());
         }
-        let image = grid::grid(&pictures::samples(&report.samples, 16), 8, 4);
+        let image = grid::grid(&pictures::samples(&report.samples, self.recipe.method.batch.group_size, 16), 8, 4);
         save_png(&self.folder.images().join(format!("epoch-{epoch:05}.png")), &image)?;
         Ok(self.events.image(epoch, "samples", &image)?)
     }
@@ -316,6 +390,7 @@ impl<'a> Run<'a> {
         let path = checkpoint::write(&root, state.epoch, &files, &json!({ "counters": counters }))?;
         checkpoint::keep_last(&root, self.recipe.setting.keep.checkpoints)?;
         self.saved = state.epoch;
+        self.components.tools.journal.forget_before(self.saved).at(|| "cannot delete old answers of rewards".into())?;
         (self.watch)(Event::Checkpoint { epoch: self.saved, path: &path });
         Ok(())
     }
@@ -404,5 +479,6 @@ fn rewind(folder: &RunFolder, recipe: &Recipe, epoch: u64) -> Result<()> {
         // Before the first checkpoint a run starts again, with the measurement of the base.
         write_atomic(&folder.metrics(), b"")?;
     }
+    samples::forget_after(&folder.samples(), epoch)?;
     Ok(())
 }

@@ -69,6 +69,21 @@ impl RunFolder {
         self.path.join("images")
     }
 
+    /// The folder of the samples of every epoch.
+    pub fn samples(&self) -> PathBuf {
+        self.path.join("samples")
+    }
+
+    /// The folder of what rewards answered since the last checkpoint.
+    pub fn journal(&self) -> PathBuf {
+        self.path.join("journal")
+    }
+
+    /// What rewards said while they worked.
+    pub fn reward_log(&self) -> PathBuf {
+        self.path.join("rewards.log")
+    }
+
     /// The folder of checkpoints; see [`crate::checkpoint`].
     pub fn checkpoints(&self) -> PathBuf {
         self.path.join("checkpoints")

@@ -6,7 +6,7 @@
 //! second-best class, ink of about the template's strength, and no part of the area that the template leaves unexplained: so
 //! blanks, noise, blobs, halves and mixtures of sprites are no objects.
 
-use crate::object::{Color, Object};
+use crate::object::{self, Color, Object};
 use crate::scene::{AREA, AREAS, SIDE, corner};
 use crate::sprites::{SPRITE, sprite};
 use elbow_rewards::geneval::{Detection, Detector, Record};
@@ -104,6 +104,10 @@ impl SceneDetector {
 }
 
 impl Detector for SceneDetector {
+    fn never_finds(&self, record: &Record) -> Option<String> {
+        object::never_found(record)
+    }
+
     /// Images of another size than 32×32 show nothing.
     fn detect(&self, image: &RgbImage, _: &Record) -> Vec<Detection> {
         if image.dimensions() != (SIDE as u32, SIDE as u32) {

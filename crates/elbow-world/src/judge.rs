@@ -5,7 +5,7 @@
 //! nearest of all sprites in all tints, with a distance ratio to the best other class. Color: a histogram of hue, gray and
 //! black, by intersection with that of the class in each tint.
 
-use crate::object::{Color, Object};
+use crate::object::{self, Color, Object};
 use crate::scene::{AREA, AREAS, Placement, SIDE, Scene};
 use elbow_rewards::geneval::{Detection, Detector, Record};
 use image::RgbImage;
@@ -129,6 +129,10 @@ impl SceneJudge {
 }
 
 impl Detector for SceneJudge {
+    fn never_finds(&self, record: &Record) -> Option<String> {
+        object::never_found(record)
+    }
+
     /// Images of another size than 32×32 show nothing.
     fn detect(&self, image: &RgbImage, _: &Record) -> Vec<Detection> {
         if image.dimensions() != (SIDE as u32, SIDE as u32) {

@@ -1,5 +1,7 @@
 //! What a scene can hold: 16 objects, six colors, and their names.
 
+use elbow_rewards::geneval::Record;
+
 /// An object class. The names are COCO's, as GenEval uses them (`airplane` … `wine glass`); the order is that of the atlas.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[expect(missing_docs, reason = "the names are the objects")]
@@ -121,4 +123,17 @@ impl Color {
             Self::Black => [[8.0, 8.0, 12.0], [112.0, 112.0, 118.0]],
         }
     }
+}
+
+/// A class or a color that no scene has.
+pub(crate) fn never_found(record: &Record) -> Option<String> {
+    let (included, excluded) = (record.include.iter().map(|c| &c.class), record.exclude.iter().map(|c| &c.class));
+    let known = |names: &[&str]| names.join(", ");
+    if let Some(class) = included.chain(excluded).find(|class| Object::from_name(class).is_none()) {
+        let names = known(&Object::ALL.map(Object::name));
+        return Some(format!("the detector knows no class {class:?}; it knows {names}"));
+    }
+    let color =
+        record.include.iter().filter_map(|clause| clause.color.as_ref()).find(|c| Color::from_name(c).is_none())?;
+    Some(format!("the detector knows no color {color:?}; it knows {}", known(&Color::ALL.map(Color::name))))
 }

@@ -1,12 +1,13 @@
 //! A training run as data: what a recipe says, with the paper's values as defaults.
 
 use crate::{
-    advantage::AdvantageKind,
+    advantage::{AdvantageKind, StandardizeParts},
     behavior::{BehaviorLag, Ema},
     collection::CollectionKind,
     kl::{Kl, Proximal, Tightness},
     likelihood::LikelihoodKind,
     method::{Method, MethodError},
+    missing::{OnMissing, Patience},
     objective::ObjectiveKind,
     optimizer::OptimizerConfig,
     sampler::SamplerConfig,
@@ -54,8 +55,12 @@ pub struct Config {
     pub ema: Ema,
     /// AdamW.
     pub optimizer: OptimizerConfig,
-    /// Largest share of missing rewards in an epoch before the run stops with an error.
+    /// Whether the parts of rewards that are sums are standardized before they are added up, whatever the advantage.
+    pub standardize_parts: StandardizeParts,
+    /// Largest share of missing rewards among samples that are drawn together.
     pub max_missing: f64,
+    /// What happens where more are missing.
+    pub on_missing: OnMissing,
 }
 
 impl Default for Config {
@@ -77,7 +82,9 @@ impl Default for Config {
             behavior: BehaviorLag::default(),
             ema: Ema::default(),
             optimizer: OptimizerConfig::default(),
+            standardize_parts: StandardizeParts::default(),
             max_missing: 0.2,
+            on_missing: OnMissing::default(),
         }
     }
 }
@@ -278,7 +285,8 @@ impl Config {
             behavior: self.behavior,
             ema: self.ema,
             optimizer: self.optimizer.clone(),
-            max_missing: self.max_missing,
+            standardize_parts: self.standardize_parts,
+            patience: Patience { most: self.max_missing, then: self.on_missing },
         };
         method.validate(schedule)?;
         Ok(method)

@@ -8,14 +8,14 @@ use crate::{
     observer::Observer,
     policy::{Conditioning, Policy, VelocityField},
     prompts::Prompt,
-    reward::Request,
+    reward::{Needs, Request},
     sampler::{self, Keep, Sampling},
 };
 use burn::tensor::{Device, Tensor};
 use image::RgbImage;
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
         mpsc,
     },
@@ -55,8 +55,9 @@ pub struct Drawing<'a> {
     pub micro_batch: usize,
     /// Forward passes side by side.
     pub in_flight: usize,
-    /// Judge all samples in one request after the last is drawn, in place of one request a forward pass.
-    pub judge_together: bool,
+    /// What the judge needs: whole groups are judged in one request after the last sample is drawn, in place of one request a forward
+    /// pass.
+    pub needs: Needs,
     /// Where tensors live.
     pub device: &'a Device,
     /// What `observer` is told that this is.
@@ -89,7 +90,7 @@ impl Drawing<'_> {
         &self,
         mut seats: Vec<Seat>,
         prompts: Conditioning,
-        judge: impl Fn(&Request<'_>) -> Vec<T> + Send,
+        judge: impl Fn(&Request<'_>) -> Vec<T> + Sync,
     ) -> Judged<T> {
         let grid = Arc::new(self.sampling.grid(self.policy.schedule()));
         for seat in &mut seats {
@@ -114,7 +115,7 @@ impl Drawing<'_> {
             path
         };
         let ((points, velocities), (images, verdicts, time)) = std::thread::scope(|scope| {
-            let judging = scope.spawn(|| self.judge(&seats, receive, judge));
+            let judging = scope.spawn(|| self.judge(&seats, receive, &judge));
             let (mut points, mut velocities) = (Vec::new(), Vec::new());
             let draw = |number| draw(number, &send);
             lanes::in_order(self.in_flight, total.div_ceil(size), draw, |path| {
@@ -133,31 +134,41 @@ impl Drawing<'_> {
         Judged { batch, verdicts, time }
     }
 
-    /// Pictures and verdicts in order, and how long the judge took.
-    fn judge<T>(
+    /// Pictures and verdicts in order, and how long the judge took, over all requests.
+    fn judge<T: Send>(
         &self,
         seats: &[Seat],
         receive: mpsc::Receiver<Part>,
-        judge: impl Fn(&Request<'_>) -> Vec<T>,
+        judge: &(impl Fn(&Request<'_>) -> Vec<T> + Sync),
     ) -> (Vec<RgbImage>, Vec<T>, Duration) {
         let prompts: Vec<Arc<Prompt>> = seats.iter().map(|seat| Arc::clone(&seat.sample.prompt)).collect();
         let groups: Vec<usize> = seats.iter().map(|seat| seat.sample.group).collect();
-        let mut time = Duration::ZERO;
-        let mut ask = |first: usize, images: &[RgbImage], latents: &Tensor<2>| {
+        let time = Mutex::new(Duration::ZERO);
+        let ask = |first: usize, images: &[RgbImage], latents: &Tensor<2>| {
             let rows = first..first + images.len();
             let started = Instant::now();
             let (prompts, groups) = (&prompts[rows.clone()], &groups[rows]);
             let verdicts = judge(&Request { images, prompts, latents: Some(latents), groups });
-            time += started.elapsed();
+            *time.lock().unwrap_or_else(PoisonError::into_inner) += started.elapsed();
             assert_eq!(verdicts.len(), images.len(), "invariant: one verdict a sample");
             verdicts
         };
-        let mut parts: Vec<(Part, Vec<T>)> = Vec::new();
-        for part in receive {
-            let first = part.number * self.micro_batch.max(1);
-            let verdicts = if self.judge_together { Vec::new() } else { ask(first, &part.images, &part.latents) };
-            parts.push((part, verdicts));
-        }
+        let together = self.needs.whole_groups;
+        let (receive, parts) = (Mutex::new(receive), Mutex::new(Vec::new()));
+        let work = || {
+            loop {
+                let next = receive.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                let Ok(part) = next else { return };
+                let first = part.number * self.micro_batch.max(1);
+                let verdicts = if together { Vec::new() } else { ask(first, &part.images, &part.latents) };
+                parts.lock().unwrap_or_else(PoisonError::into_inner).push((part, verdicts));
+            }
+        };
+        std::thread::scope(|scope| {
+            let requests = if together { 1 } else { self.needs.in_flight.max(1) };
+            (0..requests).for_each(|_| drop(scope.spawn(work)));
+        });
+        let mut parts: Vec<(Part, Vec<T>)> = parts.into_inner().unwrap_or_else(PoisonError::into_inner);
         parts.sort_by_key(|(part, _)| part.number);
         let latents: Vec<Tensor<2>> = parts.iter().map(|(part, _)| part.latents.clone()).collect();
         let (mut images, mut verdicts) = (Vec::new(), Vec::new());
@@ -165,9 +176,10 @@ impl Drawing<'_> {
             images.extend(part.images);
             verdicts.extend(verdicts_of_part);
         }
-        if self.judge_together && !images.is_empty() {
+        if together && !images.is_empty() {
             verdicts = ask(0, &images, &Tensor::cat(latents, 0));
         }
+        let time = *time.lock().unwrap_or_else(PoisonError::into_inner);
         (images, verdicts, time)
     }
 }

@@ -5,11 +5,12 @@ use crate::{
     draw::{Drawing, Seat},
     guidance::GuidedField,
     lanes,
+    missing::{self, OnMissing, Patience, Unsettled},
     noise::{Key, Purpose},
     observer::Observer,
     policy::{EncodeError, Policy, VelocityField},
     prompts::Prompt,
-    reward::{Request, Reward},
+    reward::{Needs, Request, Reward},
     sampler::{Keep, SamplerConfig},
 };
 use burn::tensor::Device;
@@ -89,16 +90,30 @@ impl Measured {
     }
 }
 
-/// Draws `images_per_prompt` images of every prompt from `field`, which is without guidance, and scores them with every reward.
+/// Why a policy could not be measured.
+#[derive(Debug, thiserror::Error)]
+pub enum MeasureError {
+    /// A prompt cannot be encoded.
+    #[error(transparent)]
+    Encode(#[from] EncodeError),
+    /// A reward was waited for, and whoever watches wants to wait no longer.
+    #[error("stopped while waiting for reward `{0}` in an evaluation")]
+    Stopped(String),
+}
+
+/// Draws `images_per_prompt` images of every prompt from `field`, which is without guidance, and scores them with every reward. With
+/// [`OnMissing::Wait`] those that are unavailable are waited for.
+#[expect(clippy::too_many_arguments, reason = "what measures, what is measured and how are all apart")]
 pub fn measure(
     policy: &dyn Policy,
     field: Box<dyn VelocityField + '_>,
     prompts: &[Prompt],
     rewards: &[&dyn Reward],
     config: &EvalConfig,
+    on_missing: OnMissing,
     device: &Device,
     observer: &dyn Observer,
-) -> Result<Measured, EncodeError> {
+) -> Result<Measured, MeasureError> {
     let unconditional = policy.encode(&["".into()])?;
     let sampling = config.sampler.build();
     let field = GuidedField { field, scale: sampling.guidance, detach: false, unconditional };
@@ -117,7 +132,11 @@ pub fn measure(
         keep: Keep::default(),
         micro_batch: config.micro_batch,
         in_flight: lanes::count(device),
-        judge_together: rewards.iter().any(|reward| reward.needs().whole_groups),
+        needs: Needs {
+            whole_groups: rewards.iter().any(|reward| reward.needs().whole_groups),
+            latents: true,
+            in_flight: rewards.iter().map(|reward| reward.needs().in_flight).max().unwrap_or(1),
+        },
         device,
         phase: "evaluation",
         observer,
@@ -127,17 +146,24 @@ pub fn measure(
     let judge = |request: &Request<'_>| {
         let mut rows = vec![Vec::with_capacity(rewards.len()); request.images.len()];
         for reward in rewards {
-            for (row, score) in rows.iter_mut().zip(reward.score(request)) {
-                row.push(score.ok().map(|score| score.value).filter(|value| value.is_finite()));
-            }
+            rows.iter_mut().zip(reward.score(request)).for_each(|(row, score)| row.push(score));
         }
         rows
     };
-    let drawn = drawing.draw(seats, policy.encode(prompts)?, judge);
-    let score = |(k, reward): (usize, &&dyn Reward)| {
-        (reward.name().to_owned(), drawn.verdicts.iter().map(|row| row[k]).collect())
-    };
-    let scores = rewards.iter().enumerate().map(score).collect();
+    rewards.iter().for_each(|reward| reward.wake());
+    let mut drawn = drawing.draw(seats, policy.encode(prompts)?, judge);
+    let mut scores = BTreeMap::new();
+    for reward in rewards {
+        let mut column: Vec<_> = drawn.verdicts.iter_mut().map(|row| row.remove(0)).collect();
+        // Scores that no waiting brings stay missing: a summary counts them.
+        let patience = Patience { most: 0.0, then: on_missing };
+        if missing::settle(*reward, &drawn.batch, &mut column, patience, observer) == Err(Unsettled::Stopped) {
+            return Err(MeasureError::Stopped(reward.name().to_owned()));
+        }
+        let values = column.into_iter().map(|score| score.ok().map(|score| score.value)).collect();
+        scores.insert(reward.name().to_owned(), values);
+    }
+    rewards.iter().for_each(|reward| reward.sleep());
     let samples = &drawn.batch.samples;
     Ok(Measured {
         images: samples.iter().map(|sample| RgbImage::clone(&sample.image)).collect(),

@@ -60,6 +60,7 @@ pub mod kl;
 pub mod lanes;
 pub mod likelihood;
 pub mod method;
+pub mod missing;
 pub mod noise;
 pub mod objective;
 pub mod observer;
@@ -73,14 +74,16 @@ pub mod reward;
 pub mod rollout;
 pub mod sampler;
 pub mod schedule;
+pub mod self_consistency;
 pub mod setting;
+pub mod text;
 pub mod toy;
 pub mod train;
 
 pub use image::RgbImage;
 pub use policy::Policy;
 pub use prompts::Prompt;
-pub use reward::{Request, Reward, RewardError, Score};
+pub use reward::{Needs, Request, Reward, RewardError, Score};
 
 /// The worked example of CONTRIBUTING.md, compiled and run.
 #[cfg(doctest)]

@@ -4,11 +4,12 @@
 //! method can also be put together by hand, of anybody's variants.
 
 use crate::{
-    advantage::Advantage,
+    advantage::{Advantage, StandardizeParts},
     behavior::{BehaviorLag, Ema},
     collection::Collection,
     kl::{Kl, Proximal, Tightness},
     likelihood::Likelihood,
+    missing::Patience,
     noise::{Key, Purpose},
     objective::Objective,
     optimizer::OptimizerConfig,
@@ -51,8 +52,10 @@ pub struct Method {
     pub ema: Ema,
     /// AdamW.
     pub optimizer: OptimizerConfig,
-    /// Largest share of missing rewards in an epoch before the run stops with an error.
-    pub max_missing: f64,
+    /// Whether the parts of rewards that are sums are standardized before they are added up.
+    pub standardize_parts: StandardizeParts,
+    /// How many rewards may be missing.
+    pub patience: Patience,
 }
 
 /// A step whose slope/std is more than this many times that of the median one stands out.
@@ -256,7 +259,7 @@ impl Method {
                 problems.push(format!("{name} = {weight}: must be 0 (off) or a positive number"));
             }
         }
-        for (name, share) in [("max_missing", self.max_missing), ("start_spread", self.start_spread)] {
+        for (name, share) in [("max_missing", self.patience.most), ("start_spread", self.start_spread)] {
             if !(0.0..=1.0).contains(&share) {
                 problems.push(format!("{name} = {share}: must lie between 0 and 1"));
             }

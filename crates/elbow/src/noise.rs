@@ -28,6 +28,8 @@ pub enum Purpose {
     Pretraining,
     /// Where a sampler's window is.
     Window,
+    /// Noise that a reward adds to a sample.
+    Probe,
 }
 
 /// Names a stream of random numbers.

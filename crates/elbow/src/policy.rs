@@ -60,7 +60,7 @@ pub(crate) fn indices(rows: &[usize], device: &Device) -> Tensor<1, Int> {
 }
 
 /// The given rows of `[N, D]`, in the given order; rows may repeat.
-pub(crate) fn rows_of(all: &Tensor<2>, rows: &[usize]) -> Tensor<2> {
+pub fn rows_of(all: &Tensor<2>, rows: &[usize]) -> Tensor<2> {
     all.clone().select(0, indices(rows, &all.device()))
 }
 

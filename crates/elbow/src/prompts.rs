@@ -1,6 +1,9 @@
 //! Prompts and where they come from: `.txt` (one a line) or `.jsonl` (`prompt` plus any metadata, GenEval records included).
 
-use crate::noise::Key;
+use crate::{
+    noise::Key,
+    text::{self, TextError},
+};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -45,13 +48,21 @@ impl PromptSource for Vec<Prompt> {
 /// A prompt file that cannot be used, with the place.
 #[derive(Debug, thiserror::Error)]
 pub enum PromptError {
-    /// The file cannot be opened or is not UTF-8.
+    /// The file cannot be opened.
     #[error("cannot read prompt file {path}: {source}")]
     Read {
         /// The file.
         path: PathBuf,
         /// What the system said.
         source: std::io::Error,
+    },
+    /// The file is no text.
+    #[error("{path}: {source}")]
+    Text {
+        /// The file.
+        path: PathBuf,
+        /// Where, and what to do.
+        source: TextError,
     },
     /// A `.jsonl` line is not an object with a string `prompt`.
     #[error("{path}:{line}: {source}: each line of a .jsonl file is an object with a string `prompt`")]
@@ -77,7 +88,7 @@ pub enum PromptError {
     },
 }
 
-/// Reads a prompt file; blank lines are skipped, order is kept.
+/// Reads a prompt file in UTF-8, or UTF-16 with its mark; blank lines are skipped, order is kept.
 pub fn read(path: &Path) -> Result<Vec<Prompt>, PromptError> {
     let owned = || path.to_path_buf();
     let jsonl = match path.extension().and_then(|e| e.to_str()) {
@@ -85,7 +96,8 @@ pub fn read(path: &Path) -> Result<Vec<Prompt>, PromptError> {
         Some("jsonl") => true,
         _ => return Err(PromptError::Kind { path: owned() }),
     };
-    let text = std::fs::read_to_string(path).map_err(|source| PromptError::Read { path: owned(), source })?;
+    let bytes = std::fs::read(path).map_err(|source| PromptError::Read { path: owned(), source })?;
+    let text = text::decode(&bytes).map_err(|source| PromptError::Text { path: owned(), source })?;
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     let prompts = lines
         .map(|(i, line)| {

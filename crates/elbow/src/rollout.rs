@@ -5,6 +5,7 @@ use crate::{
     batch::{Batch, Sample},
     draw::{Drawing, Judged, Seat},
     likelihood::Likelihood,
+    missing::{self, Patience, Unsettled},
     noise::{Key, Purpose},
     observer::Observer,
     policy::{Conditioning, EncodeError, Policy, VelocityField},
@@ -26,6 +27,14 @@ pub enum RolloutError {
     /// A prompt cannot be encoded.
     #[error(transparent)]
     Encode(#[from] EncodeError),
+    /// A reward was waited for, and whoever watches wants to wait no longer.
+    #[error("stopped while waiting for reward `{name}` in epoch {epoch}")]
+    Stopped {
+        /// The reward.
+        name: String,
+        /// The epoch.
+        epoch: u64,
+    },
     /// Too many samples without a reward.
     #[error(
         "{missing} of {total} rewards `{name}` are missing in epoch {epoch} (max_missing = {limit}); the first: {first}"
@@ -78,8 +87,8 @@ pub struct Rollout<'a> {
     pub start_spread: f64,
     /// What the likelihood needs of the walks.
     pub keep: Keep,
-    /// Largest share of missing rewards.
-    pub max_missing: f64,
+    /// How many rewards may be missing.
+    pub patience: Patience,
     /// Forward passes side by side.
     pub in_flight: usize,
     /// Where tensors live.
@@ -165,13 +174,29 @@ impl Rollout<'_> {
     ) -> Result<Batch, RolloutError> {
         let drawing = self.drawing(phase, sampling, keep);
         let drawn = drawing.draw(seats, self.encode(prompts)?, |request| self.reward.score(request));
-        let Judged { mut batch, verdicts, time } = drawn;
+        let Judged { mut batch, mut verdicts, time } = drawn;
         *self.reward_time.lock().unwrap_or_else(PoisonError::into_inner) += time;
+        self.settle(&batch, &mut verdicts)?;
         for (sample, score) in batch.samples.iter_mut().zip(verdicts) {
-            sample.reward = finite(score);
+            sample.reward = score;
         }
-        self.few_missing(&batch.samples)?;
         Ok(batch)
+    }
+
+    /// Makes of what samples scored what may be used, or says why nothing may.
+    fn settle(&self, batch: &Batch, scores: &mut [Result<Score, RewardError>]) -> Result<(), RolloutError> {
+        let (name, epoch) = (|| self.reward.name().to_owned(), self.epoch);
+        missing::settle(self.reward, batch, scores, self.patience, self.observer).map_err(|error| match error {
+            Unsettled::Stopped => RolloutError::Stopped { name: name(), epoch },
+            Unsettled::Missing { missing, first } => RolloutError::Missing {
+                name: name(),
+                missing,
+                total: batch.len(),
+                epoch,
+                limit: self.patience.most,
+                first,
+            },
+        })
     }
 
     /// Draws samples of the given prompts and does not score them.
@@ -193,34 +218,10 @@ impl Rollout<'_> {
             keep,
             micro_batch: self.batch.micro_batch,
             in_flight: self.in_flight,
-            judge_together: self.reward.needs().whole_groups,
+            needs: self.reward.needs(),
             device: self.device,
             phase,
             observer: self.observer,
         }
-    }
-
-    /// An error if too many of these samples have no reward.
-    fn few_missing(&self, samples: &[Sample]) -> Result<(), RolloutError> {
-        let errors: Vec<&RewardError> = samples.iter().filter_map(|sample| sample.reward.as_ref().err()).collect();
-        if errors.len() as f64 <= self.max_missing * samples.len() as f64 {
-            return Ok(());
-        }
-        Err(RolloutError::Missing {
-            name: self.reward.name().to_owned(),
-            missing: errors.len(),
-            total: samples.len(),
-            epoch: self.epoch,
-            limit: self.max_missing,
-            first: errors[0].to_string(),
-        })
-    }
-}
-
-/// A score that is not finite is none.
-fn finite(score: Result<Score, RewardError>) -> Result<Score, RewardError> {
-    match score {
-        Ok(score) if !score.value.is_finite() => Err(RewardError::Failed(format!("the score is {}", score.value))),
-        score => score,
     }
 }

@@ -3,7 +3,7 @@
 use burn::tensor::{Device, Tensor};
 use elbow::{
     Policy, Prompt, Request, Reward, RewardError, Score,
-    advantage::{Advantage, History},
+    advantage::{Advantage, History, StandardizeParts},
     batch::{Batch, Sample},
     behavior::{BehaviorLag, Ema},
     collection::{Collected, Collection, Memory},
@@ -11,6 +11,7 @@ use elbow::{
     gaussian, kl,
     likelihood::{Likelihood, Queries, Query},
     method::Method,
+    missing::{OnMissing, Patience},
     noise::{self, Key, Purpose},
     objective::Objective,
     optimizer::OptimizerConfig,
@@ -146,7 +147,8 @@ fn a_method_of_strangers_learns_and_its_memory_is_saved() {
         behavior: BehaviorLag::default(),
         ema: Ema::default(),
         optimizer: OptimizerConfig { learning_rate: 0.02, ..OptimizerConfig::default() },
-        max_missing: 0.0,
+        standardize_parts: StandardizeParts::No,
+        patience: Patience { most: 0.0, then: OnMissing::Stop },
     };
     let (policy, prompts) = (Toy::default(), vec![Prompt::from("a"), Prompt::from("b")]);
     let mut trainer = Trainer::new(method, &policy, &prompts, &Near, Device::flex()).expect("they fit together");

@@ -7,7 +7,7 @@ use crate::{
     table::{self, Column},
 };
 use anyhow::Result;
-use elbow_run::{Event, LoadedModel, data, judges};
+use elbow_run::{Event, LoadedModel, components, data, judges};
 use elbow_runlog::write_atomic;
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -36,9 +36,12 @@ pub fn run(args: &Args, device: DeviceName) -> Result<()> {
     let bars = Bars::new();
     let watch = |event: Event<'_>| bars.progress(event);
     let (prompts, early) = data::held_out(&recipe)?;
+    let tools = components::tools(&recipe, &prompts);
+    let reward = components::reward(&recipe, &prompts, &tools)?;
+    let judges = judges::judges(&recipe, &prompts, &tools)?;
     let model = LoadedModel::load(&recipe, &early, &device.open()?, &watch)?;
+    drop(tools.policy.set(model.policy.clone()));
     let params = args.source.params(&model)?;
-    let (judges, reward) = (judges::judges(&recipe, &prompts), recipe.setting.reward.build());
     let measures = judges::measures(&judges, &*reward);
     let measured = model.measure(&recipe, &prompts, &measures, params.as_ref(), &watch)?;
     let columns: Vec<Column<'_>> = measures

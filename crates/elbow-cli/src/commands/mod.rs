@@ -11,5 +11,6 @@ pub mod methods;
 pub mod plan;
 pub mod pretrain;
 pub mod progress;
+pub mod reward;
 pub mod sample;
 pub mod train;

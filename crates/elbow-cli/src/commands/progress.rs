@@ -1,6 +1,7 @@
 //! Progress: one bar that shows the phase, and a line an epoch.
 
 use crate::output;
+use elbow::observer::Waiting;
 use elbow_run::Event;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Map, Value};
@@ -35,6 +36,13 @@ impl Bars {
     pub fn progress(&self, event: Event<'_>) {
         if let Event::Warning { text } = event {
             return self.say(&format!("warning: {text}"));
+        }
+        if let Event::Waiting { waiting } = event {
+            let Waiting { reward, missing, total, first, .. } = waiting;
+            let seconds = waiting.pause().as_secs_f64();
+            return self.say(&format!(
+                "waiting: {missing} of {total} scores of reward `{reward}` are missing ({first}); asking again in {seconds} s"
+            ));
         }
         let Event::Progress { phase, done, total } = event else { return };
         if !std::io::stderr().is_terminal() {

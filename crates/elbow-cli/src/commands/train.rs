@@ -2,10 +2,12 @@
 
 use super::{plan, progress::Bars};
 use crate::{device::DeviceName, table};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use elbow_run::{Components, Event, Recipe, Results, Run, Status, recipe};
 use elbow_runlog::RunFolder;
 use std::{
+    fs,
+    io::{ErrorKind, Write, stderr},
     path::PathBuf,
     sync::{
         Arc,
@@ -50,9 +52,16 @@ pub fn run(mut args: Args, device: DeviceName) -> Result<()> {
         }
         None => start(&args)?,
     };
-    let stop = watch_for_interrupt()?;
+    let stop = watch_for_signals()?;
     let bars = Bars::new();
-    let components = Components::load(&recipe, &device.open()?, &|event: Event<'_>| bars.progress(event))?;
+    let loaded = device
+        .open()
+        .and_then(|device| Ok(Components::load(&recipe, &device, &|event: Event<'_>| bars.progress(event))?));
+    if let (Err(_), Target::New(path)) = (&loaded, &target) {
+        // A name that was taken is free again; a folder that holds something stays.
+        drop(fs::remove_dir(path));
+    }
+    let components = loaded?;
     let (epochs, reward) = (recipe.method.epochs, components.reward.name());
     let watch = |event: Event<'_>| match event {
         Event::Epoch { epoch, record, took, .. } => bars.epoch(epoch, epochs, reward, record, took),
@@ -82,13 +91,22 @@ pub fn run(mut args: Args, device: DeviceName) -> Result<()> {
 fn start(args: &Args) -> Result<(Recipe, Target)> {
     let (name, mut recipe) = recipe::load(args.recipe.as_deref(), &args.set)?;
     recipe.setting.model.pin()?;
-    let path = if let Some(path) = &args.run {
-        path.clone()
-    } else {
-        let mut names = (1..=u32::MAX).map(|n| PathBuf::from(format!("runs/{name}-{n}")));
-        names.find(|path| !path.exists()).context("no free name under runs/")?
-    };
+    let path = if let Some(path) = &args.run { path.clone() } else { free_name(&name)? };
     Ok((recipe, Target::New(path)))
+}
+
+/// The first of `runs/<name>-1`, `-2`, … that is not there. Its folder is made at once, so that runs which start together take one each.
+fn free_name(name: &str) -> Result<PathBuf> {
+    fs::create_dir_all("runs").context("cannot create runs/")?;
+    for number in 1..=u32::MAX {
+        let path = PathBuf::from(format!("runs/{name}-{number}"));
+        match fs::create_dir(&path) {
+            Ok(()) => return Ok(path),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error).with_context(|| format!("cannot create {}", path.display())),
+        }
+    }
+    bail!("no free name under runs/")
 }
 
 /// Where to write.
@@ -97,18 +115,18 @@ enum Target {
     Existing(RunFolder),
 }
 
-/// A flag that Ctrl-C sets: finish the epoch, save, stop.
-#[expect(clippy::print_stderr, reason = "an answer to a key press")]
-fn watch_for_interrupt() -> Result<Arc<AtomicBool>> {
+/// A flag that Ctrl-C sets, a cluster's SIGTERM and a closed terminal's SIGHUP too: finish the epoch, save, stop.
+fn watch_for_signals() -> Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     let pressed = stop.clone();
     let answer = move || {
         if pressed.swap(true, Ordering::SeqCst) {
             std::process::exit(130);
         }
-        eprintln!("\nfinishing this epoch, then saving (press Ctrl-C again to stop at once)");
+        // After SIGHUP nobody may be there to read it.
+        let _ = writeln!(stderr(), "\nfinishing this epoch, then saving (a second Ctrl-C or signal stops at once)");
     };
-    ctrlc::set_handler(answer).context("cannot listen for Ctrl-C")?;
+    ctrlc::set_handler(answer).context("cannot listen for signals")?;
     Ok(stop)
 }
 

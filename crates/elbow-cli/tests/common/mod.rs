@@ -162,8 +162,8 @@ pub fn wait_for(what: &str, done: impl Fn() -> bool) {
     }
 }
 
-/// Sends Ctrl-C.
-pub fn interrupt(process: u32) {
-    let status = Command::new("kill").args(["-INT", &process.to_string()]).status().unwrap();
+/// Sends a signal: `INT` is Ctrl-C.
+pub fn signal(name: &str, process: u32) {
+    let status = Command::new("kill").args([&format!("-{name}"), &process.to_string()]).status().unwrap();
     assert!(status.success());
 }

@@ -216,6 +216,19 @@ impl Checkpoint {
         if problems.is_empty() { Ok(()) } else { Err(FolderError::Mismatch { folder: self.place.clone(), problems }) }
     }
 
+    /// The tensors of `shapes` that hold NaN or an infinite number, at once: a network with such weights draws the same picture for every prompt.
+    pub fn check_values(&self, shapes: &Shapes) -> Result<(), FolderError> {
+        let broken = |(name, _): &(String, Vec<usize>)| {
+            let (dtype, _, bytes) = self.stored(name)?;
+            (!finite(dtype, bytes)).then(|| {
+                let file = self.file_name(self.tensors[name].file);
+                format!("  {file}: {name}: holds NaN or an infinite number")
+            })
+        };
+        let problems: Vec<String> = shapes.iter().filter_map(broken).collect();
+        if problems.is_empty() { Ok(()) } else { Err(FolderError::Mismatch { folder: self.place.clone(), problems }) }
+    }
+
     /// The values of one tensor, in f32.
     ///
     /// # Panics
@@ -228,6 +241,7 @@ impl Checkpoint {
     /// The tensors of `shapes` as parameters, in that order, after [`Checkpoint::check`].
     pub fn params(&self, shapes: &Shapes, extra: &[&str]) -> Result<Params, FolderError> {
         self.check(shapes, extra)?;
+        self.check_values(shapes)?;
         Ok(Params::new(shapes.iter().map(|(name, shape)| (name.clone(), shape.clone(), self.values(name)))))
     }
 
@@ -240,6 +254,7 @@ impl Checkpoint {
         device: &Device,
     ) -> Result<Tensors, FolderError> {
         self.check(shapes, extra)?;
+        self.check_values(shapes)?;
         let held =
             |(name, shape): &(String, Vec<usize>)| (name.clone(), shape.clone(), self.held(name, weights, device));
         Ok(Tensors::frozen(shapes.iter().map(held), device))
@@ -260,6 +275,23 @@ impl Checkpoint {
 
     fn file_name(&self, file: usize) -> &str {
         self.files[file].0.file_name().and_then(|name| name.to_str()).unwrap_or("?")
+    }
+}
+
+/// Whether all values are finite: none has all bits of its exponent set. Types that are not read count as finite.
+fn finite(dtype: Dtype, bytes: &[u8]) -> bool {
+    let halves =
+        |mask: u16| bytes.chunks_exact(2).fold(true, |all, b| all & (u16::from_le_bytes([b[0], b[1]]) & mask != mask));
+    match dtype {
+        Dtype::F32 => {
+            let mask = f32::INFINITY.to_bits();
+            bytes
+                .chunks_exact(4)
+                .fold(true, |all, b| all & (u32::from_le_bytes([b[0], b[1], b[2], b[3]]) & mask != mask))
+        }
+        Dtype::F16 => halves(f16::INFINITY.to_bits()),
+        Dtype::BF16 => halves(bf16::INFINITY.to_bits()),
+        _ => true,
     }
 }
 

@@ -33,6 +33,12 @@ pub trait Detector: Send + Sync {
     /// Everything found, in any order. The record is there for thresholds per task (the benchmark's detector wants more
     /// confidence when counting), not as a hint of what to find.
     fn detect(&self, image: &RgbImage, record: &Record) -> Vec<Detection>;
+
+    /// What a record asks for that it never finds: a class or a color that it has no name for. Every picture would score the same.
+    fn never_finds(&self, record: &Record) -> Option<String> {
+        let _ = record;
+        None
+    }
 }
 
 /// Which of GenEval's scores is the reward.
@@ -79,7 +85,10 @@ impl<D: Detector> Reward for GenEval<D> {
     }
 
     fn check(&self, prompts: &[Prompt]) -> Result<(), RewardError> {
-        prompts.iter().try_for_each(|prompt| record(prompt).map(drop))
+        prompts.iter().try_for_each(|prompt| match self.detector.never_finds(&record(prompt)?) {
+            Some(reason) => Err(RewardError::Prompt { prompt: prompt.text.clone(), reason }),
+            None => Ok(()),
+        })
     }
 
     fn score(&self, request: &Request<'_>) -> Vec<Result<Score, RewardError>> {

@@ -89,6 +89,22 @@ pub enum Protocol {
     Score(Service),
 }
 
+impl Protocol {
+    /// A name for metrics.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Geneval(_) => "geneval_server",
+            Self::Deqa {} => "deqa",
+            Self::Scorer {} => "scorer",
+            Self::Llava(_) => "llava",
+            Self::Chat(_) => "chat",
+            Self::UnifiedReward(_) => "unified_reward",
+            Self::Compute {} => "compute",
+            Self::Score(_) => "service",
+        }
+    }
+}
+
 fn timeout() -> f64 {
     120.0
 }

@@ -1,16 +1,19 @@
-//! What tests share.
+//! What tests that need Python share.
+
+#![allow(unreachable_pub, reason = "a module of several tests")]
 
 use std::path::{Path, PathBuf};
 
-/// A Python interpreter for tests that compare with it: that of the environment variable `ELBOW_TEST_PYTHON`, else
-/// `target/python/bin/python`. Without one the test says that it is skipped, unless `ELBOW_REQUIRE_PYTHON` is set.
-pub(crate) fn python() -> Option<PathBuf> {
-    let own = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/python/bin/python");
-    let path = std::env::var_os("ELBOW_TEST_PYTHON").map_or_else(own, PathBuf::from);
-    if path.exists() {
-        return Some(path);
+/// A Python that has Pillow: `ELBOW_TEST_PYTHON`, else the one in `target/python`. Where there is none the test says that it is
+/// skipped, unless `ELBOW_REQUIRE_PYTHON` is set.
+#[expect(clippy::print_stderr, reason = "a skipped test says so")]
+pub fn python() -> Option<String> {
+    let built = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/python/bin/python");
+    let python = std::env::var_os("ELBOW_TEST_PYTHON").map_or_else(built, PathBuf::from);
+    if python.exists() {
+        return python.to_str().map(str::to_owned);
     }
-    assert!(std::env::var_os("ELBOW_REQUIRE_PYTHON").is_none(), "no Python at {}", path.display());
-    println!("skipped: no Python at {}; set ELBOW_TEST_PYTHON", path.display());
+    assert!(std::env::var_os("ELBOW_REQUIRE_PYTHON").is_none(), "no Python at {}", python.display());
+    eprintln!("skipped: no Python at {}", python.display());
     None
 }

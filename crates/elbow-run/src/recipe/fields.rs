@@ -1,6 +1,10 @@
 //! What a recipe says: the method's configuration plus the model, the prompts, the reward and what the run keeps.
 
-use crate::{error::Result, model::Model, reward::RewardConfig};
+use crate::{
+    error::Result,
+    model::Model,
+    reward::{self, Named, RewardConfig, SelfTest},
+};
 use elbow::{config::Config, eval::EvalConfig, method::MethodError};
 use elbow_world::prompts::TaskWeights;
 use schemars::JsonSchema;
@@ -27,6 +31,10 @@ pub struct Setting {
     pub prompts: PromptsConfig,
     /// What scores images.
     pub reward: RewardConfig,
+    /// Pairs of pictures of which it is known which one the reward must prefer: it is asked before any work, and a run does not start
+    /// if it says otherwise.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub self_test: Vec<SelfTest>,
     /// How the model is measured before, during and after training.
     pub eval: Eval,
     /// What the run folder keeps.
@@ -65,13 +73,16 @@ impl Default for PromptsConfig {
 pub struct Eval {
     /// Held-out prompts a task; prompt files are used whole.
     pub prompts_per_task: usize,
+    /// Rewards that only watch: held-out images are scored by them too, and nothing is trained on them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub rewards: Vec<Named>,
     /// Images, seed, steps and cadence.
     pub measure: EvalConfig,
 }
 
 impl Default for Eval {
     fn default() -> Self {
-        Self { prompts_per_task: 25, measure: EvalConfig::default() }
+        Self { prompts_per_task: 25, rewards: Vec::new(), measure: EvalConfig::default() }
     }
 }
 
@@ -85,17 +96,31 @@ pub struct Keep {
     pub checkpoints: usize,
     /// Epochs between image grids; 0 keeps none.
     pub images_every: u64,
+    /// Whether every epoch leaves a file of its samples: prompt, scores, why one is missing, advantage.
+    pub samples: bool,
+    /// Whether their pictures are kept beside it.
+    pub pictures: bool,
+    /// A folder in which scores of rewards that are asked outside (`python`, `command`, `served`) outlive the run, by picture and prompt.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub score_cache: Option<PathBuf>,
 }
 
 impl Default for Keep {
     fn default() -> Self {
-        Self { checkpoint_every: 10, checkpoints: 2, images_every: 5 }
+        Self {
+            checkpoint_every: 10,
+            checkpoints: 2,
+            images_every: 5,
+            samples: true,
+            pictures: false,
+            score_cache: None,
+        }
     }
 }
 
 impl Setting {
     /// The top-level keys that are its own; all others are the method's.
-    pub(super) const KEYS: [&str; 5] = ["model", "prompts", "reward", "eval", "keep"];
+    pub(super) const KEYS: [&str; 6] = ["model", "prompts", "reward", "self_test", "eval", "keep"];
 }
 
 impl Recipe {
@@ -150,8 +175,12 @@ impl Recipe {
 
     /// What is wrong with the setting; one sentence each.
     fn setting_problems(&self) -> Vec<String> {
-        let Setting { model, prompts, reward, eval, keep } = &self.setting;
-        let (measure, mut problems) = (&eval.measure, reward.validate());
+        let Setting { model, prompts, reward, self_test: _, eval, keep } = &self.setting;
+        let (measure, mut problems) = (&eval.measure, reward.validate("reward"));
+        problems.extend(reward::names("eval.rewards", eval.rewards.iter().map(|named| &*named.name)));
+        for (k, named) in eval.rewards.iter().enumerate() {
+            problems.extend(named.reward.validate(&format!("eval.rewards[{k}].reward")));
+        }
         problems.extend(model.validate());
         for (key, value) in [
             ("eval.prompts_per_task", eval.prompts_per_task),

@@ -48,6 +48,7 @@ pub const ALL: &[(&str, &str)] = recipes![
     "nano-gdpo",
     "nano-gspo",
     "nano-gspo-trajectory",
+    "nano-self-consistency",
     "nano-gmpo",
     "nano-cispo",
     "nano-sapo",

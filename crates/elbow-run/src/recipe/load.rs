@@ -38,7 +38,20 @@ pub fn load(path: Option<&Path>, changes: &[String]) -> Result<(String, Recipe)>
     Ok((name, check::read(merged, &layers)?))
 }
 
-/// The recipe of an existing run. A recipe or changes given beside it must say the same, but for `epochs`.
+/// Fields that say where something is: a run may find it elsewhere when it goes on. Hashes tell whether it is the same.
+const PLACES: [&str; 9] = [
+    "model.path",
+    "model.cache",
+    "prompts.train",
+    "prompts.test",
+    "reward.file",
+    "reward.python",
+    "reward.url",
+    "reward.workers",
+    "keep.score_cache",
+];
+
+/// The recipe of an existing run. A recipe or changes given beside it must say the same, but for `epochs` and [places](PLACES).
 pub fn of_run(folder: &RunFolder, path: Option<&Path>, changes: &[String]) -> Result<Recipe> {
     let config = folder.config();
     let (_, saved) = load(Some(&config), &[])?;
@@ -53,14 +66,15 @@ pub fn of_run(folder: &RunFolder, path: Option<&Path>, changes: &[String]) -> Re
     }
     let mut same_length = asked.clone();
     same_length.method.epochs = saved.method.epochs;
-    let differences = saved.differences(&same_length)?;
+    let mut differences = saved.differences(&same_length)?;
+    differences.retain(|difference| !PLACES.iter().any(|place| difference.starts_with(&format!("{place}: "))));
     if differences.is_empty() {
         return Ok(asked);
     }
     let place = folder.path().display();
     Err(Error::new(
         format!("{place} was made with another configuration:\n  - {}", differences.join("\n  - ")),
-        "resume without a recipe and with no --set but epochs, or start a new run with --run",
+        "resume without a recipe and with no --set but epochs and paths, or start a new run with --run",
     ))
 }
 

@@ -8,7 +8,7 @@ mod history;
 mod rewards;
 
 pub use history::History;
-pub use rewards::{Moments, Rewards};
+pub use rewards::{Moments, Rewards, StandardizeParts};
 pub use standard::{Deviation, Several};
 
 use crate::{axis::axis, batch::Sample, setting::Meaning};

@@ -1,6 +1,48 @@
 //! The rewards of a batch as numbers, by group.
 
-use crate::batch::Sample;
+use crate::{batch::Sample, reward::Score};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+
+/// Whether the parts of rewards that are sums are standardized before they are added up: then Σ w_k (R_k − mean)/deviation takes the place
+/// of Σ w_k R_k, for every advantage, and the reward that varies most decides no more than the others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum StandardizeParts {
+    /// No: the sum is compared as it is.
+    #[default]
+    No,
+    /// With mean and deviation of the sample's group.
+    ByGroup,
+    /// With mean and deviation of all samples of the epoch.
+    ByBatch,
+}
+
+impl StandardizeParts {
+    /// Samples as an advantage is to see them.
+    pub fn of(self, samples: &[Sample]) -> Cow<'_, [Sample]> {
+        let parts = Rewards::of_parts(samples);
+        if self == Self::No || parts.is_empty() {
+            return Cow::Borrowed(samples);
+        }
+        let standardized = |part: &Rewards| -> Vec<Option<f64>> {
+            let total = part.total();
+            part.map(|value, group| {
+                let whose = if self == Self::ByGroup { group } else { total };
+                (value - whose.mean) / (whose.std + 1e-6)
+            })
+        };
+        let columns: Vec<(f64, Vec<Option<f64>>)> = parts.iter().map(|(w, part)| (*w, standardized(part))).collect();
+        let mut samples = samples.to_vec();
+        for (i, sample) in samples.iter_mut().enumerate() {
+            if let Ok(Score { value, .. }) = &mut sample.reward {
+                *value = columns.iter().map(|(w, column)| w * column[i].unwrap_or(0.0)).sum();
+            }
+        }
+        Cow::Owned(samples)
+    }
+}
 
 /// Mean and population deviation of some numbers.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -7,7 +7,7 @@ mod record;
 mod state;
 mod update;
 
-pub use record::{EpochReport, Shown};
+pub use record::{EpochReport, Logged};
 pub use state::{State, StateError};
 pub use update::Outcome;
 
@@ -107,7 +107,10 @@ impl<'a> Trainer<'a> {
         let start = Instant::now();
         let field = self.field(Some(self.drawing()));
         let rollout = self.rollout(&*field, observer);
-        let collected = self.method.collection.collect(&rollout, &self.state.memory)?;
+        self.reward.wake();
+        let collected = self.method.collection.collect(&rollout, &self.state.memory);
+        self.reward.sleep();
+        let collected = collected?;
         let reward = rollout.reward_time();
         let rolled = start.elapsed();
 
@@ -165,7 +168,7 @@ impl<'a> Trainer<'a> {
                 points: method.likelihood.needs_path(),
                 velocities: method.batch.reuse_velocities && method.can_reuse_velocities(),
             },
-            max_missing: method.max_missing,
+            patience: method.patience,
             in_flight: self.in_flight,
             device: &self.device,
             observer,
@@ -204,7 +207,7 @@ impl<'a> Trainer<'a> {
     fn remember(&mut self, samples: &[Sample]) {
         let memory = self.method.advantage.memory();
         if memory > 0 {
-            for sample in samples {
+            for sample in &*self.method.standardize_parts.of(samples) {
                 self.state.history.extend(&sample.prompt.text, sample.value().into_iter(), memory);
             }
         }

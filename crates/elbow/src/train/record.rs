@@ -5,31 +5,29 @@ use crate::{
     advantage::{Moments, Rewards},
     batch::Sample,
     collection::Collected,
-    prompts::Prompt,
 };
-use image::RgbImage;
 use serde_json::{Map, Value};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-/// One epoch's numbers and some of its samples.
+/// One epoch's numbers and samples.
 #[derive(Clone, Debug)]
 pub struct EpochReport {
     /// One record of `metrics.jsonl`; keys that start with `time_` and `samples_per_second` depend on the machine, all others
     /// on the run alone.
     pub record: Map<String, Value>,
-    /// The first sample of each prompt.
-    pub samples: Vec<Shown>,
+    /// All samples of the batch, group after group.
+    pub samples: Vec<Logged>,
 }
 
-/// A picture, what it was drawn for and how it scored.
+/// A sample, and what was made of its reward.
 #[derive(Clone, Debug)]
-pub struct Shown {
-    /// The picture.
-    pub image: Arc<RgbImage>,
-    /// Its prompt.
-    pub prompt: Arc<Prompt>,
-    /// Its reward; `None` is missing.
-    pub reward: Option<f64>,
+pub struct Logged {
+    /// The sample.
+    pub sample: Sample,
+    /// Its advantage; `None` where its reward is missing, or the advantage leaves it out.
+    pub advantage: Option<f64>,
+    /// Whether it was trained on.
+    pub trained: bool,
 }
 
 /// How long the parts of an epoch took.
@@ -48,13 +46,13 @@ pub(super) fn report(trainer: &Trainer<'_>, collected: &Collected, outcome: &Out
     times(collected.drawn, timing, &mut record);
     record.extend(collected.log.iter().cloned());
 
-    let group_size = trainer.method.batch.group_size;
-    let shown = |sample: &Sample| Shown {
-        image: Arc::clone(&sample.image),
-        prompt: Arc::clone(&sample.prompt),
-        reward: sample.value(),
+    let made = outcome.advantages.iter().zip(&outcome.used);
+    let logged = |(sample, (&advantage, &trained)): (&Sample, (&Option<f64>, &bool))| Logged {
+        sample: sample.clone(),
+        advantage,
+        trained,
     };
-    EpochReport { record, samples: collected.batch.samples.iter().step_by(group_size).map(shown).collect() }
+    EpochReport { record, samples: collected.batch.samples.iter().zip(made).map(logged).collect() }
 }
 
 /// What the samples drawn in this epoch scored, and how the groups of the batch differ.

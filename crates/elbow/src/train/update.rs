@@ -35,6 +35,10 @@ pub struct Outcome {
     pub kls: Vec<f64>,
     /// Gradient norm of every update, before clipping.
     pub grad_norms: Vec<f64>,
+    /// The advantage of every sample of the batch.
+    pub advantages: Vec<Option<f64>>,
+    /// Whether it was trained on.
+    pub used: Vec<bool>,
     /// Samples that were trained on.
     pub trained: usize,
     /// Their forward passes, under all weights.
@@ -69,8 +73,9 @@ struct Update<'a, 'b> {
 
 pub(super) fn run(trainer: &mut Trainer<'_>, batch: &Batch, observer: &dyn Observer) -> Result<Outcome, TrainError> {
     let (sizes, lag) = (trainer.method.batch, trainer.method.behavior);
-    let known = trainer.method.advantage.advantages(&batch.samples, &trainer.state.history);
-    let zero_variance = trainer.method.advantage.zero_variance(&batch.samples);
+    let compared = trainer.method.standardize_parts.of(&batch.samples);
+    let known = trainer.method.advantage.advantages(&compared, &trainer.state.history);
+    let zero_variance = trainer.method.advantage.zero_variance(&compared);
     let idle = trainer.method.rests_without_advantage();
     let without_gradient = |sample: &Sample, advantage: f64| {
         zero_variance[sample.group] && (sizes.drop_zero_variance || (idle && advantage == 0.0))
@@ -83,7 +88,8 @@ pub(super) fn run(trainer: &mut Trainer<'_>, batch: &Batch, observer: &dyn Obser
     let guided_reference = trainer.guided_reference();
     let teachers: Vec<_> = trainer.teachers.iter().map(|teacher| trainer.field(Some(teacher))).collect();
     let share = batch.len() / sizes.updates;
-    let mut outcome = Outcome::default();
+    let used = trained.iter().map(Option::is_some).collect();
+    let mut outcome = Outcome { advantages: known.clone(), used, ..Outcome::default() };
     for number in 0..sizes.updates {
         let rows = number * share..(number + 1) * share;
         let moved = trainer.state.behavior.values() != trainer.state.current.values();

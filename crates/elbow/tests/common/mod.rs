@@ -5,7 +5,7 @@ mod objectives;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use elbow::{
-    Prompt, RgbImage,
+    Needs, Prompt, RgbImage,
     advantage::{AdvantageKind, BestWorst, Nft},
     batch::{Batch, Sample},
     config::Config,
@@ -189,7 +189,7 @@ impl Case {
             keep: Keep { points: self.likelihood.get().needs_path(), velocities: false },
             micro_batch: B,
             in_flight: 1,
-            judge_together: false,
+            needs: Needs::default(),
             device: &device,
             phase: "test",
             observer: &(),

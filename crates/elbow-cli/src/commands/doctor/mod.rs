@@ -10,7 +10,7 @@ use anyhow::Result;
 use check::{Check, Checks};
 use elbow_models::pipeline::Source;
 use elbow_run::{
-    Components, Error, Event, Recipe,
+    Components, Error, Event, Recipe, data,
     model::{Diffusers, Model},
     recipe,
 };
@@ -66,8 +66,9 @@ fn recipe(args: &Args, device: DeviceName, checks: &mut Checks) {
     let batch = recipe.method.batch;
     let said = format!("{name}: {} prompts × {} images an epoch", batch.groups, batch.group_size);
     checks.add(&Check::new("recipe", Ok(said)));
-    for check in trial::rewards(&recipe.setting.reward) {
-        checks.add(&check);
+    match data::held_out(&recipe) {
+        Ok((prompts, _)) => trial::rewards(&recipe, &prompts).iter().for_each(|check| checks.add(check)),
+        Err(error) => checks.add(&Check::new("prompts", Err(error.into()))),
     }
     if let Model::Diffusers(folder) = &recipe.setting.model {
         let failed = checks.failed;

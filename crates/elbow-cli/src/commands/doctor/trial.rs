@@ -5,7 +5,7 @@ use crate::failure;
 use anyhow::{Context, Result};
 use burn::tensor::Tensor;
 use elbow::{
-    Prompt, Request, RgbImage,
+    Prompt,
     batch::Batch,
     config::{BatchConfig, Config, MicroBatch},
     evaluation::{Evaluation, Fields},
@@ -13,47 +13,24 @@ use elbow::{
     schedule::Schedule,
     train::Trainer,
 };
-use elbow_run::{Components, Recipe, plan::disagreeing, reward::RewardConfig};
-use elbow_world::{Scene, Task, prompts, splitmix};
-use std::sync::Arc;
+use elbow_run::{
+    Components, Recipe, components,
+    plan::disagreeing,
+    reward::{RewardConfig, Tools},
+    self_test,
+};
 
-/// Each reward of a recipe on pictures whose score is known.
-pub fn rewards(reward: &RewardConfig) -> Vec<Check> {
-    match reward {
-        RewardConfig::Sum { parts } => parts.iter().flat_map(|part| rewards(&part.reward)).collect(),
-        RewardConfig::Geneval { .. } => vec![Check::new("reward", geneval(reward))],
-        RewardConfig::Jpeg { .. } => vec![Check::new("reward", jpeg(reward))],
-    }
-}
-
-/// A scene drawn for its prompt scores 1, an empty picture less.
-fn geneval(reward: &RewardConfig) -> Result<String> {
-    let record = prompts::records_of(Task::TwoObject).first().context("the world has no prompts")?;
-    let scene = Scene::sample(record, &mut splitmix(0))?;
-    let [right, wrong] = scores(reward, [scene.render(), Scene::default().render()], &Prompt::from(record))?;
-    if right.to_bits() == 1f64.to_bits() && wrong < 1.0 {
-        return Ok(format!("geneval: 1 for a picture of {:?}, {wrong} for an empty one", record.prompt));
-    }
-    Err(broken(format!("geneval: {right} for a picture of {:?}, 1 expected; {wrong} for an empty one", record.prompt)))
-}
-
-/// Bytes of a plain picture, 32 × 32, as libjpeg writes it.
-const PLAIN: f64 = 646.0;
-
-fn jpeg(reward: &RewardConfig) -> Result<String> {
-    let plain = RgbImage::from_pixel(32, 32, image::Rgb([200, 120, 40]));
-    let [kilobytes, _] = scores(reward, [plain.clone(), plain], &"a plain picture".into())?;
-    let said = format!("jpeg: {kilobytes} for a plain picture of {PLAIN} bytes");
-    // Encoders differ by a byte or two.
-    if (kilobytes.abs() * 1000.0 - PLAIN).abs() < 2.5 { Ok(said) } else { Err(broken(said)) }
-}
-
-fn scores(reward: &RewardConfig, images: [RgbImage; 2], prompt: &Prompt) -> Result<[f64; 2]> {
-    let prompts = [prompt, prompt].map(|prompt| Arc::new(prompt.clone()));
-    let request = Request { images: &images, prompts: &prompts, latents: None, groups: &[0, 0] };
-    let scored = reward.build().score(&request);
-    let [first, second] = <[_; 2]>::try_from(scored).map_err(|_| broken("two pictures have not two scores".into()))?;
-    Ok([first?.value, second?.value])
+/// Each reward of a recipe on pictures of which something is known.
+pub fn rewards(recipe: &Recipe, prompts: &[Prompt]) -> Vec<Check> {
+    let probe = components::tools(recipe, prompts).probe;
+    let Some(probe) = probe else {
+        return vec![Check::new("reward", Err(broken("there is no prompt to try it with".into())))];
+    };
+    let ask = |(name, reward): (String, &RewardConfig)| {
+        let built = reward.named(&name, &Tools::default());
+        Check::new("reward", built.and_then(|built| self_test::try_out(reward, &*built, &probe)).map_err(Into::into))
+    };
+    recipe.setting.reward.leaves().into_iter().map(ask).collect()
 }
 
 fn broken(message: String) -> anyhow::Error {
