@@ -138,9 +138,9 @@ fn a_run_goes_on_where_its_files_were_moved_to() {
     let place = |name: &str| root.path().join(name);
     for folder in ["here", "there"] {
         fs::create_dir(place(folder)).unwrap();
-        fs::write(place(folder).join("prompts.txt"), "a photo of a cat\na photo of a dog\n").unwrap();
+        fs::write(place(folder).join("prompts.txt"), "a photo of a cat\na photo of a bird\n").unwrap();
     }
-    fs::write(place("there").join("others.txt"), "a photo of a bird\n").unwrap();
+    fs::write(place("there").join("others.txt"), "a photo of a boat\n").unwrap();
     let files = ["prompts.kind=files", "prompts.train=prompts.txt", "prompts.test=prompts.txt", "reward.kind=jpeg"];
     let run = |name: &str, epochs: u64| {
         let mut command = train(&place("here").join(name), epochs);

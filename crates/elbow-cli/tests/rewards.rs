@@ -29,7 +29,8 @@ fn python() -> Option<String> {
 
 /// The lines of the sample logs of a run.
 fn samples(run: &Path) -> Vec<Value> {
-    let logs = files(&run.join("samples"));
+    let mut logs = files(&run.join("samples"));
+    logs.retain(|name, _| name.extension().is_some_and(|end| end == "jsonl"));
     let lines = logs
         .values()
         .flat_map(|bytes| String::from_utf8(bytes.clone()).unwrap().lines().map(str::to_owned).collect::<Vec<_>>());
@@ -122,7 +123,7 @@ fn whatever_goes_wrong_in_a_reward_is_missing_and_never_zero() {
         assert!(reasons.iter().any(|reason| reason.contains(word)), "{word}: {reasons:#?}");
     }
     let log = fs::read_to_string(run.join("rewards.log")).unwrap();
-    assert!(log.contains("moody: call 1 of") && log.contains("nothing to see"), "{log}");
+    assert!(log.contains("moody: call 1 of") && log.contains("SIGKILL"), "{log}");
 }
 
 #[test]
@@ -190,6 +191,23 @@ print("ready", flush=True)
 server.serve_forever()
 "#;
 
+/// A server that ends with its test.
+struct Server(Child);
+
+impl Server {
+    fn kill(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
 /// A directory with a server's program, and the port that it listens on.
 struct Desk {
     root: tempfile::TempDir,
@@ -205,7 +223,7 @@ impl Desk {
         Some(Self { root, python, port })
     }
 
-    fn server(&self) -> Child {
+    fn server(&self) -> Server {
         let mut command = Command::new(&self.python);
         command
             .args(["server.py", &self.port.to_string(), "book"])
@@ -215,7 +233,7 @@ impl Desk {
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         assert_eq!(line, "ready\n");
-        child
+        Server(child)
     }
 
     /// What the server was asked about so far.
@@ -276,8 +294,7 @@ fn a_run_that_waits_for_its_server_is_the_run_that_never_lost_it() {
     // The server goes and comes back.
     let mut process = desk.train("patient", "wait").spawn().unwrap();
     trained(&desk.run("patient"), 1);
-    server.kill().unwrap();
-    server.wait().unwrap();
+    server.kill();
     let rest = waits(&mut process);
     server = desk.server();
     rest.for_each(drop);
@@ -290,8 +307,7 @@ fn a_run_that_waits_for_its_server_is_the_run_that_never_lost_it() {
     // The run is killed too, while it waits.
     let mut process = desk.train("killed", "wait").spawn().unwrap();
     trained(&desk.run("killed"), 1);
-    server.kill().unwrap();
-    server.wait().unwrap();
+    server.kill();
     drop(waits(&mut process));
     process.kill().unwrap();
     process.wait().unwrap();
@@ -304,19 +320,17 @@ fn a_run_that_waits_for_its_server_is_the_run_that_never_lost_it() {
     let book = desk.book();
     let again: BTreeSet<&String> = book[before..].iter().filter(|mark| book[..before].contains(mark)).collect();
     assert!(again.len() <= 2, "{} of {} were asked twice", again.len(), book.len());
-    server.kill().unwrap();
-    server.wait().unwrap();
+    server.kill();
 }
 
 #[test]
 fn without_its_server_a_run_stops_or_goes_on_as_it_was_told() {
     let Some(desk) = Desk::new() else { return };
     let mut server = desk.server();
-    let lose = |name: &str, on_missing: &str, server: &mut Child| {
+    let lose = |name: &str, on_missing: &str, server: &mut Server| {
         let process = desk.train(name, on_missing).spawn().unwrap();
         trained(&desk.run(name), 1);
-        server.kill().unwrap();
-        server.wait().unwrap();
+        server.kill();
         process.wait_with_output().unwrap()
     };
     let output = lose("stopped", "stop", &mut server);

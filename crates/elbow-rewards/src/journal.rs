@@ -155,6 +155,23 @@ impl Journal {
         old.into_iter().try_for_each(|(_, path)| fs::remove_file(path))
     }
 
+    /// Forgets that nobody could be reached in this epoch, which is not going to count: whoever goes on asks again.
+    pub fn forget_unavailable(&self) -> io::Result<()> {
+        let mut state = self.state();
+        let epoch = state.epoch;
+        state.answers.values_mut().for_each(|answers| answers.unavailable.clear());
+        state.file = None;
+        let Some(path) = state.folder.as_ref().map(|folder| folder.join(format!("{epoch:05}.jsonl"))) else {
+            return Ok(());
+        };
+        let Ok(text) = fs::read_to_string(&path) else { return Ok(()) };
+        let says_unavailable = |line: &&str| {
+            serde_json::from_str::<Line>(line).is_ok_and(|line| matches!(line.answer, Answer::Unavailable(_)))
+        };
+        let kept: Vec<&str> = text.lines().filter(|line| !says_unavailable(line)).collect();
+        fs::write(&path, kept.iter().flat_map(|line| [line, "\n"]).collect::<String>())
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

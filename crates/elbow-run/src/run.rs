@@ -191,10 +191,12 @@ impl<'a> Run<'a> {
         let report = match self.trainer.epoch(&progress) {
             Ok(report) => report,
             Err(TrainError::Rollout(RolloutError::Stopped { .. })) => {
+                self.ask_again_later()?;
                 self.save_progress()?;
                 return Ok(Status::Stopped);
             }
             Err(error) => {
+                self.ask_again_later()?;
                 self.save_progress()?;
                 let folder = self.folder.path().display();
                 return Err(error).at(|| format!("training stopped; the epochs before are saved in {folder}"));
@@ -328,7 +330,10 @@ impl<'a> Run<'a> {
         let progress = Progress { watch: self.watch, stop: Some(&self.stop) };
         let measured = match model.measured(&self.recipe, &data.test, &self.measures(), params, &progress) {
             Ok(measured) => measured,
-            Err(MeasureError::Stopped(_)) => return Ok(None),
+            Err(MeasureError::Stopped(_)) => {
+                self.ask_again_later()?;
+                return Ok(None);
+            }
             Err(error) => return Err(error.into()),
         };
         tools.journal.turn(self.epoch());
@@ -375,6 +380,12 @@ impl<'a> Run<'a> {
         let image = grid::grid(&pictures::samples(&report.samples, self.recipe.method.batch.group_size, 16), 8, 4);
         save_png(&self.folder.images().join(format!("epoch-{epoch:05}.png")), &image)?;
         Ok(self.events.image(epoch, "samples", &image)?)
+    }
+
+    /// What nobody answered in work that ends here is asked again by whoever goes on.
+    fn ask_again_later(&self) -> Result<()> {
+        let place = || "cannot write to the journal of the rewards".to_owned();
+        self.components.tools.journal.forget_unavailable().at(place)
     }
 
     /// Saves what no checkpoint holds yet.

@@ -71,7 +71,7 @@ impl Told {
             }
             Event::Evaluation { epoch, .. } => format!("evaluation {epoch}"),
             Event::Epoch { epoch, record, samples, .. } => {
-                assert_eq!((record["epoch"].as_u64(), samples.len()), (Some(epoch), 2));
+                assert_eq!((record["epoch"].as_u64(), samples.len()), (Some(epoch), 4));
                 format!("epoch {epoch}")
             }
             Event::Checkpoint { epoch, path } => {

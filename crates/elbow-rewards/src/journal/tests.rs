@@ -101,6 +101,18 @@ fn failures_are_answers_and_the_unreachable_is_told_as_often_as_it_was() {
 }
 
 #[test]
+fn work_that_ends_without_an_answer_asks_again() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let journal = opened(folder.path(), 2);
+    let (first, _) = reward(&journal, |i| if i == 0 { third(1) } else { Err(RewardError::Unavailable("away".into())) });
+    let before = scores(&first, &[1, 2]);
+    journal.forget_unavailable().expect("writes");
+    let (again, asked) = reward(&opened(folder.path(), 2), |_| Ok(9.0.into()));
+    assert_eq!(scores(&again, &[1, 2]), [before[0].clone(), Ok(9.0.into())]);
+    assert_eq!(asked.load(Ordering::SeqCst), 1);
+}
+
+#[test]
 fn a_journal_keeps_the_base_and_what_no_checkpoint_holds() {
     let folder = tempfile::tempdir().expect("a folder");
     let journal = opened(folder.path(), 0);

@@ -320,7 +320,7 @@ mod tests {
         let typo = "{name = 'b', wight = 1, reward = {kind = 'jpeg'}}";
         assert_told(
             &format!("reward = {{kind = 'sum', parts = [{jpeg}, {typo}]}}"),
-            &["}: unknown field `wight`, expected one of `name`, `weight`, `reward`"],
+            &["}: unknown field `wight`, expected one of `name`, `weight`, `threshold`, `clip`, `only_if`, `reward`"],
         );
         assert_told("reward = {kind = 'sum', parts = [{name = 'a'}]}", &["missing field `reward`"]);
         assert_told("reward = {kind = 'sum', parts = 3}", &["`reward.parts` = 3: expected a list of sections"]);
