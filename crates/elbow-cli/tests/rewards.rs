@@ -1,5 +1,7 @@
 //! Rewards of users in whole runs: a Python function, a server that goes away and comes back, and what a run makes of each.
 
+#![expect(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
+
 mod common;
 
 use common::{SMALL, assert_same, elbow, files, resume, sets, succeed, text, wait_for};
@@ -313,7 +315,7 @@ fn a_run_that_waits_for_its_server_is_the_run_that_never_lost_it() {
     process.wait().unwrap();
     let before = desk.book().len();
     server = desk.server();
-    succeed(&mut resume(&desk.run("killed")).current_dir(desk.root.path()));
+    succeed(resume(&desk.run("killed")).current_dir(desk.root.path()));
     assert_same(&desk.run("straight"), &desk.run("killed"));
     assert_eq!(samples(&desk.run("straight")), samples(&desk.run("killed")));
     // The two pictures of the self-test are asked again, and no other that was answered.

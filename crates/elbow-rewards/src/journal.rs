@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::{
     collections::BTreeMap,
+    fmt::Write as _,
     fs::{self, File},
     io::{self, BufRead, BufReader, Write},
     path::{Path, PathBuf},
@@ -114,7 +115,7 @@ impl Answers {
             let Ok(Line { reward, key, answer }) = serde_json::from_str(&line?) else { break };
             match Result::from(answer) {
                 Err(error @ RewardError::Unavailable(_)) => {
-                    self.unavailable.entry((reward, key)).or_default().push(error)
+                    self.unavailable.entry((reward, key)).or_default().push(error);
                 }
                 answer => drop(self.last.entry((reward, key)).or_insert(answer)),
             }
@@ -221,7 +222,7 @@ fn write(
 ) {
     let line = Line { reward: reward.clone(), key: key.clone(), answer: answer.into() };
     let text = serde_json::to_string(&line).expect("invariant: a line is plain JSON") + "\n";
-    if !file.is_some_and(|file| file.write_all(text.as_bytes()).is_ok()) {
+    if file.is_none_or(|file| file.write_all(text.as_bytes()).is_err()) {
         log.say(reward, &format!("an answer could not be written to its {what}"));
     }
 }
@@ -391,7 +392,10 @@ pub fn picture_hash(image: &RgbImage) -> String {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 #[cfg(test)]

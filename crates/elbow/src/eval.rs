@@ -150,7 +150,9 @@ pub fn measure(
         }
         rows
     };
-    rewards.iter().for_each(|reward| reward.wake());
+    for reward in rewards {
+        reward.wake();
+    }
     let mut drawn = drawing.draw(seats, policy.encode(prompts)?, judge);
     let mut scores = BTreeMap::new();
     for reward in rewards {
@@ -163,7 +165,9 @@ pub fn measure(
         let values = column.into_iter().map(|score| score.ok().map(|score| score.value)).collect();
         scores.insert(reward.name().to_owned(), values);
     }
-    rewards.iter().for_each(|reward| reward.sleep());
+    for reward in rewards {
+        reward.sleep();
+    }
     let samples = &drawn.batch.samples;
     Ok(Measured {
         images: samples.iter().map(|sample| RgbImage::clone(&sample.image)).collect(),

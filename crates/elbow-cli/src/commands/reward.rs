@@ -9,6 +9,7 @@ use elbow_run::{Recipe, components, data, recipe, samples};
 use elbow_runlog::{RunFolder, write_atomic};
 use serde_json::{Map, Value};
 use std::{
+    fmt::Write,
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
     sync::{
@@ -260,7 +261,7 @@ fn scored(reward: &dyn Reward, pictures: &Pictures) -> (String, String) {
             line.insert("picture".into(), pictures.names[row].clone().into());
             line.insert("prompt".into(), pictures.prompts[row].text.clone().into());
             samples::add_score(&mut line, &score);
-            lines += &format!("{}\n", Value::Object(line));
+            let _ = writeln!(lines, "{}", Value::Object(line));
             match score {
                 Ok(score) => values.push(score.value),
                 Err(_) => missing += 1,

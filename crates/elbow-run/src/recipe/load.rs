@@ -51,7 +51,7 @@ const PLACES: [&str; 9] = [
     "keep.score_cache",
 ];
 
-/// The recipe of an existing run. A recipe or changes given beside it must say the same, but for `epochs` and [places](PLACES).
+/// The recipe of an existing run. A recipe or changes given beside it must say the same, but for `epochs` and the places of files and servers.
 pub fn of_run(folder: &RunFolder, path: Option<&Path>, changes: &[String]) -> Result<Recipe> {
     let config = folder.config();
     let (_, saved) = load(Some(&config), &[])?;
