@@ -183,6 +183,7 @@ fn prompt_files_that_cannot_be_used_are_refused_with_the_line_or_prompt() {
         ("p.jsonl", "{\"prompt\": \"a photo of a cat\"}\n".into(), "missing field `tag`"),
         ("p.txt", "a photo of a cat\n".into(), "reward `geneval` wants a .jsonl file"),
         ("p.jsonl", cat.replace("of a cat", "of a unicorn"), "unknown word `unicorn`"),
+        ("p.jsonl", cat.replace("\"cat\"", "\"Cat\""), "the detector knows no class \"Cat\"; it knows airplane, "),
         ("p.csv", "a photo of a cat\n".into(), "p.csv: a prompt file ends in .txt"),
     ] {
         let root = tempfile::tempdir().unwrap();

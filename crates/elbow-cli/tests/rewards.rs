@@ -365,8 +365,15 @@ fn without_its_server_a_run_stops_or_goes_on_as_it_was_told() {
 fn pictures_are_scored_again_and_by_themselves() {
     let root = tempfile::tempdir().unwrap();
     let run = root.path().join("run");
-    let more = ["epochs=1", "keep.pictures=true", "reward.kind=\"jpeg\"", "eval.measure.every=0"];
+    // What only watches is measured, and not trained on.
+    let watching = "eval.rewards=[{ name = \"size\", reward = { kind = \"jpeg\", aim = \"incompress\" } }]";
+    let more = ["epochs=1", "keep.pictures=true", "reward.kind=\"jpeg\"", "eval.measure.every=0", watching];
     succeed(elbow(["train", "--run"]).arg(&run).args(sets(&SMALL)).args(sets(&more)));
+    let result: Value = serde_json::from_slice(&fs::read(run.join("result.json")).unwrap()).unwrap();
+    for when in ["base", "tuned"] {
+        let number = |name: &str| result[when][format!("eval_reward_{name}")].as_f64().unwrap();
+        assert!(number("size") > 0.6 && (number("size") + number("jpeg")).abs() < 1e-9, "{result}");
+    }
     let score = |arguments: &[&str]| -> Vec<Value> {
         let printed = succeed(elbow(["reward", "score"]).args(arguments).args(sets(&["reward.kind=\"jpeg\""])));
         printed.lines().map(|line| serde_json::from_str(line).unwrap()).collect()

@@ -46,10 +46,9 @@ impl Components {
         let data = Data::read(recipe)?;
         let tools = tools(recipe, &data.test);
         let reward = reward(recipe, &data.test, &tools)?;
-        let checked = reward.check(&data.listed);
-        checked.map_err(|error| {
-            Error::new(error.to_string(), "give such prompts what the reward wants, or set another reward")
-        })?;
+        let advice = "give such prompts what the reward wants, or set another reward";
+        let checked = reward.check(&data.listed).map_err(|error| Error::new(error.to_string(), advice));
+        checked.at(|| data.early.place.clone())?;
         let model = LoadedModel::load(recipe, &data.early, device, watch)?;
         drop(tools.policy.set(model.policy.clone()));
         let objective = recipe.method.objective.get();

@@ -21,6 +21,11 @@ use std::{
 
 /// Arguments of `elbow reward`.
 #[derive(clap::Args)]
+#[command(after_help = "Examples:
+  elbow reward new my_reward.py                                  a Python file to start from
+  elbow reward check --set reward.kind=python --set reward.file=my_reward.py
+  elbow reward score images/ --prompts prompts.txt --set reward.kind=python --set reward.file=my_reward.py
+  elbow reward serve --recipe my-recipe.toml                     for other trainers")]
 pub struct Args {
     #[command(subcommand)]
     what: What,
