@@ -316,15 +316,16 @@ fn a_model_raises_its_own_consistency() {
 #[test]
 fn weights_that_are_no_numbers_are_named_before_anything_is_drawn() {
     for file in ["transformer", "vae"] {
-        let place = Place::new("sd3");
-        let path = place.model.path().join(file).join("diffusion_pytorch_model.safetensors");
+        let sd3 = Place::new("sd3");
+        let path = sd3.model.path().join(file).join("diffusion_pytorch_model.safetensors");
         let mut bytes = fs::read(&path).unwrap();
         let end = bytes.len();
         bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
         fs::write(&path, bytes).unwrap();
-        let output = place.train("sd3.5-geneval", "run", &["model.text_length=24", "epochs=1"]).output().unwrap();
+        let output = sd3.train("sd3.5-geneval", "run", &["model.text_length=24", "epochs=1"]).output().unwrap();
         let told = text(&output);
-        let words = [&format!("weights in {}", path.parent().unwrap().display()), "holds NaN or an infinite number"];
+        let place = format!("weights in {}", path.parent().unwrap().display());
+        let words = [&*place, "holds NaN or an infinite number"];
         assert!(!output.status.success() && words.iter().all(|word| told.contains(word)), "{file}: {told}");
     }
 }
