@@ -136,7 +136,7 @@ fn check_section(
 ) -> bool {
     let path = place.join(key);
     let mut inside = place.inside(key, None);
-    if inside.has("kind") {
+    if inside.has("kind") && !inside.takes_any_name() {
         let Some(kind) = table.get("kind") else {
             let text = format!("[{path}] has no `kind`: one of {}", inside.choices("kind").join(", "));
             problems.push(Problem { path, text });
@@ -324,6 +324,17 @@ mod tests {
         );
         assert_told("reward = {kind = 'sum', parts = [{name = 'a'}]}", &["missing field `reward`"]);
         assert_told("reward = {kind = 'sum', parts = 3}", &["`reward.parts` = 3: expected a list of sections"]);
+    }
+
+    #[test]
+    fn numbers_go_by_names_of_the_users_own() {
+        for weights in ["{}", "{ocr = 0.5, kind = 2}"] {
+            assert_told(&format!("reward = {{kind = 'python', weights = {weights}}}"), &[]);
+        }
+        assert_told(
+            "reward = {kind = 'python', weights = {ocr = 'a'}}",
+            &["`reward.weights.ocr` = \"a\": expected a number"],
+        );
     }
 
     #[test]

@@ -73,6 +73,11 @@ impl Place {
         }
     }
 
+    /// Whether this is no section of known fields but numbers under names of the user's own.
+    pub(super) fn takes_any_name(&self) -> bool {
+        self.read(NOBODY, Value::Float(0.0)).is_ok()
+    }
+
     /// Whether the field is a list of sections.
     pub(super) fn lists_sections(&self, key: &str) -> bool {
         let read = |items| self.read(key, Value::Array(items)).err();
