@@ -48,8 +48,7 @@ pub fn folder(out: &Path, force: bool) -> Result<()> {
     vacant(out, force)
 }
 
-/// Refuses a place that is taken, unless `force` replaces what is there, and one whose folder is not there.
-pub fn vacant(out: &Path, force: bool) -> Result<()> {
+fn vacant(out: &Path, force: bool) -> Result<()> {
     if out.exists() && !force {
         let hint = "choose another --out, or replace it with --force";
         return Err(failure::error(format!("{} is there already", out.display()), hint));

@@ -3,8 +3,11 @@
 #![expect(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
 
 mod common;
+#[path = "../../elbow-rewards/tests/common/mod.rs"]
+mod interpreter;
 
 use common::{SMALL, assert_same, elbow, files, resume, sets, succeed, text, wait_for};
+use interpreter::python;
 use serde_json::Value;
 use std::{
     collections::BTreeSet,
@@ -14,20 +17,6 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
-
-/// A Python that has Pillow: `ELBOW_TEST_PYTHON`, else the one in `target/python`. Where there is none the test says that it is skipped,
-/// unless `ELBOW_REQUIRE_PYTHON` is set.
-#[expect(clippy::print_stderr, reason = "a skipped test says so")]
-fn python() -> Option<String> {
-    let built = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/python/bin/python");
-    let python = std::env::var_os("ELBOW_TEST_PYTHON").map_or_else(built, PathBuf::from);
-    if python.exists() {
-        return Some(python.to_str().expect("plain").to_owned());
-    }
-    assert!(std::env::var_os("ELBOW_REQUIRE_PYTHON").is_none(), "no Python at {}", python.display());
-    eprintln!("skipped: no Python at {}", python.display());
-    None
-}
 
 /// The lines of the sample logs of a run.
 fn samples(run: &Path) -> Vec<Value> {
@@ -73,6 +62,8 @@ fn the_reward_of_the_readme_trains_the_nano_model() {
     let result: Value = serde_json::from_str(&fs::read_to_string(run.join("result.json")).unwrap()).unwrap();
     let score = |when: &str| result[when]["eval_reward_my_reward"].as_f64().unwrap();
     assert!(score("tuned") > score("base") + 0.005, "{result}");
+    let printed = succeed(resume(&run).args(sets(&["epochs=5"])).current_dir(root.path()));
+    assert!(printed.contains("5 epochs from 4"), "{printed}");
 }
 
 /// A reward that does everything wrong that can be done, by turns, and is right about the rest.

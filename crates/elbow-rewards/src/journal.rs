@@ -7,7 +7,7 @@
 use crate::Log;
 use elbow::{
     Prompt, Request, Reward, RewardError, RgbImage, Score,
-    reward::{Needs, Part},
+    reward::{self, Needs, Part},
 };
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -326,8 +326,7 @@ impl Reward for Journaled {
             }
             answers[row] = Some(self.journal.state().add(places[row].clone(), answer, &self.log));
         }
-        let unanswered = || Err(RewardError::Failed("the reward gave too few scores".into()));
-        answers.into_iter().map(|answer| answer.unwrap_or_else(unanswered)).collect()
+        answers.into_iter().map(|answer| answer.expect("invariant: what was not known was asked")).collect()
     }
 
     fn wake(&self) {
@@ -348,17 +347,11 @@ fn open(answers: &[Option<Result<Score, RewardError>>], groups: Option<&[usize]>
 
 /// Asks a reward about some samples of a request.
 fn ask(reward: &dyn Reward, request: &Request<'_>, rows: &[usize]) -> Vec<Result<Score, RewardError>> {
-    if rows.is_empty() {
-        return Vec::new();
+    match rows.len() {
+        0 => Vec::new(),
+        all if all == request.images.len() => reward::ask(reward, request),
+        _ => reward::ask(reward, &request.select(rows).request()),
     }
-    if rows.len() == request.images.len() {
-        return reward.score(request);
-    }
-    let images: Vec<RgbImage> = rows.iter().map(|&row| request.images[row].clone()).collect();
-    let prompts: Vec<Arc<Prompt>> = rows.iter().map(|&row| Arc::clone(&request.prompts[row])).collect();
-    let groups: Vec<usize> = rows.iter().map(|&row| request.groups[row]).collect();
-    let latents = request.latents.map(|latents| elbow::policy::rows_of(latents, rows));
-    reward.score(&Request { images: &images, prompts: &prompts, latents: latents.as_ref(), groups: &groups })
 }
 
 /// What names each sample: picture and prompt, or those of its whole group and its place in it.

@@ -8,6 +8,7 @@ pub mod log;
 pub mod pickle;
 pub mod serve;
 pub mod served;
+mod side_by_side;
 pub mod worker;
 
 pub use geneval::{Detection, Detector, GenEval, Mode};

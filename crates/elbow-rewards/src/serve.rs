@@ -13,14 +13,17 @@
 use axum::{
     Json, Router,
     body::Bytes,
-    extract::{DefaultBodyLimit, Request as HttpRequest, State},
+    extract::{DefaultBodyLimit, Request as HttpRequest, State, rejection::BytesRejection},
     http::{StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
 use base64::{Engine, prelude::BASE64_STANDARD};
-use elbow::{Prompt, Request, Reward, RewardError, RgbImage, Score};
+use elbow::{
+    Prompt, Reward, RewardError, RgbImage, Score,
+    reward::{self, Pictures},
+};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
@@ -34,6 +37,7 @@ use std::{
     },
     time::{Duration, Instant},
 };
+use tokio::task::JoinHandle;
 
 /// How long requests under way may take when the server is to end.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -110,7 +114,7 @@ async fn set(flag: Arc<AtomicBool>) {
     }
 }
 
-/// Tokens are compared by their digests, whose differences say nothing of the token.
+/// SHA-256 of a token: comparing digests leaks nothing about the token by its timing.
 fn digest(token: &str) -> [u8; 32] {
     Sha256::digest(token.as_bytes()).into()
 }
@@ -120,10 +124,17 @@ async fn admit(State(shop): State<Arc<Shop>>, request: HttpRequest, next: Next) 
     let brought = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let token = brought.and_then(|value| value.strip_prefix("Bearer ")).map(digest);
     if shop.token.is_some() && shop.token != token {
-        let error = json!({ "error": "send the token of this server as `Authorization: Bearer TOKEN`" });
-        return (StatusCode::UNAUTHORIZED, Json(error)).into_response();
+        return refuse_unread(
+            StatusCode::UNAUTHORIZED,
+            "send the token of this server as `Authorization: Bearer TOKEN`",
+        );
     }
     next.run(request).await
+}
+
+/// Refuses a request whose body is not read. The connection closes, and says so, or its next request would be lost.
+fn refuse_unread(status: StatusCode, error: &str) -> Response {
+    (status, [(header::CONNECTION, "close")], Json(json!({ "error": error }))).into_response()
 }
 
 async fn rewards(State(shop): State<Arc<Shop>>) -> Json<Value> {
@@ -173,14 +184,11 @@ struct Turn {
     image_b64: Option<String>,
 }
 
-/// Pictures to score, with their prompts.
-struct Pictures {
-    images: Vec<RgbImage>,
-    prompts: Vec<Arc<Prompt>>,
-    groups: Vec<usize>,
-}
-
-async fn score(State(shop): State<Arc<Shop>>, body: Bytes) -> Response {
+async fn score(State(shop): State<Arc<Shop>>, body: Result<Bytes, BytesRejection>) -> Response {
+    let body = match body {
+        Ok(body) => body,
+        Err(rejection) => return refuse_unread(rejection.status(), &rejection.body_text()),
+    };
     let refused = |text: String| (StatusCode::BAD_REQUEST, Json(json!({ "error": text }))).into_response();
     let asked: Asked = match serde_json::from_slice(&body) {
         Ok(asked) => asked,
@@ -193,74 +201,89 @@ async fn score(State(shop): State<Arc<Shop>>, body: Bytes) -> Response {
         Ok(Err(text)) => return refused(text),
         Err(_) => return refused("the pictures cannot be read".into()),
     };
-    let total = wanted.len();
-    let (mut results, mut errors, mut parts) =
-        (vec![Map::new(); total], vec![Map::new(); total], vec![Map::new(); total]);
-    let names: Vec<&str> = shop.desks.iter().map(|desk| &*desk.name).collect();
-    for (row, unknown) in
-        wanted.iter().enumerate().flat_map(|(row, all)| all.iter().flatten().map(move |name| (row, name)))
-    {
-        if !names.contains(&&**unknown) {
-            errors[row]
-                .insert(unknown.clone(), format!("there is no such reward; there are: {}", names.join(", ")).into());
-        }
-    }
-    let asked: Vec<_> = shop
-        .desks
-        .iter()
-        .filter_map(|desk| {
-            let wants = |row: &usize| wanted[*row].as_ref().is_none_or(|names| names.contains(&desk.name));
-            let rows: Vec<usize> = (0..total).filter(wants).collect();
-            if rows.is_empty() {
-                return None;
-            }
-            let (desk, pictures, all) = (Arc::clone(desk), Arc::clone(&pictures), rows.clone());
-            Some((Arc::clone(&desk), rows, tokio::task::spawn_blocking(move || desk.ask(&pictures, &all))))
-        })
-        .collect();
-    for (desk, rows, answer) in asked {
+    let mut reply = Reply::new(wanted.len());
+    reply.refuse_unknown(&wanted, &shop.desks);
+    let asked: Vec<_> = shop.desks.iter().filter_map(|desk| ask(desk, &pictures, &wanted)).collect();
+    for Asking { desk, rows, answer } in asked {
         let scores = match tokio::time::timeout(shop.timeout, answer).await {
             Ok(Ok(scores)) => scores,
             Ok(Err(_)) => vec![Err(RewardError::Failed("the reward broke down".into())); rows.len()],
             Err(_) => {
                 desk.counts().failures += rows.len() as u64;
-                vec![
-                    Err(RewardError::Unavailable(format!("no answer within {} s", shop.timeout.as_secs_f64())));
-                    rows.len()
-                ]
+                let error = format!("no answer within {} s", shop.timeout.as_secs_f64());
+                vec![Err(RewardError::Unavailable(error)); rows.len()]
             }
         };
-        for (row, score) in rows.into_iter().zip(scores) {
-            match score {
-                Ok(score) => {
-                    results[row].insert(desk.name.clone(), json!({ "score": score.value }));
-                    if !score.parts.is_empty() {
-                        let all = score.parts.iter().map(|part| (part.name.to_string(), Value::from(part.value)));
-                        parts[row].insert(desk.name.clone(), Value::Object(all.collect()));
-                    }
-                }
-                Err(error) => drop(errors[row].insert(desk.name.clone(), error.to_string().into())),
+        rows.into_iter().zip(scores).for_each(|(row, score)| reply.add(row, &desk.name, score));
+    }
+    let Reply { results, errors, parts } = reply;
+    Json(json!({ "results": results, "errors": errors, "parts": parts })).into_response()
+}
+
+/// A reward that is being asked about some rows of a request.
+struct Asking {
+    desk: Arc<Desk>,
+    rows: Vec<usize>,
+    answer: JoinHandle<Vec<Result<Score, RewardError>>>,
+}
+
+/// Asks a reward about the rows that want it, on a thread of its own; nothing if none does.
+fn ask(desk: &Arc<Desk>, pictures: &Arc<Pictures>, wanted: &[Option<Vec<String>>]) -> Option<Asking> {
+    let wants = |row: &usize| wanted[*row].as_ref().is_none_or(|names| names.contains(&desk.name));
+    let rows: Vec<usize> = (0..wanted.len()).filter(wants).collect();
+    if rows.is_empty() {
+        return None;
+    }
+    let (asked, pictures, all) = (Arc::clone(desk), Arc::clone(pictures), rows.clone());
+    let answer = tokio::task::spawn_blocking(move || asked.ask(&pictures, &all));
+    Some(Asking { desk: Arc::clone(desk), rows, answer })
+}
+
+/// What is said of each picture, by reward.
+struct Reply {
+    results: Vec<Map<String, Value>>,
+    errors: Vec<Map<String, Value>>,
+    parts: Vec<Map<String, Value>>,
+}
+
+impl Reply {
+    /// Of so many pictures, nothing yet.
+    fn new(pictures: usize) -> Self {
+        let empty = vec![Map::new(); pictures];
+        Self { results: empty.clone(), errors: empty.clone(), parts: empty }
+    }
+
+    /// Says of rewards that are wanted and not there that there are none.
+    fn refuse_unknown(&mut self, wanted: &[Option<Vec<String>>], desks: &[Arc<Desk>]) {
+        let names: Vec<&str> = desks.iter().map(|desk| &*desk.name).collect();
+        for (errors, wanted) in self.errors.iter_mut().zip(wanted) {
+            for unknown in wanted.iter().flatten().filter(|name| !names.contains(&name.as_str())) {
+                let error = format!("there is no such reward; there are: {}", names.join(", "));
+                errors.insert(unknown.clone(), error.into());
             }
         }
     }
-    Json(json!({ "results": results, "errors": errors, "parts": parts })).into_response()
+
+    /// Adds a reward's answer for one picture.
+    fn add(&mut self, row: usize, name: &str, score: Result<Score, RewardError>) {
+        match score {
+            Ok(score) => {
+                self.results[row].insert(name.to_owned(), json!({ "score": score.value }));
+                if !score.parts.is_empty() {
+                    let all = score.parts.iter().map(|part| (part.name.to_string(), Value::from(part.value)));
+                    self.parts[row].insert(name.to_owned(), Value::Object(all.collect()));
+                }
+            }
+            Err(error) => drop(self.errors[row].insert(name.to_owned(), error.to_string().into())),
+        }
+    }
 }
 
 impl Desk {
     /// The scores of some of the pictures.
     fn ask(&self, pictures: &Pictures, rows: &[usize]) -> Vec<Result<Score, RewardError>> {
         let started = Instant::now();
-        let images: Vec<RgbImage> = rows.iter().map(|&row| pictures.images[row].clone()).collect();
-        let prompts: Vec<Arc<Prompt>> = rows.iter().map(|&row| Arc::clone(&pictures.prompts[row])).collect();
-        let groups: Vec<usize> = rows.iter().map(|&row| pictures.groups[row]).collect();
-        let mut scores =
-            self.reward.score(&Request { images: &images, prompts: &prompts, latents: None, groups: &groups });
-        scores.resize(rows.len(), Err(RewardError::Failed("the reward gave too few scores".into())));
-        for score in &mut scores {
-            if let Some(value) = score.as_ref().ok().map(|score| score.value).filter(|value| !value.is_finite()) {
-                *score = Err(RewardError::Failed(format!("the score is {value}")));
-            }
-        }
+        let scores = reward::ask(&*self.reward, &pictures.request().select(rows).request());
         let mut counts = self.counts();
         counts.requests += 1;
         counts.pictures += rows.len() as u64;
@@ -272,7 +295,7 @@ impl Desk {
 
 /// Reads the pictures of a request, or says which one cannot be read.
 fn pictures(asked: Asked) -> Result<Pictures, String> {
-    let mut pictures = Pictures { images: Vec::new(), prompts: Vec::new(), groups: Vec::new() };
+    let mut pictures = Pictures::default();
     for (row, one) in asked.requests.into_iter().enumerate() {
         let image = one.history.iter().rev().find_map(|turn| turn.image_b64.as_deref());
         let image = image.ok_or_else(|| format!("requests[{row}].history has no image_b64"))?;

@@ -637,6 +637,15 @@ fn files_without_hooks_have_nothing_to_do() {
     assert_eq!(desk.log.take(), [""; 0]);
 }
 
+/// Waits until something holds.
+fn within(limit: Duration, what: &str, holds: impl Fn() -> bool) {
+    let deadline = Instant::now() + limit;
+    while !holds() {
+        assert!(Instant::now() < deadline, "waited for: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// What `nothing_is_left` starts and kills.
 #[test]
 #[ignore = "runs for ever; another test starts it"]
@@ -667,21 +676,13 @@ def score(images, prompts, metadata):
         .stdout(std::process::Stdio::null())
         .spawn()
         .unwrap();
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while !Path::new(&desk.path("locked")).exists() {
-        assert!(Instant::now() < deadline, "the parent did not come to score");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    within(Duration::from_secs(30), "the parent comes to score", || Path::new(&desk.path("locked")).exists());
     let lock = fs::File::open(desk.path("lock")).unwrap();
     assert!(lock.try_lock().is_err(), "the child holds it");
     // SIGKILL.
     parent.kill().unwrap();
     parent.wait().unwrap();
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while lock.try_lock().is_err() {
-        assert!(Instant::now() < deadline, "a child is left");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    within(Duration::from_secs(10), "no child is left", || lock.try_lock().is_ok());
 }
 
 #[test]

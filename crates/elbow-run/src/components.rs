@@ -7,7 +7,7 @@ use crate::{
     machine::sha256,
     memory,
     recipe::Recipe,
-    reward::{Probe, Tools},
+    reward::{Probe, RewardConfig, Tools},
     self_test,
 };
 use burn::tensor::Device;
@@ -20,6 +20,7 @@ use elbow::{
     train::{TrainError, Trainer},
 };
 use elbow_models::policy::NetworkPolicy;
+use elbow_rewards::Log;
 use elbow_runlog::{RunFolder, checkpoint};
 use std::{path::Path, sync::Arc};
 
@@ -105,22 +106,15 @@ pub fn reward(recipe: &Recipe, test: &[Prompt], tools: &Tools) -> Result<Box<dyn
     Ok(reward)
 }
 
-/// Asks every reward of a recipe about pictures of which something is known, and the whole about those of `[[self_test]]`; says what
-/// each answered.
-pub fn try_rewards(recipe: &Recipe, test: &[Prompt]) -> Result<Vec<String>> {
-    let Tools { log, probe, .. } = tools(recipe, test);
-    let Some(probe) = probe else { return Ok(Vec::new()) };
-    let tools = Tools { log, ..Tools::default() };
-    let mut said = Vec::new();
-    for (name, config) in recipe.setting.reward.leaves() {
-        let reward = config.named(&name, &tools)?;
-        said.push(self_test::try_out(config, &*reward, &probe)?);
-    }
-    if !recipe.setting.self_test.is_empty() {
-        let reward = recipe.setting.reward.build(&tools)?;
-        said.extend(self_test::known(&recipe.setting.self_test, &*reward, &probe.prompt)?);
-    }
-    Ok(said)
+/// Asks every reward of a recipe by itself about pictures of which something is known; what each answered, or what is wrong with it.
+pub fn try_each(recipe: &Recipe, test: &[Prompt], log: &Log) -> Vec<Result<String>> {
+    let Some(probe) = tools(recipe, test).probe else { return Vec::new() };
+    // Without a probe, or it would be asked when it is built.
+    let tools = Tools { log: log.clone(), ..Tools::default() };
+    let ask = |(name, config): (String, &RewardConfig)| {
+        config.named(&name, &tools).and_then(|reward| self_test::try_out(config, &*reward, &probe))
+    };
+    recipe.setting.reward.leaves().into_iter().map(ask).collect()
 }
 
 /// The policy of a recipe, on its device.

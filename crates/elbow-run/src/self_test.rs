@@ -4,7 +4,7 @@ use crate::{
     error::{At, Error, Result},
     reward::{Probe, RewardConfig, SelfTest},
 };
-use elbow::{Prompt, Request, Reward, RewardError, RgbImage, Score};
+use elbow::{Prompt, Request, Reward, RewardError, RgbImage, Score, reward};
 use elbow_rewards::jpeg::{Aim, Unit};
 use elbow_world::{Scene, Task, prompts, splitmix};
 use std::sync::Arc;
@@ -17,7 +17,9 @@ pub fn try_out(config: &RewardConfig, reward: &dyn Reward, probe: &Probe) -> Res
     match config {
         RewardConfig::Geneval { .. } => geneval(reward),
         RewardConfig::Jpeg { aim, unit } => jpeg(reward, *aim, *unit),
-        RewardConfig::SelfConsistency { .. } => Ok("self_consistency: asked once the model is loaded".into()),
+        RewardConfig::SelfConsistency { .. } => {
+            Ok(format!("{}: scores latents, so that no picture can try it", reward.name()))
+        }
         _ if probe.given => Ok(format!("{}: asked about the pictures of [[self_test]]", reward.name())),
         _ => any(reward, probe),
     }
@@ -50,21 +52,8 @@ fn any(reward: &dyn Reward, probe: &Probe) -> Result<String> {
     let side = probe.side;
     let ramp = RgbImage::from_fn(side, side, |x, y| image::Rgb([(x * 255 / side) as u8, (y * 255 / side) as u8, 128]));
     let board = RgbImage::from_fn(side, side, |x, y| image::Rgb([if (x / 8 + y / 8) % 2 == 0 { 230 } else { 30 }; 3]));
-    let name = reward.name().to_owned();
-    let [ramp, board] = scores(reward, [ramp, board], &probe.prompt);
-    let number = |score: Result<Score, RewardError>| {
-        score.map(|score| score.value).map_err(|error| {
-            let hint = match error {
-                RewardError::Unavailable(_) => "see that it runs and can be reached; `elbow reward check` asks it again",
-                _ => {
-                    "if it has no score for such pictures, name two of which you know the better one: [[self_test]] with better = \
-                     \"a.png\", worse = \"b.png\" and perhaps prompt = \"…\""
-                }
-            };
-            Error::new(format!("reward `{name}` gave no score for a test picture: {error}"), hint)
-        })
-    };
-    let (ramp, board) = (number(ramp)?, number(board)?);
+    let [ramp, board] = numbers(reward, [ramp, board], &probe.prompt)?;
+    let name = reward.name();
     Ok(format!("{name}: {ramp} for a color ramp and {board} for a checkerboard, prompt {:?}", probe.prompt.text))
 }
 
@@ -95,36 +84,27 @@ fn pair(test: &SelfTest, reward: &dyn Reward, prompt: &Prompt) -> Result<String>
     Err(Error::new(message, "turn the reward around, or correct [[self_test]]: nothing is trained before they agree"))
 }
 
+/// The scores of two pictures; an error, with what to do, if one has none.
 fn numbers(reward: &dyn Reward, images: [RgbImage; 2], prompt: &Prompt) -> Result<[f64; 2]> {
-    let number = |score: Result<Score, RewardError>| match score {
-        Ok(score) => Ok(score.value),
-        Err(error) => Err(Error::new(
-            format!("reward `{}` gave no score for a test picture: {error}", reward.name()),
-            "mend the reward: a run in which it gives none would stop",
-        )),
-    };
-    let [first, second] = scores(reward, images, prompt);
-    Ok([number(first)?, number(second)?])
-}
-
-fn scores(reward: &dyn Reward, images: [RgbImage; 2], prompt: &Prompt) -> [Result<Score, RewardError>; 2] {
     let prompts = [prompt, prompt].map(|prompt| Arc::new(prompt.clone()));
     reward.wake();
-    let scored = reward.score(&Request { images: &images, prompts: &prompts, latents: None, groups: &[0, 0] });
+    let request = Request { images: &images, prompts: &prompts, latents: None, groups: &[0, 0] };
+    let scores = reward::ask(reward, &request);
     reward.sleep();
-    let wrong = |scored: Vec<_>| {
-        let error = RewardError::Failed(format!("it gave {} scores for two pictures", scored.len()));
-        [Err(error.clone()), Err(error)]
+    let number = |score: Result<Score, RewardError>| {
+        score.map(|score| score.value).map_err(|error| {
+            let hint = match error {
+                RewardError::Unavailable(_) => "see that it runs and can be reached; `elbow reward check` asks it again",
+                _ => {
+                    "mend the reward; if it has no score for such pictures, name two of which you know the better one: [[self_test]] with \
+                     better = \"a.png\", worse = \"b.png\" and perhaps prompt = \"…\""
+                }
+            };
+            Error::new(format!("reward `{}` gave no score for a test picture: {error}", reward.name()), hint)
+        })
     };
-    let mut scored = <[_; 2]>::try_from(scored).unwrap_or_else(wrong);
-    for score in &mut scored {
-        if let Ok(Score { value, .. }) = score
-            && !value.is_finite()
-        {
-            *score = Err(RewardError::Failed(format!("the score is {value}")));
-        }
-    }
-    scored
+    let numbers: Vec<f64> = scores.into_iter().map(number).collect::<Result<_>>()?;
+    Ok(numbers.try_into().expect("invariant: one answer a picture"))
 }
 
 fn broken(message: String) -> Error {

@@ -10,7 +10,7 @@ use crate::{
     observer::Observer,
     policy::{EncodeError, Policy, VelocityField},
     prompts::Prompt,
-    reward::{Needs, Request, Reward},
+    reward::{self, Needs, Request, Reward},
     sampler::{Keep, SamplerConfig},
 };
 use burn::tensor::Device;
@@ -146,7 +146,7 @@ pub fn measure(
     let judge = |request: &Request<'_>| {
         let mut rows = vec![Vec::with_capacity(rewards.len()); request.images.len()];
         for reward in rewards {
-            rows.iter_mut().zip(reward.score(request)).for_each(|(row, score)| row.push(score));
+            rows.iter_mut().zip(reward::ask(*reward, request)).for_each(|(row, score)| row.push(score));
         }
         rows
     };
@@ -154,12 +154,13 @@ pub fn measure(
         reward.wake();
     }
     let mut drawn = drawing.draw(seats, policy.encode(prompts)?, judge);
+    let finite = missing::finite(&drawn.batch);
     let mut scores = BTreeMap::new();
     for reward in rewards {
         let mut column: Vec<_> = drawn.verdicts.iter_mut().map(|row| row.remove(0)).collect();
         // Scores that no waiting brings stay missing: a summary counts them.
         let patience = Patience { most: 0.0, then: on_missing };
-        if missing::settle(*reward, &drawn.batch, &mut column, patience, observer) == Err(Unsettled::Stopped) {
+        if missing::settle(*reward, &drawn.batch, &finite, &mut column, patience, observer) == Err(Unsettled::Stopped) {
             return Err(MeasureError::Stopped(reward.name().to_owned()));
         }
         let values = column.into_iter().map(|score| score.ok().map(|score| score.value)).collect();

@@ -4,8 +4,7 @@ use crate::{
     batch::Batch,
     observer::{Observer, Waiting},
     policy,
-    prompts::Prompt,
-    reward::{Request, Reward, RewardError, Score},
+    reward::{self, Pictures, Reward, RewardError, Score},
 };
 use image::RgbImage;
 use schemars::JsonSchema;
@@ -48,27 +47,18 @@ pub(crate) enum Unsettled {
     Stopped,
 }
 
-/// Turns scores that are no numbers, and those of samples that are none, into missing ones; then asks again as far as `patience` says.
+/// Asks again for the scores that may still come, as far as `patience` says. What is not `finite` has none.
 pub(crate) fn settle(
     reward: &dyn Reward,
     batch: &Batch,
+    finite: &[bool],
     scores: &mut [Result<Score, RewardError>],
     patience: Patience,
     observer: &dyn Observer,
 ) -> Result<(), Unsettled> {
-    let finite = finite(batch);
-    let check = |scores: &mut [Result<Score, RewardError>]| {
-        for (score, &finite) in scores.iter_mut().zip(&finite) {
-            match score {
-                _ if !finite => *score = Err(RewardError::Failed("the sample is not finite".into())),
-                Ok(Score { value, .. }) if !value.is_finite() => {
-                    *score = Err(RewardError::Failed(format!("the score is {value}")));
-                }
-                _ => {}
-            }
-        }
-    };
-    check(scores);
+    for (score, _) in scores.iter_mut().zip(finite).filter(|(_, finite)| !**finite) {
+        *score = Err(RewardError::Failed("the sample is not finite".into()));
+    }
     for attempt in 0.. {
         let errors: Vec<&RewardError> = scores.iter().filter_map(|score| score.as_ref().err()).collect();
         if errors.len() as f64 <= patience.most * scores.len() as f64 || patience.then == OnMissing::GoOn {
@@ -86,7 +76,6 @@ pub(crate) fn settle(
         for (&row, score) in again.iter().zip(ask(reward, batch, &again)) {
             scores[row] = score;
         }
-        check(scores);
     }
     unreachable!("invariant: attempts have no end")
 }
@@ -104,16 +93,18 @@ fn to_ask_again(reward: &dyn Reward, batch: &Batch, scores: &[Result<Score, Rewa
 
 /// The scores of some samples of a batch.
 fn ask(reward: &dyn Reward, batch: &Batch, rows: &[usize]) -> Vec<Result<Score, RewardError>> {
-    let samples: Vec<_> = rows.iter().map(|&row| &batch.samples[row]).collect();
-    let images: Vec<RgbImage> = samples.iter().map(|sample| RgbImage::clone(&sample.image)).collect();
-    let prompts: Vec<Arc<Prompt>> = samples.iter().map(|sample| Arc::clone(&sample.prompt)).collect();
-    let groups: Vec<usize> = samples.iter().map(|sample| sample.group).collect();
-    let latents = batch.clean().clone().select(0, policy::indices(rows, &batch.clean().device()));
-    reward.score(&Request { images: &images, prompts: &prompts, latents: Some(&latents), groups: &groups })
+    let samples = || rows.iter().map(|&row| &batch.samples[row]);
+    let pictures = Pictures {
+        images: samples().map(|sample| RgbImage::clone(&sample.image)).collect(),
+        prompts: samples().map(|sample| Arc::clone(&sample.prompt)).collect(),
+        latents: Some(policy::rows_of(batch.clean(), rows)),
+        groups: samples().map(|sample| sample.group).collect(),
+    };
+    reward::ask(reward, &pictures.request())
 }
 
-/// Which samples are finite numbers.
-fn finite(batch: &Batch) -> Vec<bool> {
+/// Which samples of a batch are finite numbers.
+pub(crate) fn finite(batch: &Batch) -> Vec<bool> {
     let values: Vec<f32> = batch.clean().clone().into_data().iter::<f32>().collect();
     let dims = (values.len() / batch.len().max(1)).max(1);
     values.chunks(dims).map(|sample| sample.iter().all(|value| value.is_finite())).collect()

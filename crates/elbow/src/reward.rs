@@ -1,6 +1,6 @@
 //! Rewards: what the policy is tuned to please.
 
-use crate::prompts::Prompt;
+use crate::{policy, prompts::Prompt};
 use burn::tensor::Tensor;
 use image::RgbImage;
 use std::sync::Arc;
@@ -16,6 +16,53 @@ pub struct Request<'a> {
     pub latents: Option<&'a Tensor<2>>,
     /// The group of each: samples of one number are compared with each other.
     pub groups: &'a [usize],
+}
+
+impl Request<'_> {
+    /// Some of the samples, in the given order.
+    pub fn select(&self, rows: &[usize]) -> Pictures {
+        Pictures {
+            images: rows.iter().map(|&row| self.images[row].clone()).collect(),
+            prompts: rows.iter().map(|&row| Arc::clone(&self.prompts[row])).collect(),
+            latents: self.latents.map(|latents| policy::rows_of(latents, rows)),
+            groups: rows.iter().map(|&row| self.groups[row]).collect(),
+        }
+    }
+}
+
+/// Samples to score, owned: what a [`Request`] borrows.
+#[derive(Clone, Debug, Default)]
+pub struct Pictures {
+    /// N pictures.
+    pub images: Vec<RgbImage>,
+    /// Their prompts.
+    pub prompts: Vec<Arc<Prompt>>,
+    /// Their clean latents `[N, D]`, if there are any.
+    pub latents: Option<Tensor<2>>,
+    /// The group of each.
+    pub groups: Vec<usize>,
+}
+
+impl Pictures {
+    /// The request to score all of them.
+    pub fn request(&self) -> Request<'_> {
+        let Self { images, prompts, latents, groups } = self;
+        Request { images, prompts, latents: latents.as_ref(), groups }
+    }
+}
+
+/// Asks a reward: one answer a picture, each a finite number or an error, whatever the reward returns.
+pub fn ask(reward: &dyn Reward, request: &Request<'_>) -> Vec<Result<Score, RewardError>> {
+    let (scores, pictures) = (reward.score(request), request.images.len());
+    if scores.len() != pictures {
+        let error = format!("the reward gave {} scores for {pictures} pictures", scores.len());
+        return vec![Err(RewardError::Failed(error)); pictures];
+    }
+    let checked = |score: Result<Score, RewardError>| match score {
+        Ok(Score { value, .. }) if !value.is_finite() => Err(RewardError::Failed(format!("the score is {value}"))),
+        score => score,
+    };
+    scores.into_iter().map(checked).collect()
 }
 
 /// What a reward needs beside pictures and prompts.
@@ -173,16 +220,14 @@ impl Reward for Sum {
     /// All parts are asked at the same time.
     fn score(&self, request: &Request<'_>) -> Vec<Result<Score, RewardError>> {
         let mut columns: Vec<_> = std::thread::scope(|scope| {
-            let ask = |part: &'_ Weighted| part.reward.score(request);
-            let asked: Vec<_> = self.parts.iter().map(|part| scope.spawn(move || ask(part))).collect();
+            let asked: Vec<_> = self.parts.iter().map(|part| scope.spawn(|| ask(&*part.reward, request))).collect();
             let answer = |asked: std::thread::ScopedJoinHandle<'_, Vec<_>>| {
                 asked.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)).into_iter()
             };
             asked.into_iter().map(answer).collect()
         });
-        let unanswered = || RewardError::Failed("the reward gave too few scores".into());
-        let row =
-            |_| self.add(columns.iter_mut().map(|column| column.next().unwrap_or_else(|| Err(unanswered()))).collect());
+        let answer = "invariant: one answer a picture";
+        let row = |_| self.add(columns.iter_mut().map(|column| column.next().expect(answer)).collect());
         (0..request.images.len()).map(row).collect()
     }
 

@@ -10,7 +10,7 @@ use crate::{
     observer::Observer,
     policy::{Conditioning, EncodeError, Policy, VelocityField},
     prompts::{Prompt, PromptSource},
-    reward::{Reward, RewardError, Score},
+    reward::{self, Reward, RewardError, Score},
     sampler::{Keep, Sampling},
     setting::{BatchSize, StartNoise},
 };
@@ -173,7 +173,7 @@ impl Rollout<'_> {
         keep: Keep,
     ) -> Result<Batch, RolloutError> {
         let drawing = self.drawing(phase, sampling, keep);
-        let drawn = drawing.draw(seats, self.encode(prompts)?, |request| self.reward.score(request));
+        let drawn = drawing.draw(seats, self.encode(prompts)?, |request| reward::ask(self.reward, request));
         let Judged { mut batch, mut verdicts, time } = drawn;
         *self.reward_time.lock().unwrap_or_else(PoisonError::into_inner) += time;
         self.settle(&batch, &mut verdicts)?;
@@ -186,17 +186,19 @@ impl Rollout<'_> {
     /// Makes of what samples scored what may be used, or says why nothing may.
     fn settle(&self, batch: &Batch, scores: &mut [Result<Score, RewardError>]) -> Result<(), RolloutError> {
         let (name, epoch) = (|| self.reward.name().to_owned(), self.epoch);
-        missing::settle(self.reward, batch, scores, self.patience, self.observer).map_err(|error| match error {
-            Unsettled::Stopped => RolloutError::Stopped { name: name(), epoch },
-            Unsettled::Missing { missing, first } => RolloutError::Missing {
-                name: name(),
-                missing,
-                total: batch.len(),
-                epoch,
-                limit: self.patience.most,
-                first,
+        missing::settle(self.reward, batch, &missing::finite(batch), scores, self.patience, self.observer).map_err(
+            |error| match error {
+                Unsettled::Stopped => RolloutError::Stopped { name: name(), epoch },
+                Unsettled::Missing { missing, first } => RolloutError::Missing {
+                    name: name(),
+                    missing,
+                    total: batch.len(),
+                    epoch,
+                    limit: self.patience.most,
+                    first,
+                },
             },
-        })
+        )
     }
 
     /// Draws samples of the given prompts and does not score them.

@@ -1,11 +1,11 @@
 //! `elbow reward`: rewards by themselves, without a model.
 
 use super::progress::Bars;
-use crate::{failure, output, target};
+use crate::{failure, output};
 use anyhow::{Context, Result};
-use elbow::{Prompt, Request, Reward, RgbImage, prompts};
-use elbow_rewards::{serve, worker};
-use elbow_run::{Recipe, components, data, recipe, samples};
+use elbow::{Prompt, Request, Reward, RgbImage, prompts, reward};
+use elbow_rewards::{Log, serve, worker};
+use elbow_run::{Recipe, components, data, recipe, reward::Tools, samples, self_test};
 use elbow_runlog::{RunFolder, write_atomic};
 use serde_json::{Map, Value};
 use std::{
@@ -141,7 +141,10 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 fn new(file: &Path) -> Result<()> {
-    target::vacant(file, false)?;
+    if file.exists() {
+        let message = format!("{} is there already", file.display());
+        return Err(failure::error(message, "choose another name, or remove the file yourself"));
+    }
     write_atomic(file, worker::template().as_bytes())?;
     let file = file.display();
     output::line(&format!(
@@ -161,8 +164,14 @@ fn check(source: &Source) -> Result<()> {
     recipe.setting.reward.check_resolution(recipe.setting.model.resolution())?;
     let (prompts, _) = data::held_out(&recipe)?;
     let start = Instant::now();
-    let tried = components::try_rewards(&recipe, &prompts)?;
-    output::line(&tried.join("\n"));
+    let log = Log::default();
+    for said in components::try_each(&recipe, &prompts, &log) {
+        output::line(&said?);
+    }
+    if let (false, Some(prompt)) = (recipe.setting.self_test.is_empty(), prompts.first()) {
+        let reward = recipe.setting.reward.build(&Tools { log, ..Tools::default() })?;
+        output::line(&self_test::known(&recipe.setting.self_test, &*reward, prompt)?.join("\n"));
+    }
     output::line(&format!("all is well, after {:.1} s", start.elapsed().as_secs_f64()));
     Ok(())
 }
@@ -261,7 +270,7 @@ fn scored(reward: &dyn Reward, pictures: &Pictures) -> (String, String) {
             latents: None,
             groups: &groups[rows.clone()],
         };
-        for (row, score) in rows.clone().zip(reward.score(&request)) {
+        for (row, score) in rows.clone().zip(reward::ask(reward, &request)) {
             let mut line = Map::new();
             line.insert("picture".into(), pictures.names[row].clone().into());
             line.insert("prompt".into(), pictures.prompts[row].text.clone().into());

@@ -95,7 +95,7 @@ fn start(args: &Args) -> Result<(Recipe, Target)> {
     Ok((recipe, Target::New(path)))
 }
 
-/// The first of `runs/<name>-1`, `-2`, … that is not there. Its folder is made at once, so that runs which start together take one each.
+/// Creates and returns the first free folder of `runs/<name>-1`, `-2`, …: runs that start at the same time get different folders.
 fn free_name(name: &str) -> Result<PathBuf> {
     fs::create_dir_all("runs").context("cannot create runs/")?;
     for number in 1..=u32::MAX {

@@ -28,17 +28,14 @@ pub use geneval::Geneval;
 pub use llava::Llava;
 pub use score::Service;
 
-use crate::{Log, jpeg};
+use crate::{Log, jpeg, side_by_side::side_by_side};
 use ::base64::{Engine, engine::general_purpose::STANDARD};
 use chat::Judge;
 use elbow::{Prompt, Request, Reward, RewardError, RgbImage, Score, reward::Needs};
 use http::Http;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
-};
+use std::sync::Arc;
 
 /// A reward that a server gives.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -341,31 +338,6 @@ impl Reward for Client {
         let scores = side_by_side(pieces.len(), self.in_flight, |k| self.piece(pieces[k].0, pieces[k].1));
         scores.into_iter().flatten().collect()
     }
-}
-
-/// The results of `count` pieces of work, in order, some of them at a time. They wait for servers: threads of their own keep
-/// those that compute free.
-fn side_by_side<T: Send>(count: usize, threads: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
-    let next = AtomicUsize::new(0);
-    let some = || {
-        let mut done = Vec::new();
-        loop {
-            let k = next.fetch_add(1, Ordering::Relaxed);
-            if k >= count {
-                return done;
-            }
-            done.push((k, work(k)));
-        }
-    };
-    let mut results: Vec<(usize, T)> = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..threads.min(count)).map(|_| scope.spawn(some)).collect();
-        let join = |thread: std::thread::ScopedJoinHandle<'_, Vec<_>>| {
-            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        };
-        threads.into_iter().flat_map(join).collect()
-    });
-    results.sort_by_key(|&(k, _)| k);
-    results.into_iter().map(|(_, result)| result).collect()
 }
 
 /// No score, for what the server says.

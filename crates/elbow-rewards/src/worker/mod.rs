@@ -8,7 +8,7 @@
 mod process;
 mod shared;
 
-use crate::Log;
+use crate::{Log, side_by_side::side_by_side};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use elbow::{
     Request, Reward, RewardError, RgbImage, Score,
@@ -549,24 +549,9 @@ impl Reward for Worker {
     fn score(&self, request: &Request<'_>) -> Vec<Result<Score, RewardError>> {
         let Common { workers, batch, whole_groups, .. } = self.job.common;
         let calls = calls(request.groups, batch, whole_groups);
-        let next = Mutex::new(calls.iter());
-        let lane = || {
-            let mut scored = Vec::new();
-            loop {
-                let call = next.lock().unwrap_or_else(PoisonError::into_inner).next();
-                let Some(chosen) = call else { return scored };
-                scored.extend(chosen.iter().copied().zip(self.call(request, chosen)));
-            }
-        };
-        let mut scored = std::thread::scope(|scope| {
-            let others: Vec<_> = (1..workers.min(calls.len())).map(|_| scope.spawn(lane)).collect();
-            let mut scored = lane();
-            for other in others {
-                scored.extend(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
-            }
-            scored
-        });
-        scored.sort_by_key(|(i, _)| *i);
+        let scores = side_by_side(calls.len(), workers, |k| self.call(request, &calls[k]));
+        let mut scored: Vec<_> = calls.iter().flatten().zip(scores.into_iter().flatten()).collect();
+        scored.sort_by_key(|(i, _)| **i);
         scored.into_iter().map(|(_, score)| score).collect()
     }
 

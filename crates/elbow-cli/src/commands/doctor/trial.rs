@@ -13,28 +13,13 @@ use elbow::{
     schedule::Schedule,
     train::Trainer,
 };
-use elbow_run::{
-    Components, Recipe, components,
-    plan::disagreeing,
-    reward::{RewardConfig, Tools},
-    self_test,
-};
+use elbow_rewards::Log;
+use elbow_run::{Components, Recipe, components, plan::disagreeing};
 
 /// Each reward of a recipe on pictures of which something is known.
 pub fn rewards(recipe: &Recipe, prompts: &[Prompt]) -> Vec<Check> {
-    let probe = components::tools(recipe, prompts).probe;
-    let Some(probe) = probe else {
-        return vec![Check::new("reward", Err(broken("there is no prompt to try it with".into())))];
-    };
-    let ask = |(name, reward): (String, &RewardConfig)| {
-        let built = reward.named(&name, &Tools::default());
-        Check::new("reward", built.and_then(|built| self_test::try_out(reward, &*built, &probe)).map_err(Into::into))
-    };
-    recipe.setting.reward.leaves().into_iter().map(ask).collect()
-}
-
-fn broken(message: String) -> anyhow::Error {
-    failure::error(message, "this build is broken: build it again, and report it if that does not help")
+    let tried = components::try_each(recipe, prompts, &Log::default());
+    tried.into_iter().map(|said| Check::new("reward", said.map_err(Into::into))).collect()
 }
 
 /// Two images, scored 0 and 1, and one optimizer step on them.
