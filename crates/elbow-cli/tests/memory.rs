@@ -75,6 +75,7 @@ fn the_elbo_needs_no_more_memory_for_more_steps_and_the_trajectory_does() {
         checkpointing: Checkpointing::None,
         text: Box::new(WordCodes { device }),
         decoder: Decoder::Pixels,
+        adapter: None,
         seed: 0,
     };
     let fixed = Elbo { timesteps: Timesteps::Stratified { count: 4, first: false, fraction: 1.0 }, ..Elbo::default() };

@@ -15,6 +15,7 @@ use crate::{
     vae::{Vae, VaeConfig, current_name},
 };
 use burn::tensor::Device;
+use elbow::params::Params;
 use sha2::{Digest, Sha256};
 use std::{fs, path::Path, sync::Arc};
 
@@ -63,6 +64,8 @@ pub struct Setup<'a> {
     pub decode_slice: usize,
     /// Folder of prompt embeddings, made when the first is written.
     pub cache: &'a Path,
+    /// The factors of an adapter that training starts from, laid out as `tuning` says; without it they are fresh.
+    pub adapter: Option<Params>,
     /// Decides fresh LoRA factors.
     pub seed: u64,
 }
@@ -166,6 +169,7 @@ impl Source {
             precision: setup.precision,
             text: Box::new(text),
             decoder: Decoder::Vae { vae, slice: setup.decode_slice },
+            adapter: setup.adapter,
             seed: setup.seed,
         })
     }

@@ -145,6 +145,8 @@ pub struct NetworkPolicy {
     pub text: Box<dyn TextEncoder>,
     /// Latents to pictures.
     pub decoder: Decoder,
+    /// The factors of an adapter that training starts from, laid out as `tuning` says; without it they are fresh.
+    pub adapter: Option<Params>,
     /// Decides fresh LoRA factors.
     pub seed: u64,
 }
@@ -182,6 +184,9 @@ impl Policy for NetworkPolicy {
     }
 
     fn initial(&self) -> Params {
+        if let Some(adapter) = &self.adapter {
+            return adapter.clone();
+        }
         let layout = self.network.layout();
         match &self.tuning {
             Tuning::Full => self.base.params(layout.trainable()),

@@ -80,6 +80,7 @@ fn epoch(config: Config, device: &Device) -> Seen {
         precision: Precision::F32,
         checkpointing: Checkpointing::Block,
         decoder: Decoder::Pixels,
+        adapter: None,
         seed: 0,
     };
     let method = config.build(policy.schedule).expect("valid");

@@ -67,6 +67,7 @@ fn load(folder: &Path, frozen_weights: FrozenWeights, checkpointing: Checkpointi
         frozen_weights,
         decode_slice: 1,
         cache: &folder.join("cache"),
+        adapter: None,
         seed: 0,
     };
     let source = Source::open(folder, &options).expect("a model");

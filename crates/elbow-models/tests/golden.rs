@@ -204,6 +204,7 @@ fn a_policy_starts_at_its_reference_and_trains_factors_alone() {
         checkpointing: Checkpointing::Block,
         text: Box::new(NoText),
         decoder: Decoder::Pixels,
+        adapter: None,
         seed: 0,
     };
     assert_eq!((policy.validate(), policy.base()), (Vec::new(), golden.weights.clone()));

@@ -19,7 +19,10 @@ use elbow::{
     policy::{Policy, TextEncoder},
     train::{TrainError, Trainer},
 };
-use elbow_models::policy::NetworkPolicy;
+use elbow_models::{
+    lora_file,
+    policy::{NetworkPolicy, Tuning},
+};
 use elbow_rewards::Log;
 use elbow_runlog::{RunFolder, checkpoint};
 use std::{path::Path, sync::Arc};
@@ -55,8 +58,7 @@ impl Components {
         let objective = recipe.method.objective.get();
         let teachers: Vec<Params> =
             objective.teachers().into_iter().map(|place| model.teacher(place)).collect::<Result<_>>()?;
-        let bytes: Vec<u8> = teachers.iter().flat_map(Params::values).flat_map(|value| value.to_le_bytes()).collect();
-        let teachers_sha256 = (!teachers.is_empty()).then(|| sha256(&bytes));
+        let teachers_sha256 = (!teachers.is_empty()).then(|| values_sha256(&teachers));
         Ok(Self { model, data, reward, tools, teachers, teachers_sha256 })
     }
 
@@ -84,6 +86,12 @@ impl Components {
         trainer.teachers.clone_from(&self.teachers);
         Ok(trainer)
     }
+}
+
+/// SHA-256 of the values of several sets of weights, one after the other.
+fn values_sha256<'a>(all: impl IntoIterator<Item = &'a Params>) -> String {
+    let bytes: Vec<u8> = all.into_iter().flat_map(Params::values).flat_map(|value| value.to_le_bytes()).collect();
+    sha256(&bytes)
 }
 
 /// What the rewards of a recipe are made with; they are tried with the first of the held-out prompts.
@@ -123,6 +131,8 @@ pub struct LoadedModel {
     pub policy: Arc<NetworkPolicy>,
     /// SHA-256 of the base weights.
     pub sha256: String,
+    /// SHA-256 of the values of the adapter that training starts from, if there is one.
+    pub adapter_sha256: Option<String>,
     /// Where tensors live.
     pub device: Device,
 }
@@ -159,7 +169,8 @@ impl LoadedModel {
             text.prepare(&prompts, &progress).at(|| early.place.clone())
         };
         let (policy, sha256) = recipe.setting.model.policy(recipe.method.seed, device, prepare)?;
-        Ok(Self { policy: Arc::new(policy), sha256, device: device.clone() })
+        let adapter_sha256 = policy.adapter.as_ref().map(|adapter| values_sha256([adapter]));
+        Ok(Self { policy: Arc::new(policy), sha256, adapter_sha256, device: device.clone() })
     }
 
     /// The epoch and the weights of a run's checkpoint: of the given epoch, or the last one.
@@ -194,18 +205,33 @@ impl LoadedModel {
         Ok((epoch, self.policy.initial().with_values_of(bytes).at(place)?))
     }
 
-    /// The weights of a teacher: the averaged ones of a run's last checkpoint, or a safetensors file of what this model trains.
+    /// The weights of a teacher: the averaged ones of a run's last checkpoint, a safetensors file of what this model trains, or an adapter of
+    /// any program.
     fn teacher(&self, place: &str) -> Result<Params> {
         let path = Path::new(place);
         let at = || format!("cannot use teacher {place}");
-        if path.is_dir() {
+        if path.join("checkpoints").is_dir() {
             return Ok(self.trained(&RunFolder::open(path).at(at)?, None, Weights::Averaged)?.1);
         }
-        let bytes = std::fs::read(path).at(at)?;
-        self.policy.initial().with_values_of(&bytes).at(at)
+        let own = self.policy.initial();
+        if path.is_file()
+            && let Ok(params) = own.with_values_of(&std::fs::read(path).at(at)?)
+        {
+            return Ok(params);
+        }
+        let Tuning::Lora(config) = &self.policy.tuning else {
+            return own.with_values_of(&std::fs::read(path).at(at)?).at(at);
+        };
+        let adapter = lora_file::read(path, &self.policy.network.layout().to_shapes()).at(at)?;
+        let unfit = |problems: Vec<String>| {
+            let hint = "train with the rank of the largest teacher and all its layers: model.lora";
+            Error::new(format!("it does not fit what is trained:\n{}", problems.join("\n")), hint)
+        };
+        adapter.fitted(config, &own).map_err(unfit).at(at)
     }
 
-    /// Draws images for `prompts` under `params` (`None`: the base) as the recipe evaluates, and scores them.
+    /// Draws images for `prompts` under `params` (`None`: what training starts from, the base or an adapter) as the recipe evaluates, and scores
+    /// them.
     pub fn measure(
         &self,
         recipe: &Recipe,
@@ -226,6 +252,7 @@ impl LoadedModel {
         params: Option<&Params>,
         progress: &Progress<'_>,
     ) -> Result<Measured, MeasureError> {
+        let params = params.or(self.policy.adapter.as_ref());
         let tensors = params.map(|params| params.tensors(&self.device));
         let field = self.policy.bind(tensors.as_ref());
         let (config, on_missing) = (&recipe.setting.eval.measure, recipe.method.on_missing);

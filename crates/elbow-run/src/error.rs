@@ -104,7 +104,7 @@ macro_rules! others {
     };
 }
 
-others![serde_json::Error, toml::ser::Error, toml::de::Error, safetensors::SafeTensorError,];
+others![serde_json::Error, toml::ser::Error, toml::de::Error, safetensors::SafeTensorError, LoraFileError];
 
 /// Says where an error happened.
 pub trait At<T> {

@@ -1,5 +1,6 @@
 //! The model of a recipe: what it may say, and the policy it stands for.
 
+mod adapter;
 mod embedded;
 #[cfg(test)]
 mod tests;
@@ -41,6 +42,9 @@ pub enum Model {
         /// Which parameters are trained.
         #[serde(default = "full")]
         tuning: Tuning,
+        /// An adapter that training starts from, as for a model folder.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        adapter: Option<PathBuf>,
         /// What the factors of the network's products are rounded to.
         #[serde(default)]
         precision: Precision,
@@ -73,6 +77,11 @@ pub struct Diffusers {
     /// Which layers get a low-rank adapter.
     #[serde(default)]
     pub lora: LoraConfig,
+    /// An adapter that training starts from, of any program (`elbow merge --help` lists the formats), or a run folder whose averaged weights
+    /// it is. Its rank, alpha and layers take the place of `lora`, which is left out. `kl.reference` says whether the policy is kept near it or
+    /// near the base.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<PathBuf>,
     /// What the factors of the network's products are rounded to; text encoders and autoencoder compute in f32.
     #[serde(default)]
     pub precision: Precision,
@@ -126,6 +135,7 @@ impl Default for Model {
             weights: None,
             schedule: Schedule::default(),
             tuning: Tuning::Full,
+            adapter: None,
             precision: Precision::F32,
             checkpointing: Checkpointing::None,
         }
@@ -140,6 +150,12 @@ impl Model {
             && lora.rank == 0
         {
             problems.push("the rank of LoRA is 0: must be at least 1".into());
+        }
+        if let Self::Nano { tuning: Tuning::Full, adapter: Some(_), .. } = self {
+            problems.push(
+                "model.adapter: every weight is trained; set model.tuning.kind = \"lora\" to go on with an adapter"
+                    .into(),
+            );
         }
         let Self::Diffusers(folder) = self else { return problems };
         problems.extend(hub::validate(folder.path.as_deref(), folder.hub.as_deref(), folder.revision.as_deref()));
@@ -204,8 +220,12 @@ impl Model {
         prepare: impl FnOnce(&dyn TextEncoder) -> Result<()>,
     ) -> Result<(NetworkPolicy, String)> {
         match self {
-            Self::Nano { weights, schedule, tuning, precision, checkpointing } => {
+            Self::Nano { weights, schedule, tuning, adapter, precision, checkpointing } => {
                 let (mut policy, hash) = embedded::policy(weights.as_deref(), *schedule, tuning, seed, device)?;
+                if let (Some(path), Tuning::Lora(lora)) = (adapter, tuning) {
+                    let start = adapter::read(path, lora, &policy.network)?;
+                    (policy.tuning, policy.adapter) = (Tuning::Lora(start.config), Some(start.factors));
+                }
                 policy.checkpointing = *checkpointing;
                 policy.precision = *precision;
                 no_problems(policy.validate())?;
@@ -213,6 +233,23 @@ impl Model {
                 Ok((policy, hash))
             }
             Self::Diffusers(folder) => folder.policy(seed, device, prepare),
+        }
+    }
+
+    /// The adapter that training starts from.
+    pub fn adapter(&self) -> Option<&Path> {
+        match self {
+            Self::Nano { adapter, .. } => adapter.as_deref(),
+            Self::Diffusers(folder) => folder.adapter.as_deref(),
+        }
+    }
+
+    /// Takes over the rank, alpha and layers that an adapter to start from has.
+    pub fn follow_adapter(&mut self, lora: &LoraConfig) {
+        match self {
+            Self::Nano { tuning, adapter: Some(_), .. } => *tuning = Tuning::Lora(lora.clone()),
+            Self::Diffusers(folder) if folder.adapter.is_some() => folder.lora = lora.clone(),
+            _ => {}
         }
     }
 
@@ -275,6 +312,7 @@ impl Diffusers {
             revision: None,
             variant: None,
             lora: LoraConfig::default(),
+            adapter: None,
             precision: Precision::default(),
             checkpointing: Checkpointing::default(),
             frozen_weights: FrozenWeights::default(),
@@ -325,7 +363,14 @@ impl Diffusers {
     ) -> Result<(NetworkPolicy, String)> {
         let place = || format!("cannot use model {}", self.name());
         let source = self.open().at(place)?;
-        let tuning = Tuning::Lora(self.lora.clone()).of(&source.network);
+        let (lora, adapter) = match &self.adapter {
+            None => (self.lora.clone(), None),
+            Some(path) => {
+                let start = adapter::read(path, &self.lora, &source.network)?;
+                (start.config, Some(start.factors))
+            }
+        };
+        let tuning = Tuning::Lora(lora).of(&source.network);
         no_problems(source.network.validate(source.latent, &tuning, self.checkpointing)).at(place)?;
         let hash = source.digest().at(place)?;
         let setup = Setup {
@@ -335,6 +380,7 @@ impl Diffusers {
             frozen_weights: self.frozen_weights,
             decode_slice: self.decode_slice,
             cache: &self.cache.clone().unwrap_or_else(user_cache),
+            adapter,
             seed,
         };
         prepare(&source.text(&setup, device).at(place)?)?;

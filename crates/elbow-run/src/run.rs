@@ -17,6 +17,7 @@ use elbow::{
     rollout::RolloutError,
     train::{EpochReport, Logged, TrainError, Trainer},
 };
+use elbow_models::policy::Tuning;
 use elbow_runlog::{EventWriter, MetricsWriter, RunFolder, checkpoint, grid, metrics, save_png, write_atomic};
 use serde_json::{Map, Value, json};
 use std::{
@@ -87,6 +88,9 @@ impl<'a> Run<'a> {
     ) -> Result<Self> {
         let mut recipe = recipe;
         recipe.fill_in();
+        if let Tuning::Lora(lora) = &components.model.policy.tuning {
+            recipe.setting.model.follow_adapter(lora);
+        }
         recipe.method.batch.micro_batch = MicroBatch::Size(components.micro_batch(&recipe.method));
         recipe.method.batch.reuse_velocities = components.reuse_velocities(&recipe.method)?;
         let trainer = components.trainer(&recipe.method)?;
@@ -241,6 +245,10 @@ impl<'a> Run<'a> {
         let measures = self.measures();
         let scores = |measured: &Measured| Value::from_iter(judges::entries(measured, &measures));
         let mut results = json!({ "base": scores(&base), "tuned": scores(&tuned) });
+        if let Some(hash) = &self.components.model.adapter_sha256 {
+            // `base` is then the adapter that training started from.
+            results["adapter_sha256"] = json!(hash);
+        }
         let idle = self.epochs_without_update()?;
         if idle > 0 {
             results["epochs_that_trained_nothing"] = idle.into();
@@ -418,6 +426,9 @@ fn create_folder(path: &Path, recipe: &Recipe, components: &Components) -> Resul
     }
     manifest["base_sha256"] = json!(components.model.sha256);
     manifest["prompts_sha256"] = json!(components.data.sha256);
+    if let Some(hash) = &components.model.adapter_sha256 {
+        manifest["adapter_sha256"] = json!(hash);
+    }
     if let Some(hash) = &components.teachers_sha256 {
         manifest["teachers_sha256"] = json!(hash);
     }
@@ -428,13 +439,14 @@ fn create_folder(path: &Path, recipe: &Recipe, components: &Components) -> Resul
     Ok(folder)
 }
 
-/// An error if the base, the prompts or the teachers are not those that the run started with.
+/// An error if the base, the adapter, the prompts or the teachers are not those that the run started with.
 fn same_inputs(folder: &RunFolder, components: &Components) -> Result<()> {
     let manifest = manifest(folder)?;
     let inputs = [
         ("base_sha256", json!(components.model.sha256), "base weights"),
         ("prompts_sha256", json!(components.data.sha256), "prompts"),
         // Null where there are none, as a name that the manifest lacks.
+        ("adapter_sha256", json!(components.model.adapter_sha256), "weights of the adapter"),
         ("teachers_sha256", json!(components.teachers_sha256), "teachers"),
     ];
     for (key, now, what) in inputs {

@@ -19,9 +19,9 @@ pub enum Weights {
     Behavior,
     /// A moving average of the current ones: the behavior weights, unless `behavior.on_policy` keeps one beside them.
     Lagged,
-    /// The base, before training.
+    /// The base, or with `kl.reference = "adapter"` what training started from.
     Reference,
-    /// The base under the guidance of `kl.guidance`, or the sampler's if that is not set.
+    /// The same under the guidance of `kl.guidance`, or the sampler's if that is not set.
     GuidedReference,
     /// One of the trainer's [teachers](crate::train::Trainer::teachers), by number.
     Teacher(usize),
@@ -34,9 +34,9 @@ pub struct Fields<'a> {
     pub behavior: Option<&'a dyn VelocityField>,
     /// `None`: the lagged weights are the behavior weights.
     pub lagged: Option<&'a dyn VelocityField>,
-    /// The base.
+    /// The base, or what training started from.
     pub reference: &'a dyn VelocityField,
-    /// The base under a guidance of its own. `None`: it has none.
+    /// The same under a guidance of its own. `None`: it has none.
     pub guided_reference: Option<&'a dyn VelocityField>,
     /// Further policies over the same base.
     pub teachers: &'a [Box<dyn VelocityField + 'a>],

@@ -1,7 +1,8 @@
 //! Keeping the policy near the reference, and near its own moving average (arXiv 2602.04663, §3.4; estimators k1–k3: Schulman,
 //! *Approximating KL divergence*, 2020).
 //!
-//! With d = L − L_ref and ρ the importance ratio, v_ref and L_ref being those of the base or of the lagged weights:
+//! With d = L − L_ref and ρ the importance ratio, v_ref and L_ref being those of the base, of an adapter that training starts from, or of the
+//! lagged weights:
 //!
 //! | kind | value |
 //! |---|---|
@@ -58,6 +59,9 @@ pub enum Anchor {
     /// The base, which never moves.
     #[default]
     Base,
+    /// The adapter that training starts from (`model.adapter`), as it was then. It takes the base's place in objectives that compare with a
+    /// reference too.
+    Adapter,
     /// The lagged weights of `[behavior]`, a moving average of the policy (AWM, arXiv 2509.25050).
     Lagged,
 }
@@ -74,7 +78,7 @@ pub struct Kl {
     pub importance: bool,
     /// Whom the policy is kept near.
     pub reference: Anchor,
-    /// Classifier-free guidance of the base that the policy is kept near, if it is another than the sampler's.
+    /// Classifier-free guidance of the base or adapter that the policy is kept near, if it is another than the sampler's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub guidance: Option<f64>,
 }
@@ -92,7 +96,7 @@ impl Kl {
             return None;
         }
         let anchor = match self.reference {
-            Anchor::Base => Weights::GuidedReference,
+            Anchor::Base | Anchor::Adapter => Weights::GuidedReference,
             Anchor::Lagged => Weights::Lagged,
         };
         let d = || e.log_prob(Weights::Current) - e.log_prob(anchor);
@@ -124,8 +128,11 @@ impl Kl {
         }
         if let Some(guidance) = self.guidance {
             problems.extend(positive_number("kl.guidance", guidance));
-            if self.reference != Anchor::Base {
-                problems.push("kl.guidance is that of the base: set kl.reference = \"base\", or leave it out".into());
+            if self.reference == Anchor::Lagged {
+                problems.push(
+                    "kl.guidance is that of the base: set kl.reference = \"base\" or \"adapter\", or leave it out"
+                        .into(),
+                );
             }
         }
         problems

@@ -88,10 +88,10 @@ pub trait Policy: Send + Sync {
     /// D, the numbers of one latent. Their meaning (channels, height and width, frames, atoms) is the policy's own.
     fn dims(&self) -> usize;
 
-    /// The trained parameters before training; `bind(Some(initial))` equals `bind(None)`.
+    /// The trained parameters before training; `bind(Some(initial))` equals `bind(None)`, unless training goes on with an adapter.
     fn initial(&self) -> Params;
 
-    /// The field under the given trained parameters; `None` is the reference (adapter off, base weights).
+    /// The field under the given trained parameters; `None` is the base (adapter off).
     fn bind(&self, trained: Option<&Tensors>) -> Box<dyn VelocityField>;
 
     /// Text embeddings, one row a prompt. The empty prompt is the unconditional one.

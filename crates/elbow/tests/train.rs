@@ -1,20 +1,22 @@
 //! The training loop on a policy over the plane: it learns, it resumes, and nothing is silently zero.
 
-use burn::tensor::Device;
+use burn::tensor::{Device, Tensor};
 use elbow::{
-    Policy, Prompt, Request, Reward, RewardError, Score,
+    Policy, Prompt, Request, Reward, RewardError, RgbImage, Score,
     advantage::{AdvantageKind, BestWorst, LeaveOneOut, Nft, PerPrompt, Softmax, Standard, Top},
     batch::{Batch, Sample},
     behavior::BehaviorLag,
     collection::{Collected, CollectionKind, Prefilter, Replay},
     config::{BatchConfig, Config, MicroBatch, Reuse},
-    kl::Kl,
+    kl::{Anchor, Kl},
     likelihood::{Choice, Density, Elbo, LikelihoodKind, Points, StepWeights, Timesteps, Trajectory, Weighting},
     noise::{Key, Purpose},
     objective::{
         self, Dgpo, Dpo, Epg, FlowDppo, Gmpo, Grpo, GrpoGuard, ObjectiveKind, Par, Pepg, Ram, Rpg, TrajectoryBalance,
     },
     optimizer::OptimizerConfig,
+    params::{Params, Tensors},
+    policy::{Conditioning, EncodeError, VelocityField},
     rollout::RolloutError,
     sampler::{
         self, Branch, Cps, Dance, Ddim, Euler, FlowSde, SaSolver, SamplerConfig, SamplerKind, Sde, Strategy, Unipc,
@@ -97,7 +99,12 @@ fn window(strategy: Strategy) -> SamplerConfig {
     sampler(SamplerKind::Window(Window { sde, every: 2, strategy, ..Window::default() }))
 }
 
-fn trainer<'a>(config: &Config, policy: &'a Toy, prompts: &'a Vec<Prompt>, reward: &'a dyn Reward) -> Trainer<'a> {
+fn trainer<'a>(
+    config: &Config,
+    policy: &'a dyn Policy,
+    prompts: &'a Vec<Prompt>,
+    reward: &'a dyn Reward,
+) -> Trainer<'a> {
     let method = config.build(Schedule::RectifiedFlow).expect("a valid configuration");
     Trainer::new(method, policy, prompts, reward, Device::flex()).expect("a policy that encodes nothing")
 }
@@ -490,4 +497,62 @@ fn steps_chosen_at_random_are_those_of_then() {
     let records: Vec<_> = (0..4).map(|_| trainer.epoch(&()).expect("an epoch").record).collect();
     let weights: Vec<f64> = records[1..].iter().filter_map(|record| record["replay_weight"].as_f64()).collect();
     assert!(weights.len() == 3 && weights.iter().all(|w| (w - 1.0).abs() < 1e-6), "{weights:?}");
+}
+
+/// The toy, going on with somebody's weights.
+struct Started {
+    toy: Toy,
+    start: Params,
+}
+
+impl Policy for Started {
+    fn schedule(&self) -> Schedule {
+        self.toy.schedule()
+    }
+
+    fn dims(&self) -> usize {
+        self.toy.dims()
+    }
+
+    fn initial(&self) -> Params {
+        self.start.clone()
+    }
+
+    fn bind(&self, trained: Option<&Tensors>) -> Box<dyn VelocityField> {
+        self.toy.bind(trained)
+    }
+
+    fn encode(&self, prompts: &[Prompt]) -> Result<Conditioning, EncodeError> {
+        self.toy.encode(prompts)
+    }
+
+    fn decode(&self, latents: Tensor<2>) -> Vec<RgbImage> {
+        self.toy.decode(latents)
+    }
+}
+
+/// A policy that goes on with an adapter is held near the base, or near that adapter: the distance is then 0 before it moves.
+#[test]
+fn a_policy_is_held_near_the_base_or_near_what_it_starts_from() {
+    let toy = Toy::default();
+    let mut start = toy.initial();
+    start.values_mut().iter_mut().rev().take(2 * toy.hidden).for_each(|value| *value = 0.3);
+    let policy = Started { toy, start };
+    let prompts = vec![Prompt::from("a point")];
+    let distances = |reference: Anchor, objective: ObjectiveKind| {
+        let kl = Kl { weight: 0.5, reference, ..Kl::default() };
+        let config = Config { kl, objective, ..config() };
+        let mut trainer = trainer(&config, &policy, &prompts, &HONEST);
+        let mut epoch = || trainer.epoch(&()).expect("an epoch").record;
+        let number = |value: &serde_json::Value| value.as_f64().expect("a number");
+        let (first, second) = (epoch(), epoch());
+        [number(&first["kl_loss"]), number(&second["kl_loss"]), number(&first["policy_loss"])]
+    };
+    let [base, _, _] = distances(Anchor::Base, Epg::default().into());
+    let [first, second, _] = distances(Anchor::Adapter, Epg::default().into());
+    assert!(base > 0.1 && first == 0.0 && second > 0.0 && second < base, "{base} {first} {second}");
+    // An objective that compares with a reference compares with the same one: −ln σ(β · 0), whatever β.
+    let losses = |reference| [1.0, 100.0].map(|beta| distances(reference, Dgpo { beta, ..Dgpo::default() }.into())[2]);
+    let ([one, other], [near, far]) = (losses(Anchor::Adapter), losses(Anchor::Base));
+    assert!((one - other).abs() < 1e-6 && (near - far).abs() > 1e-3, "{one} {other} {near} {far}");
 }

@@ -11,6 +11,7 @@
 //! it works at half its strength. It is always written here.
 
 mod error;
+mod fit;
 mod merge;
 mod read;
 mod write;

@@ -30,7 +30,7 @@ pub(crate) fn setup(cache: &Path, tuning: Tuning, decode_slice: usize) -> Setup<
     let checkpointing = Checkpointing::None;
     let precision = Precision::F32;
     let frozen_weights = FrozenWeights::Stored;
-    Setup { tuning, precision, checkpointing, frozen_weights, decode_slice, cache, seed: 0 }
+    Setup { tuning, precision, checkpointing, frozen_weights, decode_slice, cache, adapter: None, seed: 0 }
 }
 
 pub(crate) fn load(folder: &Path, tuning: Tuning, decode_slice: usize) -> NetworkPolicy {

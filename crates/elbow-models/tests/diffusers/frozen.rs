@@ -29,6 +29,7 @@ fn load(folder: &Path, tuning: &Tuning, frozen_weights: FrozenWeights, checkpoin
         decode_slice: 1,
         // One cache each: the second shall not read what the first encoded.
         cache: &folder.join(format!("cache-{frozen_weights:?}")),
+        adapter: None,
         seed: 0,
     };
     Source::open(folder, &options).expect("a model").load(setup, &Device::flex()).expect("weights")

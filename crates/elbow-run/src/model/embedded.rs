@@ -46,6 +46,7 @@ pub fn pixels(config: MmditConfig, base: Params, tuning: Tuning, seed: u64, devi
         checkpointing: Checkpointing::None,
         text: Box::new(WordCodes { device: device.clone() }),
         decoder: Decoder::Pixels,
+        adapter: None,
         seed,
     }
 }

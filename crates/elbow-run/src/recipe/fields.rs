@@ -5,7 +5,7 @@ use crate::{
     model::Model,
     reward::{self, Named, RewardConfig, SelfTest},
 };
-use elbow::{config::Config, eval::EvalConfig, method::MethodError};
+use elbow::{config::Config, eval::EvalConfig, kl::Anchor, method::MethodError};
 use elbow_world::prompts::TaskWeights;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -170,6 +170,12 @@ impl Recipe {
         let schedule = self.setting.model.schedule();
         let mut problems = self.method.build(schedule).err().map(|error| error.problems).unwrap_or_default();
         problems.extend(self.setting_problems());
+        if self.method.kl.reference == Anchor::Adapter && self.setting.model.adapter().is_none() {
+            problems.push(
+                "kl.reference = \"adapter\": there is none to keep near; name it in model.adapter, or set \"base\""
+                    .into(),
+            );
+        }
         if problems.is_empty() { Ok(()) } else { Err(MethodError { problems }) }
     }
 

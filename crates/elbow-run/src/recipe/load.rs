@@ -39,8 +39,9 @@ pub fn load(path: Option<&Path>, changes: &[String]) -> Result<(String, Recipe)>
 }
 
 /// Fields that say where something is: a run may find it elsewhere when it goes on. Hashes tell whether it is the same.
-const PLACES: [&str; 9] = [
+const PLACES: [&str; 10] = [
     "model.path",
+    "model.adapter",
     "model.cache",
     "prompts.train",
     "prompts.test",

@@ -15,6 +15,7 @@ use crate::{
     batch::{Batch, Sample},
     collection::Collected,
     guidance::GuidedField,
+    kl::Anchor,
     lanes,
     method::{Method, MethodError},
     observer::Observer,
@@ -73,6 +74,8 @@ pub struct Trainer<'a> {
     pub state: State,
     /// Further weights over the same base that an objective may ask about, as [`Weights::Teacher`](crate::evaluation::Weights).
     pub teachers: Vec<Params>,
+    /// What stands for [`Weights::Reference`](crate::evaluation::Weights): without it the base.
+    pub reference: Option<Params>,
     /// Micro-batches side by side; results do not depend on it.
     pub in_flight: usize,
 }
@@ -89,8 +92,9 @@ impl<'a> Trainer<'a> {
         method.validate(policy.schedule())?;
         let unconditional = policy.encode(&["".into()])?;
         let state = State::new(policy.initial());
-        let in_flight = lanes::count(&device);
-        Ok(Self { method, policy, prompts, reward, device, unconditional, state, teachers: Vec::new(), in_flight })
+        let reference = (method.kl.reference == Anchor::Adapter).then(|| state.current.clone());
+        let (teachers, in_flight) = (Vec::new(), lanes::count(&device));
+        Ok(Self { method, policy, prompts, reward, device, unconditional, state, teachers, reference, in_flight })
     }
 
     /// What it trains by.
@@ -213,7 +217,7 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    /// The field under the given parameters (`None`: the reference), with the recipe's guidance and without gradients.
+    /// The field under the given parameters (`None`: the base), with the recipe's guidance and without gradients.
     pub fn field(&self, params: Option<&Params>) -> Box<dyn VelocityField + 'a> {
         let tensors = params.map(|params| params.tensors(&self.device));
         self.guided(self.policy.bind(tensors.as_ref()))
@@ -233,10 +237,11 @@ impl<'a> Trainer<'a> {
         Box::new(GuidedField { field, scale, detach, unconditional: self.unconditional.clone() })
     }
 
-    /// The base under a guidance of its own, if the penalty wants it.
+    /// The reference under a guidance of its own, if the penalty wants it.
     fn guided_reference(&self) -> Option<Box<dyn VelocityField + 'a>> {
         let scale = self.method.kl.guidance.filter(|_| self.method.kl.weight != 0.0)?;
-        Some(self.guided_by(scale, self.policy.bind(None)))
+        let tensors = self.reference.as_ref().map(|params| params.tensors(&self.device));
+        Some(self.guided_by(scale, self.policy.bind(tensors.as_ref())))
     }
 }
 

@@ -84,7 +84,7 @@ pub(super) fn run(trainer: &mut Trainer<'_>, batch: &Batch, observer: &dyn Obser
     let trained: Vec<Option<f64>> = samples.map(|(sample, a)| a.filter(|&a| !without_gradient(sample, a))).collect();
     // Made when the first update needs it: the weights do not move before the last.
     let lagged = OnceCell::new();
-    let reference = trainer.field(None);
+    let reference = trainer.field(trainer.reference.as_ref());
     let guided_reference = trainer.guided_reference();
     let teachers: Vec<_> = trainer.teachers.iter().map(|teacher| trainer.field(Some(teacher))).collect();
     let share = batch.len() / sizes.updates;
