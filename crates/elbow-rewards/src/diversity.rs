@@ -139,6 +139,19 @@ fn divided(mut score: Score, by: usize) -> Score {
     score
 }
 
+/// The mean distance of two pictures of a group, over all pairs within groups; `None` if no group has two.
+pub fn within(groups: &[Vec<&RgbImage>]) -> Option<f64> {
+    let sums = |group: &Vec<&RgbImage>| {
+        let layouts: Vec<Layout> = group.iter().map(|image| layout(image)).collect();
+        let pairs = (0..layouts.len()).flat_map(|i| (0..i).map(move |j| (i, j)));
+        pairs.fold((0.0, 0_u64), |(sum, n), (i, j)| (sum + distance(&layouts[i], &layouts[j]), n + 1))
+    };
+    // Collected first: the order of the sum does not depend on the threads.
+    let parts: Vec<(f64, u64)> = groups.par_iter().map(sums).collect();
+    let (sum, pairs) = parts.into_iter().fold((0.0, 0), |(sum, n), part| (sum + part.0, n + part.1));
+    (pairs > 0).then(|| sum / pairs as f64)
+}
+
 /// How many of the company are in one cluster with i, which counts too.
 fn cluster(i: usize, company: &[usize], layouts: &[Layout], threshold: f64) -> usize {
     let mut rest: Vec<usize> = company.iter().copied().filter(|&j| j != i).collect();
@@ -274,6 +287,15 @@ mod tests {
 
     fn values(kind: Kind, samples: &[([u8; 3], f64, usize)]) -> Vec<f64> {
         shaped(kind, samples).into_iter().map(|score| score.expect("scored").value).collect()
+    }
+
+    #[test]
+    fn diversity_is_the_mean_over_pairs_within_groups() {
+        let (red, yellow, blue) = (plain(RED), plain(YELLOW), plain(BLUE));
+        // 60° and 120° and 180° in the first group, none in the second, 0° in the third.
+        let groups = [vec![&red, &yellow, &blue], vec![&blue], vec![&red, &red]];
+        assert_near(within(&groups).expect("pairs"), (0.5 + 1.5 + 2.0 + 0.0) / 4.0);
+        assert_eq!(within(&groups[1..2]), None);
     }
 
     #[test]

@@ -34,6 +34,7 @@ mod memory;
 pub mod model;
 pub mod pictures;
 pub mod plan;
+pub mod radar;
 pub mod recipe;
 pub mod reward;
 pub mod run;

@@ -6,21 +6,23 @@ use crate::{
     event::{Event, Progress, Watch},
     judges, machine, pictures,
     plan::Plan,
+    radar::{Action, Radar, Sighting},
     recipe::Recipe,
     samples,
 };
 use elbow::{
-    Reward,
+    Reward, RgbImage,
     config::MicroBatch,
     eval::{MeasureError, Measured},
     policy::Policy,
     rollout::RolloutError,
-    train::{EpochReport, Logged, TrainError, Trainer},
+    train::{EpochReport, Logged, State, TrainError, Trainer},
 };
 use elbow_models::policy::Tuning;
 use elbow_runlog::{EventWriter, MetricsWriter, RunFolder, checkpoint, grid, metrics, save_png, write_atomic};
 use serde_json::{Map, Value, json};
 use std::{
+    collections::BTreeMap,
     path::Path,
     sync::{
         Arc,
@@ -53,6 +55,7 @@ pub struct Run<'a> {
     warned: bool,
     /// Epochs in a row whose rewards differ too little within groups.
     flat: u32,
+    radar: Radar,
 }
 
 /// Epochs in a row without differences within groups before a run says so.
@@ -95,7 +98,7 @@ impl<'a> Run<'a> {
         recipe.method.batch.reuse_velocities = components.reuse_velocities(&recipe.method)?;
         let trainer = components.trainer(&recipe.method)?;
         let folder = create_folder(path.as_ref(), &recipe, components)?;
-        Self::open(folder, recipe, trainer, components, watch)
+        Self::open(folder, recipe, trainer, Radar::default(), components, watch)
     }
 
     /// A run that was stopped or killed, where its last checkpoint stands. `recipe` is what [`crate::recipe::of_run`] says. The folder
@@ -103,15 +106,20 @@ impl<'a> Run<'a> {
     pub fn resume(folder: RunFolder, recipe: Recipe, components: &'a Components, watch: &'a Watch<'a>) -> Result<Self> {
         let mut trainer = components.trainer(&recipe.method)?;
         same_inputs(&folder, components)?;
-        load_checkpoint(&folder, &mut trainer)?;
+        let mut radar = load_checkpoint(&folder, &mut trainer)?;
         rewind(&folder, &recipe, trainer.state.epoch)?;
-        Self::open(folder, recipe, trainer, components, watch)
+        if !matches!(recipe.setting.radar.action, Action::Stop | Action::Rollback) {
+            // Whoever turns it off wants to go on.
+            radar.halted = None;
+        }
+        Self::open(folder, recipe, trainer, radar, components, watch)
     }
 
     fn open(
         folder: RunFolder,
         recipe: Recipe,
         trainer: Trainer<'a>,
+        radar: Radar,
         components: &'a Components,
         watch: &'a Watch<'a>,
     ) -> Result<Self> {
@@ -142,6 +150,7 @@ impl<'a> Run<'a> {
             planned: None,
             warned: false,
             flat: 0,
+            radar,
         })
     }
 
@@ -170,6 +179,11 @@ impl<'a> Run<'a> {
         self.trainer.state.current.values().len()
     }
 
+    /// Why it ended before its last epoch, if it did (`radar.action = "stop"`, or rollbacks that did not help).
+    pub fn halted(&self) -> Option<&str> {
+        self.radar.halted.as_deref()
+    }
+
     /// Seconds that an epoch should take, known from the first step on where there was something to train.
     pub fn planned(&self) -> Option<f64> {
         self.planned
@@ -182,7 +196,7 @@ impl<'a> Run<'a> {
             return Ok(Status::Stopped);
         }
         let total = self.recipe.method.epochs;
-        if self.epoch() >= total {
+        if self.epoch() >= total || self.radar.halted.is_some() {
             return Ok(Status::Done);
         }
         if self.stop.load(Ordering::SeqCst) {
@@ -207,14 +221,17 @@ impl<'a> Run<'a> {
             }
         };
         let epoch = self.epoch();
-        let Some(record) = self.record(&report)? else { return Ok(Status::Stopped) };
+        let Some((mut record, sighting)) = self.record(&report)? else { return Ok(Status::Stopped) };
+        self.act(&sighting, &mut record)?;
         self.write_samples(&report.samples)?;
         self.write(&record)?;
         self.warn_of_ratios(&record);
         self.warn_of_flat_rewards(&record);
         self.write_pictures(&report)?;
         (self.watch)(Event::Epoch { epoch, record: &record, samples: &report.samples, took: start.elapsed() });
-        if epoch.is_multiple_of(self.recipe.setting.keep.checkpoint_every) || epoch == total {
+        let due = epoch.is_multiple_of(self.recipe.setting.keep.checkpoint_every);
+        // What a rollback goes back to is on disk, and so is that it went back.
+        if due || epoch == total || sighting.best || !sighting.news.is_empty() {
             self.save()?;
         }
         Ok(Status::Training)
@@ -239,7 +256,17 @@ impl<'a> Run<'a> {
         self.save_progress()?;
         let tuned = match self.latest.take() {
             Some((epoch, measured)) if epoch == self.epoch() => measured,
-            _ => self.measure(self.epoch())?.ok_or_else(stopped)?,
+            _ => {
+                let measured = self.measure(self.epoch())?.ok_or_else(stopped)?;
+                let config = self.recipe.setting.radar;
+                if config.action != Action::Off {
+                    let reward = self.components.reward.name();
+                    for text in self.radar.evaluation(&config, self.epoch(), &measured, reward).news {
+                        (self.watch)(Event::Warning { text: &text });
+                    }
+                }
+                measured
+            }
         };
         let base = self.base.take().expect("invariant: a run that began has measured its base");
         let measures = self.measures();
@@ -248,6 +275,12 @@ impl<'a> Run<'a> {
         if let Some(hash) = &self.components.model.adapter_sha256 {
             // `base` is then the adapter that training started from.
             results["adapter_sha256"] = json!(hash);
+        }
+        if let Some(why) = &self.radar.halted {
+            results["halted"] = json!({ "epoch": self.epoch(), "why": why });
+        }
+        if let Some(best) = self.radar.best_epoch() {
+            results["best_epoch"] = best.into();
         }
         let idle = self.epochs_without_update()?;
         if idle > 0 {
@@ -281,6 +314,9 @@ impl<'a> Run<'a> {
             self.planned = Plan::measure(&self.recipe, self.components, 0.0).ok().map(|plan| plan.epoch());
         }
         let Some(base) = self.measure(0)? else { return Ok(false) };
+        if self.epoch() == 0 && self.recipe.setting.radar.action != Action::Off {
+            self.radar.evaluation(&self.recipe.setting.radar, 0, &base, self.components.reward.name());
+        }
         if self.epoch() == 0 {
             let mut record = Map::from_iter([("epoch".to_owned(), Value::from(0))]);
             record.extend(judges::entries(&base, &self.measures()));
@@ -351,7 +387,7 @@ impl<'a> Run<'a> {
 
     /// An epoch's line of the record, with an evaluation if one is due; `None` if it was asked to stop meanwhile. The last epoch has no
     /// evaluation of its own accord: a record does not depend on how many follow, so a longer run begins with the same ones.
-    fn record(&mut self, report: &EpochReport) -> Result<Option<Map<String, Value>>> {
+    fn record(&mut self, report: &EpochReport) -> Result<Option<(Map<String, Value>, Sighting)>> {
         let (epoch, every) = (self.epoch(), self.recipe.setting.eval.measure.every);
         let mut record = report.record.clone();
         record.extend(self.planned.map(|seconds| ("time_planned".to_owned(), Value::from(seconds))));
@@ -360,7 +396,62 @@ impl<'a> Run<'a> {
             record.extend(judges::entries(&measured, &self.measures()));
             self.latest = Some((epoch, measured));
         }
-        Ok(Some(record))
+        let sighting = self.look(report, &record);
+        record.extend(sighting.entries.iter().cloned());
+        Ok(Some((record, sighting)))
+    }
+
+    /// What the radar sees in an epoch, and in its evaluation if there was one.
+    fn look(&mut self, report: &EpochReport, record: &Map<String, Value>) -> Sighting {
+        let (config, epoch) = (self.recipe.setting.radar, self.epoch());
+        if config.action == Action::Off {
+            return Sighting::default();
+        }
+        let mut groups: BTreeMap<usize, Vec<&RgbImage>> = BTreeMap::new();
+        for Logged { sample, .. } in report.samples.iter().filter(|logged| !logged.sample.replayed) {
+            groups.entry(sample.group).or_default().push(&sample.image);
+        }
+        let groups: Vec<Vec<&RgbImage>> = groups.into_values().collect();
+        let mut sighting = self.radar.epoch(&config, epoch, &groups, record);
+        if let Some((_, measured)) = self.latest.as_ref().filter(|(at, _)| *at == epoch) {
+            let held_out = self.radar.evaluation(&config, epoch, measured, self.components.reward.name());
+            sighting.entries.extend(held_out.entries);
+            sighting.news.extend(held_out.news);
+            sighting.best = held_out.best;
+        }
+        sighting
+    }
+
+    /// Does what the recipe wants done about news of the radar.
+    fn act(&mut self, sighting: &Sighting, record: &mut Map<String, Value>) -> Result<()> {
+        for text in &sighting.news {
+            (self.watch)(Event::Warning { text });
+        }
+        let config = self.recipe.setting.radar;
+        let (Some(first), Action::Stop | Action::Rollback) = (sighting.news.first(), config.action) else {
+            return Ok(());
+        };
+        if config.action == Action::Rollback && self.radar.rollbacks < config.rollbacks {
+            let best = self.radar.best_epoch().unwrap_or(0);
+            let state = match best {
+                0 => State::new(self.components.model.policy.initial()),
+                _ => read_state(&self.folder.checkpoints().join(format!("checkpoint-{best}")), &self.trainer.state)?.0,
+            };
+            self.trainer.roll_back(state, config.factor);
+            self.radar.rollbacks += 1;
+            self.radar.clear();
+            self.latest = None;
+            record.insert("rollback_to".to_owned(), best.into());
+            let (epoch, factor) = (self.epoch(), self.trainer.state.optimizer.rate_factor);
+            let text = format!(
+                "epoch {epoch}: back to the weights of epoch {best}, with {factor} times the learning rate (rollback {} of {})",
+                self.radar.rollbacks, config.rollbacks
+            );
+            (self.watch)(Event::Warning { text: &text });
+        } else {
+            self.radar.halted = Some(first.clone());
+        }
+        Ok(())
     }
 
     fn write(&mut self, record: &Map<String, Value>) -> Result<()> {
@@ -406,8 +497,9 @@ impl<'a> Run<'a> {
         let (files, counters) = state.save();
         let files: Vec<(&str, &[u8])> = files.iter().map(|(name, bytes)| (*name, bytes.as_slice())).collect();
         let root = self.folder.checkpoints();
-        let path = checkpoint::write(&root, state.epoch, &files, &json!({ "counters": counters }))?;
-        checkpoint::keep_last(&root, self.recipe.setting.keep.checkpoints)?;
+        let path =
+            checkpoint::write(&root, state.epoch, &files, &json!({ "counters": counters, "radar": self.radar }))?;
+        checkpoint::keep_last(&root, self.recipe.setting.keep.checkpoints, self.radar.best_epoch())?;
         self.saved = state.epoch;
         self.components.tools.journal.forget_before(self.saved).at(|| "cannot delete old answers of rewards".into())?;
         (self.watch)(Event::Checkpoint { epoch: self.saved, path: &path });
@@ -470,15 +562,9 @@ pub fn manifest(folder: &RunFolder) -> Result<Value> {
 }
 
 /// Puts the state of the last checkpoint into the trainer. Nothing on disk changes but what a kill left half done.
-fn load_checkpoint(folder: &RunFolder, trainer: &mut Trainer<'_>) -> Result<()> {
-    let Some((_, path)) = checkpoint::recover(&folder.checkpoints())? else { return Ok(()) };
-    let saved = checkpoint::read(&path)?;
-    let state = trainer.state.load(&saved.files, &saved.state["counters"]).map_err(|error| {
-        Error::new(
-            format!("cannot use checkpoint {}: {error}", path.display()),
-            "delete this checkpoint folder to go on from the one before it",
-        )
-    })?;
+fn load_checkpoint(folder: &RunFolder, trainer: &mut Trainer<'_>) -> Result<Radar> {
+    let Some((_, path)) = checkpoint::recover(&folder.checkpoints())? else { return Ok(Radar::default()) };
+    let (state, radar) = read_state(&path, &trainer.state)?;
     let epochs = trainer.method().epochs;
     if state.epoch > epochs {
         return Err(Error::new(
@@ -487,7 +573,20 @@ fn load_checkpoint(folder: &RunFolder, trainer: &mut Trainer<'_>) -> Result<()> 
         ));
     }
     trainer.state = state;
-    Ok(())
+    Ok(radar)
+}
+
+/// A checkpoint's state, laid out as `layout`, and what the radar remembered then.
+fn read_state(path: &Path, layout: &State) -> Result<(State, Radar)> {
+    let saved = checkpoint::read(path)?;
+    let state = layout.load(&saved.files, &saved.state["counters"]).map_err(|error| {
+        Error::new(
+            format!("cannot use checkpoint {}: {error}", path.display()),
+            "delete this checkpoint folder to go on from the one before it",
+        )
+    })?;
+    // Those of earlier versions have none.
+    Ok((state, serde_json::from_value(saved.state["radar"].clone()).unwrap_or_default()))
 }
 
 /// Makes a folder say what it said after `epoch`, and that the run is to become as long as the recipe says.

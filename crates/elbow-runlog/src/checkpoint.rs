@@ -121,10 +121,11 @@ pub fn read(path: &Path) -> Result<Checkpoint, RunLogError> {
     Ok(Checkpoint { step, state: manifest["state"].take(), files })
 }
 
-/// Removes all complete checkpoints but those of the `n` highest steps; at least one is kept.
-pub fn keep_last(root: &Path, n: usize) -> Result<(), RunLogError> {
+/// Removes all complete checkpoints but those of the `n` highest steps, of which at least one is kept, and that of step `spared`.
+pub fn keep_last(root: &Path, n: usize, spared: Option<u64>) -> Result<(), RunLogError> {
     let all = all(root)?;
-    for (_, path) in &all[..all.len().saturating_sub(n.max(1))] {
+    let old = &all[..all.len().saturating_sub(n.max(1))];
+    for (_, path) in old.iter().filter(|(step, _)| Some(*step) != spared) {
         // Renamed first: a kill during the removal must not leave half a checkpoint under a good name.
         let doomed = hidden(path, ".tmp");
         remove_dir(&doomed)?;

@@ -133,9 +133,11 @@ fn only_the_last_are_kept() {
     let (root, _) = two_checkpoints();
     write(root.path(), 3, b"weights");
     fs::create_dir(root.path().join("checkpoint-1000")).unwrap();
-    checkpoint::keep_last(root.path(), 2).unwrap();
+    checkpoint::keep_last(root.path(), 2, None).unwrap();
     assert_eq!(names(root.path()), ["checkpoint-100", "checkpoint-1000", "checkpoint-20"]);
-    checkpoint::keep_last(root.path(), 0).unwrap();
+    checkpoint::keep_last(root.path(), 1, Some(20)).unwrap();
+    assert_eq!(names(root.path()), ["checkpoint-100", "checkpoint-1000", "checkpoint-20"]);
+    checkpoint::keep_last(root.path(), 0, Some(3)).unwrap();
     assert_eq!(checkpoint::latest(root.path()).unwrap().unwrap().0, 100);
     assert_eq!(names(root.path()), ["checkpoint-100", "checkpoint-1000"]);
 }

@@ -118,12 +118,14 @@ pub struct Optimizer {
     pub first: Params,
     /// Second moment, laid out as the parameters.
     pub second: Params,
+    /// What every rate is multiplied with: 1, or less once a run went back to earlier weights.
+    pub rate_factor: f64,
 }
 
 impl Optimizer {
     /// No steps taken, moments zero.
     pub fn new(params: &Params) -> Self {
-        Self { step: 0, first: params.zeros_like(), second: params.zeros_like() }
+        Self { step: 0, first: params.zeros_like(), second: params.zeros_like(), rate_factor: 1.0 }
     }
 
     /// Clips `gradient` to the configured norm and takes one step of the `total` that the run is to have. Returns the norm before
@@ -144,7 +146,8 @@ impl Optimizer {
             weight_decay: config.weight_decay,
         };
         let (first, second) = (self.first.values_mut(), self.second.values_mut());
-        adam.step(self.step, config.rate(self.step, total), params.values_mut(), gradient.values(), first, second);
+        let rate = self.rate_factor * config.rate(self.step, total);
+        adam.step(self.step, rate, params.values_mut(), gradient.values(), first, second);
         norm
     }
 }

@@ -177,7 +177,7 @@ fn save(folder: &std::path::Path, training: &Pretraining, identity: &serde_json:
     let bytes: Vec<Vec<u8>> = params.iter().map(|p| p.to_safetensors(None)).collect();
     let files: Vec<(&str, &[u8])> = FILES.into_iter().zip(&bytes).map(|(n, b)| (n, b.as_slice())).collect();
     checkpoint::write(folder, training.optimizer.step, &files, identity)?;
-    Ok(checkpoint::keep_last(folder, 1)?)
+    Ok(checkpoint::keep_last(folder, 1, None)?)
 }
 
 fn resume(folder: &std::path::Path, training: &mut Pretraining, identity: &serde_json::Value) -> Result<()> {

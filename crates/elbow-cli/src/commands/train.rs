@@ -78,6 +78,10 @@ pub fn run(mut args: Args, device: DeviceName) -> Result<()> {
         bars.say(&format!("stopped after epoch {epoch}; go on with: elbow train --resume {folder}"));
         return Ok(());
     }
+    if run.halted().is_some() {
+        let (epoch, folder) = (run.epoch(), run.folder().path().display());
+        bars.say(&format!("the radar ended the run after epoch {epoch}; to go on: elbow train --resume {folder} --set radar.action=warn"));
+    }
     let (folder, planned) = (run.folder().clone(), run.planned());
     let results = run.finish()?;
     if let Some(planned) = planned {

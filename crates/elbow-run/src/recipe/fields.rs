@@ -3,6 +3,7 @@
 use crate::{
     error::Result,
     model::Model,
+    radar::RadarConfig,
     reward::{self, Named, RewardConfig, SelfTest},
 };
 use elbow::{config::Config, eval::EvalConfig, kl::Anchor, method::MethodError};
@@ -37,6 +38,8 @@ pub struct Setting {
     pub self_test: Vec<SelfTest>,
     /// How the model is measured before, during and after training.
     pub eval: Eval,
+    /// When a policy is held to cheat its reward or to have collapsed, and what happens then.
+    pub radar: RadarConfig,
     /// What the run folder keeps.
     pub keep: Keep,
 }
@@ -120,7 +123,7 @@ impl Default for Keep {
 
 impl Setting {
     /// The top-level keys that are its own; all others are the method's.
-    pub(super) const KEYS: [&str; 6] = ["model", "prompts", "reward", "self_test", "eval", "keep"];
+    pub(super) const KEYS: [&str; 7] = ["model", "prompts", "reward", "self_test", "eval", "radar", "keep"];
 }
 
 impl Recipe {
@@ -181,13 +184,14 @@ impl Recipe {
 
     /// What is wrong with the setting; one sentence each.
     fn setting_problems(&self) -> Vec<String> {
-        let Setting { model, prompts, reward, self_test: _, eval, keep } = &self.setting;
+        let Setting { model, prompts, reward, self_test: _, eval, radar, keep } = &self.setting;
         let (measure, mut problems) = (&eval.measure, reward.validate("reward"));
         problems.extend(reward::names("eval.rewards", eval.rewards.iter().map(|named| &*named.name)));
         for (k, named) in eval.rewards.iter().enumerate() {
             problems.extend(named.reward.validate(&format!("eval.rewards[{k}].reward")));
         }
         problems.extend(model.validate());
+        problems.extend(radar.validate());
         for (key, value) in [
             ("eval.prompts_per_task", eval.prompts_per_task),
             ("eval.measure.images_per_prompt", measure.images_per_prompt),

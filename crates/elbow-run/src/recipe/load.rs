@@ -52,7 +52,7 @@ const PLACES: [&str; 10] = [
     "keep.score_cache",
 ];
 
-/// The recipe of an existing run. A recipe or changes given beside it must say the same, but for `epochs` and the places of files and servers.
+/// The recipe of an existing run. A recipe or changes given beside it must say the same, but for `epochs`, `[radar]` and the places of files and servers.
 pub fn of_run(folder: &RunFolder, path: Option<&Path>, changes: &[String]) -> Result<Recipe> {
     let config = folder.config();
     let (_, saved) = load(Some(&config), &[])?;
@@ -68,7 +68,11 @@ pub fn of_run(folder: &RunFolder, path: Option<&Path>, changes: &[String]) -> Re
     let mut same_length = asked.clone();
     same_length.method.epochs = saved.method.epochs;
     let mut differences = saved.differences(&same_length)?;
-    differences.retain(|difference| !PLACES.iter().any(|place| difference.starts_with(&format!("{place}: "))));
+    // The radar changes no number of an epoch.
+    let may_differ = |difference: &String| {
+        difference.starts_with("radar.") || PLACES.iter().any(|place| difference.starts_with(&format!("{place}: ")))
+    };
+    differences.retain(|difference| !may_differ(difference));
     if differences.is_empty() {
         return Ok(asked);
     }

@@ -134,6 +134,14 @@ impl<'a> Trainer<'a> {
         Ok(record::report(self, &collected, &outcome, &timing))
     }
 
+    /// Goes back to the weights, moments and memory of an earlier state. The epoch stays, so that new samples are drawn; learning rates are
+    /// `factor` times those of now.
+    pub fn roll_back(&mut self, to: State, factor: f64) {
+        let (epoch, rate_factor) = (self.state.epoch, factor * self.state.optimizer.rate_factor);
+        self.state = State { epoch, ..to };
+        self.state.optimizer.rate_factor = rate_factor;
+    }
+
     /// The first half of an epoch alone: draws its samples from the behavior weights and scores them.
     pub fn collect(&self, observer: &dyn Observer) -> Result<Collected, TrainError> {
         let field = self.field(Some(self.drawing()));

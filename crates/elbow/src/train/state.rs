@@ -81,8 +81,8 @@ impl State {
         if !self.memory.tensors.entries().is_empty() {
             files.push((COLLECTION, self.memory.tensors.to_safetensors(None)));
         }
-        let counters = json!({"epoch": self.epoch, "optimizer_step": self.optimizer.step, "not_finite": self.not_finite,
-            "history": self.history, "collection": self.memory.notes});
+        let counters = json!({"epoch": self.epoch, "optimizer_step": self.optimizer.step,
+            "rate_factor": self.optimizer.rate_factor, "not_finite": self.not_finite, "history": self.history, "collection": self.memory.notes});
         (files, counters)
     }
 
@@ -94,7 +94,9 @@ impl State {
         };
         let count = |name: &'static str| counters[name].as_u64().ok_or(StateError::Missing(name));
         let [current, behavior, ema, first, second] = FILES.map(read);
-        let optimizer = Optimizer { step: count("optimizer_step")?, first: first?, second: second? };
+        // Earlier versions had none.
+        let rate_factor = counters["rate_factor"].as_f64().unwrap_or(1.0);
+        let optimizer = Optimizer { step: count("optimizer_step")?, first: first?, second: second?, rate_factor };
         let (epoch, not_finite) = (count("epoch")?, count("not_finite")? as u32);
         let history =
             serde_json::from_value(counters["history"].clone()).map_err(|_| StateError::Missing("history"))?;
@@ -117,7 +119,7 @@ mod tests {
     fn a_state_comes_back_bit_for_bit() {
         let mut state = State::new(Params::new([("w".into(), vec![3], vec![1.0, f32::MIN_POSITIVE, -0.0])]));
         state.optimizer.second.values_mut()[1] = 1e-30;
-        (state.epoch, state.optimizer.step) = (7, 14);
+        (state.epoch, state.optimizer.step, state.optimizer.rate_factor) = (7, 14, 0.3);
         state.history.extend("a cat", [0.1, 1.0 / 3.0].into_iter(), 2);
         let (files, counters) = state.save();
         let files = files.into_iter().map(|(n, b)| (n.to_owned(), b)).collect();
