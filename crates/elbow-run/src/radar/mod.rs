@@ -224,7 +224,7 @@ impl Radar {
             entries.push((format!("radar_{name}"), Value::from(mean)));
             if (mean - before).abs() > config.shift * deviation.max(LEAST) {
                 let text = format!(
-                    "the {name} of pictures is {mean:.3} on average and was {before:.3} at first, where single pictures deviated by {deviation:.3}"
+                    "pictures have changed: {name} is {mean:.3} on average and was {before:.3} at first, with {deviation:.3} between single ones"
                 );
                 wrong.push(((*name).to_owned(), text));
             }
