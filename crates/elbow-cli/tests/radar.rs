@@ -65,19 +65,16 @@ fn a_run_ends_there_and_goes_on_where_the_radar_only_warns() {
     assert!(result(&run)["halted"].is_null());
 }
 
-/// It goes back to the best weights with half the rate, twice, and then ends; stopped and resumed it is the same run.
+/// It goes back to the best weights with half the rate, and ends when that does not help; stopped and resumed it is the same run.
 #[test]
 fn a_run_goes_back_and_is_the_same_after_a_stop() {
     let room = tempfile::tempdir().unwrap();
-    let back = ["radar.action=rollback", "radar.rollbacks=2", "keep.checkpoint_every=5"];
+    let back = ["radar.action=rollback", "radar.rollbacks=1", "keep.checkpoint_every=5"];
     let (straight, said) = cheat(room.path(), "straight", 9, &back);
     let found = records(&straight);
     let rolled: Vec<usize> = (1..found.len()).filter(|&i| found[i].contains_key("rollback_to")).collect();
-    assert!(rolled.len() == 2 && found[rolled[0]]["rollback_to"] == 0, "{rolled:?}\n{said}");
-    assert!(
-        said.contains("with 0.5 times the learning rate (rollback 1 of 2)") && said.contains("with 0.25 times"),
-        "{said}"
-    );
+    assert!(rolled.len() == 1 && found[rolled[0]]["rollback_to"] == 0, "{rolled:?}\n{said}");
+    assert!(said.contains("with 0.5 times the learning rate (rollback 1 of 1)"), "{said}");
     let end = result(&straight)["halted"]["epoch"].as_u64().unwrap();
     assert!(end < 9 && end as usize == found.len() - 1, "{end}");
 
