@@ -45,6 +45,8 @@ fn about() -> Provenance {
         step: 40,
         ema: true,
         base: "stabilityai/stable-diffusion-3.5-medium".into(),
+        revision: "9f2c1d".into(),
+        base_sha256: "c0ffee".into(),
         architecture: "stable-diffusion-v3-medium".into(),
     }
 }
@@ -112,13 +114,21 @@ fn keys_and_provenance_are_in_the_files() {
     write_diffusers(&adapter, Network::Transformer, &about(), &file).expect("written");
     let diffusers = Checkpoint::open_file(&file).expect("read");
     assert!(diffusers.contains("transformer.transformer_blocks.0.attn.to_out.0.lora_A.weight"));
-    let about: Vec<_> = ["elbow.run", "elbow.step", "elbow.weights", "elbow.base_model", "modelspec.architecture"]
-        .map(|key| diffusers.metadata()[key].as_str())
-        .into();
+    let keys = ["run", "step", "weights", "base_model", "base_revision", "base_sha256"];
+    let said: Vec<_> = keys.map(|key| diffusers.metadata()[&format!("elbow.{key}")].as_str()).into();
     let base = "stabilityai/stable-diffusion-3.5-medium";
-    assert_eq!(about, ["0123abcd", "40", "ema", base, "stable-diffusion-v3-medium/lora"]);
+    assert_eq!(said, ["0123abcd", "40", "ema", base, "9f2c1d", "c0ffee"]);
+    assert_eq!(diffusers.metadata()["modelspec.architecture"], "stable-diffusion-v3-medium/lora");
+    assert_eq!(Provenance::of(diffusers.metadata()), about());
     let config: serde_json::Value = serde_json::from_str(&diffusers.metadata()["lora_adapter_metadata"]).expect("JSON");
     assert_eq!((&config["transformer.lora_alpha"], &config["transformer.r"]), (&4.into(), &2.into()));
+
+    // A name or a path and nothing else is what PEFT and the Hub take for a base.
+    write_peft(&adapter, &about(), &folder.path().join("peft")).expect("written");
+    let config = fs::read(folder.path().join("peft/adapter_config.json")).expect("read");
+    let config: serde_json::Value = serde_json::from_slice(&config).expect("JSON");
+    assert_eq!((&config["base_model_name_or_path"], &config["revision"]), (&base.into(), &"9f2c1d".into()));
+    assert!(config["task_type"].is_null());
 }
 
 #[test]
