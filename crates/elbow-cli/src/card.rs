@@ -3,7 +3,7 @@
 use crate::{commands::export::Format, failure};
 use anyhow::Result;
 use elbow::sampler::SamplerKind;
-use elbow_models::lora_file::Family;
+use elbow_models::lora_file::{Adapter, Family};
 use elbow_run::{Recipe, model::Model};
 use elbow_runlog::{RunFolder, write_atomic};
 use serde_json::Value;
@@ -156,8 +156,8 @@ pub struct Card<'a> {
     pub base: &'a Base,
     /// Whose layers it has, if that is known.
     pub family: Option<Family>,
-    /// The adapter's rank and alpha, and whether all its layers are in blocks; `None` of whole weights.
-    pub adapter: Option<(usize, f64, bool)>,
+    /// `None` of whole weights.
+    pub adapter: Option<&'a Adapter>,
     /// Epochs that it was trained for.
     pub epoch: u64,
     /// Whether these are the averaged weights.
@@ -183,7 +183,9 @@ impl Card<'_> {
         let name = self.out.file_stem().unwrap_or_default().to_string_lossy();
         let run = self.run.path().file_name().unwrap_or_default().to_string_lossy();
         let what = match self.adapter {
-            Some((rank, alpha, _)) => format!("A low-rank adapter (rank {rank}, alpha {alpha}) for"),
+            Some(Adapter { config, .. }) => {
+                format!("A low-rank adapter (rank {}, alpha {}) for", config.rank, config.alpha)
+            }
             None => "The weights of".into(),
         };
         let base = if self.base.hub {
@@ -266,22 +268,30 @@ impl Card<'_> {
         let Model::Diffusers(model) = &self.recipe.setting.model else { return None };
         let component = if self.family == Some(Family::Unet) { "unet" } else { "transformer" };
         let file = self.out.file_name().unwrap_or_default().to_string_lossy();
-        let in_blocks = self.adapter.is_some_and(|(.., in_blocks)| in_blocks);
+        let layers = |part: &str| {
+            self.adapter.is_some_and(|adapter| adapter.factors.entries().iter().all(|entry| entry.name.contains(part)))
+        };
         let class = match self.family {
             Some(Family::Sd3) | None => "SD3Transformer2DModel",
             Some(Family::Flux) => "FluxTransformer2DModel",
             Some(Family::Unet) => "UNet2DConditionModel",
         };
-        let load = match (self.format, self.family) {
-            (Format::Peft, _) => format!("pipe.{component} = PeftModel.from_pretrained(pipe.{component}, \".\")\n"),
-            (Format::Diffusers, _) | (Format::Kohya | Format::Comfyui, Some(Family::Unet)) => {
+        // What diffusers reads of kohya's names, for FLUX over either program's layers (`fixtures/check/`).
+        let read = match (self.format, self.family) {
+            (Format::Kohya, Some(Family::Flux)) => layers(".attn."),
+            (Format::Comfyui, Some(Family::Flux)) => layers("transformer_blocks."),
+            (Format::Kohya | Format::Comfyui, family) => family == Some(Family::Unet),
+            (Format::Peft | Format::Diffusers | Format::Merged, _) => true,
+        };
+        if !read {
+            return None;
+        }
+        let load = match self.format {
+            Format::Peft => format!("pipe.{component} = PeftModel.from_pretrained(pipe.{component}, \".\")\n"),
+            Format::Merged => String::new(),
+            Format::Diffusers | Format::Kohya | Format::Comfyui => {
                 format!("pipe.load_lora_weights(\".\", weight_name=\"{file}\")\n")
             }
-            (Format::Comfyui, Some(Family::Flux)) if in_blocks => {
-                format!("pipe.load_lora_weights(\".\", weight_name=\"{file}\")\n")
-            }
-            (Format::Kohya | Format::Comfyui, _) => return None,
-            (Format::Merged, _) => String::new(),
         };
         let sampler = &self.recipe.setting.eval.measure.sampler;
         let ddim = matches!(sampler.rule, SamplerKind::Ddim(_));

@@ -319,6 +319,17 @@ fn adapters_are_written_on_a_machine_without_the_base() {
             assert!(new == old, "{pipeline} {name}");
         }
 
+        // Where layers were chosen by name, SD3's and FLUX's are not told apart.
+        let config = there.path().join("run/config.toml");
+        let text = fs::read_to_string(&config).unwrap();
+        assert!(text.contains("target_modules = []"), "{text}");
+        fs::write(&config, text.replace("target_modules = []", "target_modules = [\"attn.to_q\"]")).unwrap();
+        if pipeline == "sd3" {
+            let parts = ["did not note whether it trained SD3 or FLUX", "--format kohya"];
+            refused(&mut export(Path::new("run"), "comfyui", Path::new("e.safetensors")), there.path(), &parts);
+        }
+        fs::write(&config, text).unwrap();
+
         // Whole weights need the base, wherever it is now.
         let place = model.path().display().to_string();
         let parts = [&*place, "merged weights need it", "--set model.path=FOLDER", "--format diffusers"];
@@ -384,6 +395,7 @@ fn an_export_has_a_card_with_what_was_measured() {
     succeed(export(Path::new("run"), "diffusers", Path::new("d.safetensors")).args(named).current_dir(room.path()));
     let text = card("README.md");
     assert_eq!(header(&text)["base_model"], named[1]);
+    assert_eq!(Checkpoint::open_file(&path("d.safetensors")).unwrap().metadata()["elbow.base_model"], named[1]);
     assert_eq!((header(&text)["license"], header(&text)["library_name"]), ("openrail++", "diffusers"));
     assert!(text.contains("![Before and after](d.png)") && path("d.png").is_file(), "{text}");
     assert!(text.contains("pipe.load_lora_weights(\".\", weight_name=\"d.safetensors\")"), "{text}");

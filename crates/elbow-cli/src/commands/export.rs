@@ -38,7 +38,7 @@ use std::path::{Path, PathBuf};
 
 Formats:
   peft       a folder for PeftModel.from_pretrained
-  diffusers  one file for pipe.load_lora_weights
+  diffusers  one file for pipe.load_lora_weights; ComfyUI reads its factors, but not its alpha
   kohya      one file for ComfyUI and A1111, over diffusers' layers
   comfyui    one file for ComfyUI and what else reads kohya's scripts, over the layers of the authors' code
   merged     the whole network: of a model folder its transformer/ or unet/, of the nano model one file for
@@ -175,7 +175,6 @@ fn lora(args: &Args, folder: &RunFolder, recipe: &Recipe, base: &Base, place: &P
         Format::Comfyui => write_comfyui(&adapter, known(family, folder)?, &about, &args.out)?,
         Format::Merged => unreachable!("invariant: merged weights go the other way"),
     }
-    let in_blocks = adapter.factors.entries().iter().all(|entry| entry.name.contains("transformer_blocks."));
     Card {
         format: args.format,
         out: &args.out,
@@ -183,7 +182,7 @@ fn lora(args: &Args, folder: &RunFolder, recipe: &Recipe, base: &Base, place: &P
         recipe,
         base,
         family,
-        adapter: Some((adapter.config.rank, adapter.config.alpha, in_blocks)),
+        adapter: Some(&adapter),
         epoch,
         ema: about.ema,
     }

@@ -4,12 +4,13 @@
 //! |---|---|---|---|
 //! | PEFT | folder of `adapter_config.json`, `adapter_model.safetensors` | `peft` | `lora_alpha`, `r` |
 //! | diffusers | `pytorch_lora_weights.safetensors` | `diffusers` | header, `lora_adapter_metadata` |
-//! | kohya | any `.safetensors` | A1111, ComfyUI, `diffusers` for SD1.x | one `.alpha` a layer |
+//! | kohya | any `.safetensors` | A1111, ComfyUI, `diffusers` for SD1.x and attention of FLUX | one `.alpha` a layer |
 //! | comfyui | any `.safetensors` | ComfyUI and what reads kohya's scripts, `diffusers` for FLUX and SD1.x | one `.alpha` a weight |
 //! | merged | the network's own names | everything that reads the base | none: W + s B A |
 //!
 //! A file in the second format without that header entry is read by diffusers as alpha = rank: trained with alpha = 2 rank,
-//! it works at half its strength. It is always written here.
+//! it works at half its strength. It is always written here; but ComfyUI does not read it (`comfy/weight_adapter/lora.py`: without
+//! `.alpha` the scale is 1), so for ComfyUI there are the formats that have an `.alpha`.
 
 mod comfyui;
 mod error;
