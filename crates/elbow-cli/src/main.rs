@@ -2,6 +2,7 @@
 
 #![expect(unreachable_pub, reason = "a binary exports nothing")]
 
+mod card;
 mod commands;
 mod device;
 mod failure;

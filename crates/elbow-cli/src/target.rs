@@ -1,6 +1,6 @@
 //! Files and folders that a command writes, which must not be there yet.
 
-use crate::failure;
+use crate::{card, failure};
 use anyhow::{Context, Result};
 use std::path::Path;
 
@@ -22,7 +22,7 @@ pub fn file(out: &Path, force: bool) -> Result<()> {
 }
 
 /// Refuses `out` as a new folder; with `force` an existing one is replaced if it holds nothing but weights and what
-/// belongs to them.
+/// belongs to them, a card of ours included.
 pub fn folder(out: &Path, force: bool) -> Result<()> {
     if out.is_file() || out.file_name().is_none() {
         return Err(failure::error(
@@ -34,7 +34,8 @@ pub fn folder(out: &Path, force: bool) -> Result<()> {
         let place = || format!("cannot read {}", out.display());
         for entry in out.read_dir().with_context(place)? {
             let name = entry.with_context(place)?.file_name().to_string_lossy().into_owned();
-            let known = ["adapter_config.json", "config.json"].contains(&&*name)
+            let known = ["adapter_config.json", "config.json", "before-after.png"].contains(&&*name)
+                || (name == "README.md" && card::is_card(&out.join(&name)))
                 || name.ends_with(".safetensors")
                 || name.ends_with(".safetensors.index.json");
             if !known {

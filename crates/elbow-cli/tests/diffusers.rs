@@ -164,6 +164,7 @@ fn exports_for_the_reference_packages() {
             ("peft", "peft"),
             ("diffusers", "pytorch_lora_weights.safetensors"),
             ("kohya", "kohya.safetensors"),
+            ("comfyui", "comfyui.safetensors"),
             ("merged", component),
         ] {
             let mut export = elbow(["export", "run", "--format", format, "--out", out]);

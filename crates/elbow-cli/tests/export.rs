@@ -20,6 +20,7 @@ use elbow_models::{
 };
 use model_folder::whole;
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -134,7 +135,7 @@ fn every_format_holds_the_adapter_bit_for_bit() {
         );
         let manifest: serde_json::Value =
             serde_json::from_slice(&fs::read(adapted().join("manifest.json")).unwrap()).unwrap();
-        assert_eq!(about.base, format!("elbow-nano sha256:{}", manifest["base_sha256"].as_str().unwrap()));
+        assert_eq!((&*about.base, &*about.base_sha256), ("elbow-nano", manifest["base_sha256"].as_str().unwrap()));
     }
 }
 
@@ -193,25 +194,31 @@ fn a_run_that_trained_every_weight_goes_out_whole() {
     assert_eq!(fixed, ["pos_embed.pos_embed"]);
 }
 
-/// A run on a model folder goes out in every format, and the adapter into the folder's network.
-fn leaves_a_folder(pipeline: &str, recipe: &str, component: &str, architecture: &str) {
+/// A tiny model in diffusers' format, and a folder with a run of one epoch on it.
+fn trained(pipeline: &str, recipe: &str) -> (TempDir, TempDir) {
     let (model, room) = (whole(pipeline), tempfile::tempdir().unwrap());
-    let path = |name: &str| room.path().join(name);
-    fs::write(path("prompts.txt"), "a red cat\nhorse\n").unwrap();
+    fs::write(room.path().join("prompts.txt"), "a red cat\nhorse\n").unwrap();
     let folder = format!("model.path={}", model.path().display());
     let changes = [&folder, "model.cache=cache", "prompts.train=prompts.txt", "prompts.test=prompts.txt", "epochs=1"];
     let small = [
         "model.resolution=32",
+        "model.text_length=24",
         "reward.kind=jpeg",
         "eval.rewards=[]",
         "batch.groups=2",
         "batch.group_size=2",
         "batch.updates=1",
     ];
-    let few = ["sampler.steps=3", "eval.measure.images_per_prompt=1", "eval.measure.sampler.steps=2"];
+    let few = ["sampler.steps=3", "eval.measure.images_per_prompt=1", "eval.measure.sampler={steps=2, guidance=4.5}"];
     let train = ["train", recipe, "--run", "run"];
     succeed(elbow(train).args(sets(&changes)).args(sets(&small)).args(sets(&few)).current_dir(room.path()));
+    (model, room)
+}
 
+/// A run on a model folder goes out in every format, and the adapter into the folder's network.
+fn leaves_a_folder(pipeline: &str, recipe: &str, component: &str, architecture: &str) {
+    let (model, room) = trained(pipeline, recipe);
+    let path = |name: &str| room.path().join(name);
     let base = Checkpoint::open(&model.path().join(component), "diffusion_pytorch_model", None).unwrap();
     let mut adapters = Vec::new();
     for (format, name) in [("peft", "peft"), ("diffusers", "d.safetensors"), ("kohya", "k.safetensors")] {
@@ -247,6 +254,174 @@ fn runs_on_model_folders_go_out_in_every_format() {
     leaves_a_folder("sd1", "sd1.5-ddpo-compressibility", "unet", "stable-diffusion-v2-512");
 }
 
+/// The bytes of a file's tensors, by name.
+fn tensors(file: &Path) -> BTreeMap<String, Vec<u32>> {
+    let file = Checkpoint::open_file(file).unwrap();
+    file.shapes().map(|(name, _)| (name.to_owned(), file.values(name).iter().map(|v| v.to_bits()).collect())).collect()
+}
+
+/// What the files of a folder say: tensors and header entries, which may stand in any order, or the text.
+fn contents(folder: &Path) -> BTreeMap<PathBuf, Contents> {
+    let read = |(name, bytes): (PathBuf, Vec<u8>)| {
+        let path = folder.join(&name);
+        let tensors = name.extension().is_some_and(|end| end == "safetensors");
+        let held = tensors.then(|| {
+            let file = Checkpoint::open_file(&path).unwrap();
+            let header = file.metadata().iter().map(|(key, value)| (key.clone(), value.clone())).collect();
+            (self::tensors(&path), header)
+        });
+        (name, held.ok_or(bytes))
+    };
+    files(folder).into_iter().map(read).collect()
+}
+
+type Contents = Result<(BTreeMap<String, Vec<u32>>, BTreeMap<String, String>), Vec<u8>>;
+
+/// The run folder is all that an adapter needs: on another machine, without the model, the same files come out. Runs of earlier
+/// versions, which do not say which network they trained, tell it by the names of its layers.
+#[test]
+fn adapters_are_written_on_a_machine_without_the_base() {
+    const FORMATS: [(&str, &str); 4] =
+        [("peft", "p"), ("diffusers", "d.safetensors"), ("kohya", "k.safetensors"), ("comfyui", "c.safetensors")];
+    for (pipeline, recipe, key) in [
+        ("sd3", "sd3.5-geneval", "lora_unet_joint_blocks_0_x_block_attn_qkv"),
+        ("flux", "flux-dance-grpo", "lora_unet_single_blocks_0_linear1"),
+        ("sd1", "sd1.5-ddpo-compressibility", "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"),
+    ] {
+        let (model, room) = trained(pipeline, recipe);
+        let (here, there) = (room.path(), tempfile::tempdir().unwrap());
+        let all = |place: &Path, part: &str| {
+            fs::create_dir(place.join(part)).unwrap();
+            for (format, name) in FORMATS {
+                let out = Path::new(part).join(name);
+                succeed(export(Path::new("run"), format, &out).current_dir(place));
+            }
+            contents(&place.join(part))
+        };
+        let with_base = all(here, "a");
+        assert!(tensors(&here.join("a/c.safetensors")).contains_key(&format!("{key}.lora_up.weight")), "{pipeline}");
+        common::copy(&here.join("run"), &there.path().join("run"));
+        let moved = there.path().join("moved");
+        common::copy(model.path(), &moved);
+        fs::remove_dir_all(model.path()).unwrap();
+        let without = all(there.path(), "a");
+        assert!(with_base == without, "{pipeline}: {:?} and {:?}", with_base.keys(), without.keys());
+
+        // As an earlier version wrote it.
+        let manifest = there.path().join("run/manifest.json");
+        let mut old: serde_json::Value = serde_json::from_slice(&fs::read(&manifest).unwrap()).unwrap();
+        let network = old.as_object_mut().unwrap().remove("network").unwrap();
+        assert_eq!(network["family"], if pipeline == "sd1" { "unet" } else { pipeline });
+        fs::write(&manifest, old.to_string()).unwrap();
+        all(there.path(), "b");
+        for name in ["p/adapter_model.safetensors", "d.safetensors", "k.safetensors", "c.safetensors"] {
+            let [new, old] = ["a", "b"].map(|part| tensors(&there.path().join(part).join(name)));
+            assert!(new == old, "{pipeline} {name}");
+        }
+
+        // Where layers were chosen by name, SD3's and FLUX's are not told apart.
+        let config = there.path().join("run/config.toml");
+        let text = fs::read_to_string(&config).unwrap();
+        assert!(text.contains("target_modules = []"), "{text}");
+        fs::write(&config, text.replace("target_modules = []", "target_modules = [\"attn.to_q\"]")).unwrap();
+        if pipeline == "sd3" {
+            let parts = ["did not note whether it trained SD3 or FLUX", "--format kohya"];
+            refused(&mut export(Path::new("run"), "comfyui", Path::new("e.safetensors")), there.path(), &parts);
+        }
+        fs::write(&config, text).unwrap();
+
+        // Whole weights need the base, wherever it is now.
+        let place = model.path().display().to_string();
+        let parts = [&*place, "merged weights need it", "--set model.path=FOLDER", "--format diffusers"];
+        refused(&mut export(Path::new("run"), "merged", Path::new("m")), there.path(), &parts);
+        let at = |place: &Path| format!("model.path={}", place.display());
+        succeed(
+            export(Path::new("run"), "merged", Path::new("m")).args(["--set", &at(&moved)]).current_dir(there.path()),
+        );
+        let merged = Checkpoint::open(&there.path().join("m"), "diffusion_pytorch_model", None).unwrap();
+        assert_eq!(merged.metadata()["elbow.base_model"], moved.display().to_string());
+        let other = whole(if pipeline == "sd1" { "sd3" } else { "sd1" });
+        let mut wrong = export(Path::new("run"), "merged", Path::new("n"));
+        refused(wrong.args(["--set", &at(other.path())]), there.path(), &[]);
+    }
+}
+
+/// The entries of a card's header.
+fn header(card: &str) -> BTreeMap<&str, &str> {
+    let (header, _) = card.strip_prefix("---\n").unwrap().split_once("\n---\n").unwrap();
+    header.lines().filter_map(|line| line.split_once(": ")).collect()
+}
+
+#[test]
+fn an_export_has_a_card_with_what_was_measured() {
+    let (model, room) = trained("sd3", "sd3.5-geneval");
+    let path = |name: &str| room.path().join(name);
+    let card = |name: &str| fs::read_to_string(path(name)).unwrap();
+    succeed(export(Path::new("run"), "peft", Path::new("p")).current_dir(room.path()));
+    let text = card("p/README.md");
+    let fields = header(&text);
+    assert_eq!((fields["library_name"], fields["pipeline_tag"]), ("peft", "text-to-image"));
+    assert!(!fields.contains_key("base_model") && !fields.contains_key("license"), "{text}: nobody said them");
+    assert!(text.contains("\n- lora\n- diffusers-training\n"), "{text}");
+
+    // The scores are the run's, with the protocol that they were measured by.
+    let result: serde_json::Value = serde_json::from_slice(&fs::read(path("run/result.json")).unwrap()).unwrap();
+    assert_eq!((&result["protocol"]["prompts"], &result["protocol"]["epoch"]), (&2.into(), &1.into()));
+    assert_eq!(result["protocol"]["sampler"]["steps"], 2);
+    let [base, tuned] = ["base", "tuned"].map(|when| result[when]["eval_reward_jpeg"].as_f64().unwrap());
+    let measured = "Means over 2 held-out prompts, 1 image each, of 32 × 32 pixels from the noise of seed 42: sampler `dpm2`, 2 \
+                    steps, guidance 4.5.";
+    for part in [&*format!("| jpeg | {base:.4} | {tuned:.4} |"), measured, "![Before and after](before-after.png)"] {
+        assert!(text.contains(part), "{part:?} is not in {text}");
+    }
+    assert_eq!(fs::read(path("p/before-after.png")).unwrap(), fs::read(path("run/images/before-after.png")).unwrap());
+    let python = format!(
+        "pipe = DiffusionPipeline.from_pretrained(\"{}\", torch_dtype=torch.bfloat16)\npipe.transformer = \
+         PeftModel.from_pretrained(pipe.transformer, \".\")\n",
+        model.path().display()
+    );
+    let drawn = "    num_inference_steps=2,\n    guidance_scale=4.5,\n    height=32,\n    width=32,\n    max_sequence_length=24,\n";
+    assert!(text.contains(&python) && text.contains(drawn), "{text}");
+
+    // An export is replaced with its card; a README of somebody else's is kept.
+    succeed(export(Path::new("run"), "peft", Path::new("p")).arg("--force").current_dir(room.path()));
+    fs::write(path("p/README.md"), "mine").unwrap();
+    let parts = ["p/README.md, which is no part of an export"];
+    refused(export(Path::new("run"), "peft", Path::new("p")).arg("--force"), room.path(), &parts);
+
+    // Of a base on the Hub the license may be known; the card of a file goes beside it.
+    fs::write(model.path().join("README.md"), "---\nlicense: openrail++\n---\n").unwrap();
+    let named = ["--base-model", "black-forest-labs/FLUX.1-dev"];
+    succeed(export(Path::new("run"), "diffusers", Path::new("d.safetensors")).args(named).current_dir(room.path()));
+    let text = card("README.md");
+    assert_eq!(header(&text)["base_model"], named[1]);
+    assert_eq!(Checkpoint::open_file(&path("d.safetensors")).unwrap().metadata()["elbow.base_model"], named[1]);
+    assert_eq!((header(&text)["license"], header(&text)["library_name"]), ("openrail++", "diffusers"));
+    assert!(text.contains("![Before and after](d.png)") && path("d.png").is_file(), "{text}");
+    assert!(text.contains("pipe.load_lora_weights(\".\", weight_name=\"d.safetensors\")"), "{text}");
+    fs::remove_dir_all(model.path()).unwrap();
+    succeed(export(Path::new("run"), "comfyui", Path::new("c.safetensors")).args(named).current_dir(room.path()));
+    let text = card("c.md");
+    assert_eq!(header(&text)["license_name"], "flux-1-dev-non-commercial-license");
+    assert!(text.contains("\n- comfyui\n") && text.contains("`models/loras`"), "{text}");
+    assert!(!header(&text).contains_key("library_name"), "{text}: no Python package reads it");
+    assert!(card("README.md").contains("d.safetensors"), "the other's card stays");
+
+    // Of weights that were not measured no scores are told.
+    succeed(
+        export(Path::new("run"), "diffusers", Path::new("r.safetensors"))
+            .args(["--weights", "raw"])
+            .current_dir(room.path()),
+    );
+    let text = card("r.md");
+    assert!(!text.contains("| jpeg |") && !path("r.png").exists() && text.contains("the last weights"), "{text}");
+    fs::write(path("e.md"), "mine").unwrap();
+    let parts = ["e.md is there already", "--force"];
+    refused(&mut export(Path::new("run"), "kohya", Path::new("e.safetensors")), room.path(), &parts);
+    let parts = ["--base-model x: not of the form owner/name"];
+    refused(export(Path::new("run"), "peft", Path::new("q")).args(["--base-model", "x"]), room.path(), &parts);
+}
+
 #[test]
 fn exports_that_cannot_be_are_refused() {
     let root = tempfile::tempdir().unwrap();
@@ -264,6 +439,14 @@ fn exports_that_cannot_be_are_refused() {
     refused(&mut export(adapted(), "merged", &out("x")), folder, &["must end in .safetensors"]);
     refused(&mut export(adapted(), "kohya", &out("no/x.safetensors")), folder, &["there is no folder no"]);
     refused(export(adapted(), "peft", &out("p")).args(["--dtype", "f16"]), folder, &["--dtype is for merged weights"]);
+    let set = |format: &str, change: &str| {
+        let mut command = export(adapted(), format, &out(if format == "peft" { "p" } else { "x.safetensors" }));
+        command.args(["--set", change]);
+        command
+    };
+    refused(&mut set("peft", "model.weights=a"), folder, &["an adapter is written without it"]);
+    refused(&mut set("merged", "seed=3"), folder, &["--set seed=3", "for example --set model.path="]);
+    refused(&mut set("merged", "model.weights=gone"), folder, &["is not at gone", "--set model.weights=FILE"]);
     let parts = ["no checkpoint of epoch 7", "those of epoch 1, 2"];
     refused(export(adapted(), "peft", &out("p")).args(["--epoch", "7"]), folder, &parts);
     refused(&mut export(Path::new("absent"), "peft", &out("p")), folder, &["absent"]);
@@ -284,7 +467,15 @@ fn exports_that_cannot_be_are_refused() {
     let manifest = fs::read_to_string(folder.join("run/manifest.json")).unwrap();
     fs::write(folder.join("run/manifest.json"), manifest.replace("\"base_sha256\": \"", "\"base_sha256\": \"0"))
         .unwrap();
-    refused(&mut export(Path::new("run"), "peft", &out("q")), folder, &["base weights differ"]);
+    refused(&mut export(Path::new("run"), "merged", &out("q.safetensors")), folder, &["base weights differ"]);
+
+    // A run folder that was put together of two.
+    let config = fs::read_to_string(folder.join("run/config.toml")).unwrap();
+    fs::write(folder.join("run/config.toml"), config.replace("rank = 4", "rank = 5")).unwrap();
+    let parts = ["cannot use checkpoint run/checkpoints/checkpoint-2", "no adapter of rank 5", "lora_A.weight: [4, "];
+    refused(&mut export(Path::new("run"), "peft", &out("q")), folder, &parts);
+    fs::write(folder.join("run/config.toml"), "seed = [").unwrap();
+    refused(&mut export(Path::new("run"), "peft", &out("q")), folder, &["config.toml is not valid TOML"]);
 }
 
 #[test]

@@ -7,6 +7,7 @@ use crate::{
 };
 use burn::tensor::Tensor;
 use elbow::policy::Conditioning;
+use serde::{Deserialize, Serialize};
 use std::{fmt, sync::Arc};
 
 /// A network bound to weights.
@@ -29,8 +30,8 @@ pub trait Architecture: fmt::Debug + Send + Sync {
     /// The same in words, which are hashed as a part of a model: they may never change.
     fn identity(&self) -> String;
 
-    /// The component of a pipeline that it is.
-    fn component(&self) -> Component;
+    /// Whose layers it has.
+    fn family(&self) -> Family;
 
     /// Its name in the words of `modelspec.architecture`, which tools sort files by: `stable-diffusion-3-5-medium`. A size
     /// that was never published has the name of its family.
@@ -54,6 +55,28 @@ pub trait Architecture: fmt::Debug + Send + Sync {
     }
 }
 
+/// Networks whose layers have the same names, in `diffusers` and in other programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Family {
+    /// SD3, SD3.5 and the nano model.
+    Sd3,
+    /// FLUX.1.
+    Flux,
+    /// SD1.x and SD2.x.
+    Unet,
+}
+
+impl Family {
+    /// The component of a pipeline that such a network is.
+    pub fn component(self) -> Component {
+        match self {
+            Self::Sd3 | Self::Flux => Component::Transformer,
+            Self::Unet => Component::Unet,
+        }
+    }
+}
+
 /// Which part of a pipeline a network is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Component {
@@ -66,7 +89,7 @@ pub enum Component {
 impl Component {
     /// The component that a network is.
     pub fn of(network: &Network) -> Self {
-        network.component()
+        network.family().component()
     }
 
     /// Its name in a model folder.

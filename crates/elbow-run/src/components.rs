@@ -25,7 +25,10 @@ use elbow_models::{
 };
 use elbow_rewards::Log;
 use elbow_runlog::{RunFolder, checkpoint};
-use std::{path::Path, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 /// What training needs: a model, prompts and a reward.
 pub struct Components {
@@ -155,6 +158,47 @@ impl Weights {
     }
 }
 
+/// Weights in a checkpoint, as they are stored.
+pub(crate) struct Saved {
+    /// Epochs trained until then.
+    pub epoch: u64,
+    /// The checkpoint.
+    pub path: PathBuf,
+    /// A safetensors file.
+    pub bytes: Vec<u8>,
+}
+
+/// The weights in a run's checkpoint: of the given epoch, or the last one.
+pub(crate) fn saved(folder: &RunFolder, epoch: Option<u64>, weights: Weights) -> Result<Saved> {
+    let mut all = checkpoint::all(&folder.checkpoints())?;
+    let found = match epoch {
+        None => all.pop(),
+        Some(epoch) => all.iter().position(|(step, _)| *step == epoch).map(|i| all.swap_remove(i)),
+    };
+    let Some((epoch, path)) = found else {
+        let run = folder.path().display();
+        return Err(match epoch {
+            Some(epoch) if !all.is_empty() => {
+                let there: Vec<String> = all.iter().map(|(step, _)| step.to_string()).collect();
+                Error::new(
+                    format!("{run} has no checkpoint of epoch {epoch}"),
+                    format!("there are those of epoch {}", there.join(", ")),
+                )
+            }
+            _ => Error::new(
+                format!("{run} has no checkpoint yet"),
+                "let the run reach its first checkpoint (keep.checkpoint_every), or stop it with Ctrl-C, which writes one",
+            ),
+        });
+    };
+    let mut checkpoint = checkpoint::read(&path)?;
+    let file = weights.file();
+    let missing = || Error::new(format!("it has no {file}"), "choose another epoch: this checkpoint is not of a run");
+    let bytes = checkpoint.files.remove(file).ok_or_else(missing);
+    let bytes = bytes.at(|| format!("cannot use checkpoint {}", path.display()))?;
+    Ok(Saved { epoch, path, bytes })
+}
+
 impl LoadedModel {
     /// Loads the model of a recipe; `early` prompts are encoded before its network is read.
     pub fn load(recipe: &Recipe, early: &Early, device: &Device, watch: &Watch<'_>) -> Result<Self> {
@@ -175,34 +219,9 @@ impl LoadedModel {
 
     /// The epoch and the weights of a run's checkpoint: of the given epoch, or the last one.
     pub fn trained(&self, folder: &RunFolder, epoch: Option<u64>, weights: Weights) -> Result<(u64, Params)> {
-        let mut all = checkpoint::all(&folder.checkpoints())?;
-        let found = match epoch {
-            None => all.pop(),
-            Some(epoch) => all.iter().position(|(step, _)| *step == epoch).map(|i| all.swap_remove(i)),
-        };
-        let Some((epoch, path)) = found else {
-            let run = folder.path().display();
-            return Err(match epoch {
-                Some(epoch) if !all.is_empty() => {
-                    let there: Vec<String> = all.iter().map(|(step, _)| step.to_string()).collect();
-                    Error::new(
-                        format!("{run} has no checkpoint of epoch {epoch}"),
-                        format!("there are those of epoch {}", there.join(", ")),
-                    )
-                }
-                _ => Error::new(
-                    format!("{run} has no checkpoint yet"),
-                    "let the run reach its first checkpoint (keep.checkpoint_every), or stop it with Ctrl-C, which writes one",
-                ),
-            });
-        };
-        let saved = checkpoint::read(&path)?;
-        let place = || format!("cannot use checkpoint {}", path.display());
-        let file = weights.file();
-        let missing =
-            || Error::new(format!("it has no {file}"), "choose another epoch: this checkpoint is not of a run");
-        let bytes = saved.files.get(file).ok_or_else(missing).at(place)?;
-        Ok((epoch, self.policy.initial().with_values_of(bytes).at(place)?))
+        let saved = saved(folder, epoch, weights)?;
+        let place = || format!("cannot use checkpoint {}", saved.path.display());
+        Ok((saved.epoch, self.policy.initial().with_values_of(&saved.bytes).at(place)?))
     }
 
     /// The weights of a teacher: the averaged ones of a run's last checkpoint, a safetensors file of what this model trains, or an adapter of

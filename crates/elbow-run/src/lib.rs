@@ -23,6 +23,7 @@
 //!
 //! Nothing here prints, apart from the word on a download; a run tells what happens by an [`Event`].
 
+pub mod adapter;
 pub mod components;
 pub mod data;
 pub mod error;

@@ -271,7 +271,16 @@ impl<'a> Run<'a> {
         let base = self.base.take().expect("invariant: a run that began has measured its base");
         let measures = self.measures();
         let scores = |measured: &Measured| Value::from_iter(judges::entries(measured, &measures));
-        let mut results = json!({ "base": scores(&base), "tuned": scores(&tuned) });
+        let (setting, measure) = (&self.recipe.setting, &self.recipe.setting.eval.measure);
+        let protocol = json!({
+            "epoch": self.epoch(),
+            "prompts": self.components.data.test.len(),
+            "images_per_prompt": measure.images_per_prompt,
+            "resolution": setting.model.resolution(),
+            "seed": measure.seed,
+            "sampler": measure.sampler,
+        });
+        let mut results = json!({ "base": scores(&base), "tuned": scores(&tuned), "protocol": protocol });
         if let Some(hash) = &self.components.model.adapter_sha256 {
             // `base` is then the adapter that training started from.
             results["adapter_sha256"] = json!(hash);
@@ -516,6 +525,8 @@ fn create_folder(path: &Path, recipe: &Recipe, components: &Components) -> Resul
     if let Some((name, commit)) = recipe.setting.model.commit() {
         manifest["model"] = json!({ "hub": name, "commit": commit });
     }
+    let network = &components.model.policy.network;
+    manifest["network"] = json!({ "family": network.family(), "architecture": network.model_name() });
     manifest["base_sha256"] = json!(components.model.sha256);
     manifest["prompts_sha256"] = json!(components.data.sha256);
     if let Some(hash) = &components.model.adapter_sha256 {

@@ -47,7 +47,10 @@ pub fn run(args: &Args) -> Result<()> {
     let base = open(&args.base)?;
     let shapes: Shapes = base.shapes().map(|(name, shape)| (name.to_owned(), shape.to_vec())).collect();
     let adapter = lora_file::read(&args.lora, &shapes)?;
-    let about = Provenance { base: args.base.display().to_string(), ..provenance(&args.lora)? };
+    // What the adapter says of its base is not said of this one.
+    let base_name = args.base.display().to_string();
+    let about =
+        Provenance { base: base_name, revision: String::new(), base_sha256: String::new(), ..provenance(&args.lora)? };
     let merge = Merge { base: &base, trained: Trained::Adapter(&adapter), dtype: args.dtype.dtype(), about: &about };
     if single {
         write_merged_file(&merge, &args.out)?;

@@ -13,7 +13,7 @@ use crate::{
     joint::{Block, Head, Rope, TimeText, TimeTextSizes, patches, silu},
     layout::{Layout, Tokens},
     linear::Linear,
-    network::{Architecture, Backbone, Component},
+    network::{Architecture, Backbone, Family},
     recompute::{Checkpointing, Part},
     weight_source::WeightSource,
 };
@@ -159,8 +159,8 @@ impl Architecture for Guided {
         format!("Flux {{ config: {:?}, guidance: {:?} }}", self.config, self.guidance)
     }
 
-    fn component(&self) -> Component {
-        Component::Transformer
+    fn family(&self) -> Family {
+        Family::Flux
     }
 
     fn model_name(&self) -> &'static str {

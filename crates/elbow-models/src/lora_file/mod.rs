@@ -4,26 +4,30 @@
 //! |---|---|---|---|
 //! | PEFT | folder of `adapter_config.json`, `adapter_model.safetensors` | `peft` | `lora_alpha`, `r` |
 //! | diffusers | `pytorch_lora_weights.safetensors` | `diffusers` | header, `lora_adapter_metadata` |
-//! | kohya | any `.safetensors` | A1111, ComfyUI, `diffusers` for SD1.x | one `.alpha` a layer |
+//! | kohya | any `.safetensors` | A1111, ComfyUI, `diffusers` for SD1.x and attention of FLUX | one `.alpha` a layer |
+//! | comfyui | any `.safetensors` | ComfyUI and what reads kohya's scripts, `diffusers` for FLUX and SD1.x | one `.alpha` a weight |
 //! | merged | the network's own names | everything that reads the base | none: W + s B A |
 //!
 //! A file in the second format without that header entry is read by diffusers as alpha = rank: trained with alpha = 2 rank,
-//! it works at half its strength. It is always written here.
+//! it works at half its strength. It is always written here; but ComfyUI does not read it (`comfy/weight_adapter/lora.py`: without
+//! `.alpha` the scale is 1), so for ComfyUI there are the formats that have an `.alpha`.
 
+mod comfyui;
 mod error;
 mod fit;
 mod merge;
 mod read;
 mod write;
 
-pub use crate::network::Component as Network;
+pub use crate::network::{Component as Network, Family};
+pub use comfyui::write_comfyui;
 pub use error::LoraFileError;
 pub use merge::{Merge, Trained, write_merged, write_merged_file};
 pub use read::read;
 pub use write::{write_diffusers, write_kohya, write_peft};
 
 use crate::{lora::LoraConfig, network};
-use elbow::params::Params;
+use elbow::params::{Entry, Params};
 use std::collections::HashMap;
 
 /// A trained adapter: its factors, laid out as [`LoraConfig::initial`] does, and how they are scaled.
@@ -33,6 +37,25 @@ pub struct Adapter {
     pub config: LoraConfig,
     /// `<layer>.lora_A.weight` `[rank, in]` and `<layer>.lora_B.weight` `[out, rank]`.
     pub factors: Params,
+}
+
+impl Adapter {
+    /// The factors `[rank, in]` and `[out, rank]` of each layer, or one line for each tensor that is none or stands alone.
+    pub fn new(config: LoraConfig, factors: Params) -> Result<Self, Vec<String>> {
+        let rank = config.rank;
+        let has = |name: String| factors.entries().iter().any(|entry| entry.name == name);
+        let problem = |entry: &Entry| {
+            let shape = &entry.shape;
+            let fits = match (layer_and_side(&entry.name), &shape[..]) {
+                (Some((layer, "A")), &[found, _]) => found == rank && has(format!("{layer}.lora_B.weight")),
+                (Some((layer, _)), &[_, found]) => found == rank && has(format!("{layer}.lora_A.weight")),
+                _ => false,
+            };
+            (!fits).then(|| format!("  {}: {shape:?}", entry.name))
+        };
+        let problems: Vec<String> = factors.entries().iter().filter_map(problem).collect();
+        if problems.is_empty() { Ok(Self { config, factors }) } else { Err(problems) }
+    }
 }
 
 /// `<layer>.lora_A.weight` as `<layer>` and `A`, the same of B; `None` of another name.
@@ -50,8 +73,12 @@ pub struct Provenance {
     pub step: u64,
     /// Whether these are the moving average rather than the last weights.
     pub ema: bool,
-    /// The base model: its folder or hub name, and its hash.
+    /// The base model: its name on the Hugging Face Hub, or its folder.
     pub base: String,
+    /// The commit of a base on the Hub; empty if unknown.
+    pub revision: String,
+    /// SHA-256 of the base; empty if unknown.
+    pub base_sha256: String,
     /// The architecture in the words of `modelspec.architecture`, see [`architecture`]; empty if unknown.
     pub architecture: String,
 }
@@ -65,13 +92,15 @@ impl Provenance {
             step: text("elbow.step").parse().unwrap_or(0),
             ema: text("elbow.weights") == "ema",
             base: text("elbow.base_model"),
+            revision: text("elbow.base_revision"),
+            base_sha256: text("elbow.base_sha256"),
             architecture: text("modelspec.architecture").trim_end_matches("/lora").to_owned(),
         }
     }
 
     /// As entries of a safetensors header. `kind` is `lora`, or empty for whole weights.
     fn metadata(&self, kind: &str) -> HashMap<String, String> {
-        let Self { run, step, architecture, base, .. } = self;
+        let Self { run, step, architecture, base, revision, base_sha256, .. } = self;
         let mut entries = vec![("format", "pt".to_owned()), ("modelspec.sai_model_spec", "1.0.0".to_owned())];
         if !architecture.is_empty() {
             let whole = [architecture.as_str(), kind].join("/");
@@ -83,7 +112,9 @@ impl Provenance {
             entries.push(("elbow.step", step.to_string()));
             entries.push(("elbow.weights", if self.ema { "ema" } else { "raw" }.to_owned()));
         }
-        entries.push(("elbow.base_model", base.clone()));
+        let of_base =
+            [("elbow.base_model", base), ("elbow.base_revision", revision), ("elbow.base_sha256", base_sha256)];
+        entries.extend(of_base.into_iter().filter(|(_, text)| !text.is_empty()).map(|(key, text)| (key, text.clone())));
         entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
     }
 }

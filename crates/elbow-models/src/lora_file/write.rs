@@ -9,7 +9,11 @@ use std::{fs, path::Path};
 /// Replaces `folder` by a PEFT folder: `PeftModel.from_pretrained(pipe.transformer, folder)`.
 pub fn write_peft(adapter: &Adapter, about: &Provenance, folder: &Path) -> Result<(), LoraFileError> {
     let mut config = configuration(adapter);
-    config.insert("base_model_name_or_path".into(), about.base.clone().into());
+    let text = |text: &str| if text.is_empty() { Value::Null } else { text.into() };
+    config.insert("base_model_name_or_path".into(), text(&about.base));
+    config.insert("revision".into(), text(&about.revision));
+    // The tasks that PEFT knows are those of language models.
+    config.insert("task_type".into(), Value::Null);
     config.insert("inference_mode".into(), true.into());
     let factors = renamed(adapter, |layer, side| format!("base_model.model.{layer}.lora_{side}.weight"));
     let partial = partial(folder)?;

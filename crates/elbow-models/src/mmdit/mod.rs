@@ -14,7 +14,7 @@ use crate::{
     joint::{Block, Head, TimeText, TimeTextSizes, silu},
     layout::{Layout, Tokens},
     linear::Linear,
-    network::{Architecture, Backbone, Component},
+    network::{Architecture, Backbone, Family},
     recompute::{Checkpointing, Part},
     text::CLIP_LENGTH,
     weight_source::WeightSource,
@@ -135,8 +135,8 @@ impl Architecture for MmditConfig {
         format!("Mmdit({self:?})")
     }
 
-    fn component(&self) -> Component {
-        Component::Transformer
+    fn family(&self) -> Family {
+        Family::Sd3
     }
 
     fn model_name(&self) -> &'static str {

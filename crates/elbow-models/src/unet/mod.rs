@@ -12,7 +12,7 @@ pub use config::{DownBlock, Heads, UnetConfig, UpBlock};
 use crate::{
     layout::{Layout, Start, Tokens},
     linear::Linear,
-    network::{Architecture, Backbone, Component},
+    network::{Architecture, Backbone, Family},
     recompute::Checkpointing,
     resnet::{Conv, GroupNorm, Groups, Resnet},
     text::CLIP_LENGTH,
@@ -155,8 +155,8 @@ impl Architecture for UnetConfig {
         format!("Unet({self:?})")
     }
 
-    fn component(&self) -> Component {
-        Component::Unet
+    fn family(&self) -> Family {
+        Family::Unet
     }
 
     fn model_name(&self) -> &'static str {

@@ -8,8 +8,8 @@ use elbow_models::{
     folder::{Checkpoint, Shapes},
     lora::LoraConfig,
     lora_file::{
-        Adapter, LoraFileError, Merge, Network, Provenance, Trained, read, write_diffusers, write_kohya, write_merged,
-        write_merged_file, write_peft,
+        Adapter, Family, LoraFileError, Merge, Network, Provenance, Trained, read, write_comfyui, write_diffusers,
+        write_kohya, write_merged, write_merged_file, write_peft,
     },
     mmdit::MmditConfig,
 };
@@ -45,6 +45,8 @@ fn about() -> Provenance {
         step: 40,
         ema: true,
         base: "stabilityai/stable-diffusion-3.5-medium".into(),
+        revision: "9f2c1d".into(),
+        base_sha256: "c0ffee".into(),
         architecture: "stable-diffusion-v3-medium".into(),
     }
 }
@@ -112,13 +114,21 @@ fn keys_and_provenance_are_in_the_files() {
     write_diffusers(&adapter, Network::Transformer, &about(), &file).expect("written");
     let diffusers = Checkpoint::open_file(&file).expect("read");
     assert!(diffusers.contains("transformer.transformer_blocks.0.attn.to_out.0.lora_A.weight"));
-    let about: Vec<_> = ["elbow.run", "elbow.step", "elbow.weights", "elbow.base_model", "modelspec.architecture"]
-        .map(|key| diffusers.metadata()[key].as_str())
-        .into();
+    let keys = ["run", "step", "weights", "base_model", "base_revision", "base_sha256"];
+    let said: Vec<_> = keys.map(|key| diffusers.metadata()[&format!("elbow.{key}")].as_str()).into();
     let base = "stabilityai/stable-diffusion-3.5-medium";
-    assert_eq!(about, ["0123abcd", "40", "ema", base, "stable-diffusion-v3-medium/lora"]);
+    assert_eq!(said, ["0123abcd", "40", "ema", base, "9f2c1d", "c0ffee"]);
+    assert_eq!(diffusers.metadata()["modelspec.architecture"], "stable-diffusion-v3-medium/lora");
+    assert_eq!(Provenance::of(diffusers.metadata()), about());
     let config: serde_json::Value = serde_json::from_str(&diffusers.metadata()["lora_adapter_metadata"]).expect("JSON");
     assert_eq!((&config["transformer.lora_alpha"], &config["transformer.r"]), (&4.into(), &2.into()));
+
+    // A name or a path and nothing else is what PEFT and the Hub take for a base.
+    write_peft(&adapter, &about(), &folder.path().join("peft")).expect("written");
+    let config = fs::read(folder.path().join("peft/adapter_config.json")).expect("read");
+    let config: serde_json::Value = serde_json::from_slice(&config).expect("JSON");
+    assert_eq!((&config["base_model_name_or_path"], &config["revision"]), (&base.into(), &"9f2c1d".into()));
+    assert!(config["task_type"].is_null());
 }
 
 #[test]
@@ -253,6 +263,37 @@ fn what_means_something_else_is_refused_by_field_and_value() {
     assert!(error.to_string().contains("not a complete safetensors file"), "{error}");
 }
 
+/// Random factors for layers of a FLUX.1 as wide as the published one, whose width diffusers takes for granted; in the second single
+/// block for a part of the fused weight.
+fn flux_of_full_width() -> Adapter {
+    let (double, single) = ("transformer_blocks.0", "single_transformer_blocks");
+    let attention = ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"];
+    let mut layers: Vec<(String, [usize; 2])> =
+        attention.iter().map(|end| (format!("{double}.attn.{end}"), [3072, 3072])).collect();
+    for norm in ["norm1", "norm1_context"] {
+        layers.push((format!("{double}.{norm}.linear"), [18432, 3072]));
+    }
+    for mlp in ["ff", "ff_context"] {
+        layers.push((format!("{double}.{mlp}.net.0.proj"), [12288, 3072]));
+        layers.push((format!("{double}.{mlp}.net.2"), [3072, 12288]));
+    }
+    for (block, end) in [0, 1].into_iter().flat_map(|block| attention[..3].iter().map(move |end| (block, end))) {
+        layers.push((format!("{single}.{block}.attn.{end}"), [3072, 3072]));
+    }
+    layers.push((format!("{single}.0.proj_mlp"), [12288, 3072]));
+    layers.push((format!("{single}.0.proj_out"), [3072, 15360]));
+    layers.push((format!("{single}.0.norm.linear"), [9216, 3072]));
+    let config =
+        LoraConfig { rank: 2, alpha: 5.0, target_modules: layers.iter().map(|(layer, _)| layer.clone()).collect() };
+    let tensors: Vec<_> = layers.iter().map(|(layer, shape)| (format!("{layer}.weight"), shape)).collect();
+    let key = |stream| Key::new(stream, Purpose::Initialization, 0);
+    let mut factors = config.initial(tensors.iter().map(|(name, shape)| (&**name, &shape[..])), key(0));
+    let mut values = Vec::new();
+    key(1).extend_normals(factors.values().len(), &mut values);
+    factors.values_mut().copy_from_slice(&values);
+    Adapter { config, factors }
+}
+
 /// For `fixtures/check/lora.py`, which loads these files in `peft` and `diffusers`.
 #[test]
 #[ignore = "writes files for the reference packages to ELBOW_CHECK"]
@@ -264,6 +305,9 @@ fn exports_for_the_reference_packages() {
     let file = folder.join("diffusers/pytorch_lora_weights.safetensors");
     write_diffusers(&adapter, Network::Transformer, &about(), &file).expect("written");
     write_kohya(&adapter, Network::Unet, &about(), &folder.join("kohya.safetensors")).expect("written");
+    let flux = flux_of_full_width();
+    write_peft(&flux, &about(), &folder.join("flux.peft")).expect("written");
+    write_comfyui(&flux, Family::Flux, &about(), &folder.join("flux.safetensors")).expect("written");
     let merged = folder.join("transformer");
     let merge = Merge { base: &base(), trained: Trained::Adapter(&adapter), dtype: None, about: &about() };
     write_merged(&merge, "diffusion_pytorch_model", 20_000, &merged).expect("written");

@@ -1,6 +1,6 @@
 //! Reading a recipe: what it extends, the file, and changes of single fields.
 
-use super::{check, check::Layer, fields::Recipe, library, merge::merge};
+use super::{check, check::Layer, fields::Recipe, library, merge::merge, place::deserialize};
 use crate::error::{At, Error, Result};
 use elbow::config::{MicroBatch, Reuse};
 use elbow_runlog::RunFolder;
@@ -36,6 +36,20 @@ pub fn load(path: Option<&Path>, changes: &[String]) -> Result<(String, Recipe)>
         merge(&mut merged, layer.table.clone());
     }
     Ok((name, check::read(merged, &layers)?))
+}
+
+/// The recipe of a run as it was saved. That it can run was checked when it started, on a model that may be elsewhere by now.
+pub fn saved(folder: &RunFolder) -> Result<Recipe> {
+    let config = folder.config();
+    let mut layers = Vec::new();
+    add_file(&config, &mut layers)?;
+    let mut merged = Recipe::default().to_table()?;
+    for layer in layers {
+        merge(&mut merged, layer.table);
+    }
+    deserialize(merged).map_err(|message| {
+        Error::new(format!("cannot use {}: {message}", config.display()), "restore the file as the run wrote it")
+    })
 }
 
 /// Fields that say where something is: a run may find it elsewhere when it goes on. Hashes tell whether it is the same.

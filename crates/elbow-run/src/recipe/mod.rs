@@ -11,5 +11,5 @@ mod merge;
 mod place;
 
 pub use fields::{Eval, Keep, PromptsConfig, Recipe, Setting};
-pub use load::{load, of_run};
+pub use load::{load, of_run, saved};
 pub use merge::merge;
