@@ -102,12 +102,12 @@ impl Params {
 
     /// The entries, and all values to be changed in place.
     pub(crate) fn parts_mut(&mut self) -> (&[Entry], &mut [f32]) {
-        (&self.layout, Arc::make_mut(&mut self.values))
+        (&self.layout, Arc::make_mut(&mut self.values).as_mut_slice())
     }
 
     /// All values, to be changed in place.
     pub fn values_mut(&mut self) -> &mut [f32] {
-        Arc::make_mut(&mut self.values)
+        Arc::make_mut(&mut self.values).as_mut_slice()
     }
 
     /// `self ← decay · self + (1 − decay) · target`, value by value.
