@@ -141,6 +141,22 @@ fn only_the_last_are_kept() {
 }
 
 #[test]
+fn one_out_of_turn_takes_no_place_and_goes_with_the_next() {
+    let root = tempfile::tempdir().unwrap();
+    let every_three = |step: u64| step.is_multiple_of(3);
+    let mut then = |step| {
+        write(root.path(), step, b"weights");
+        checkpoint::keep_regular(root.path(), 2, every_three).unwrap();
+        names(root.path()).concat().replace("checkpoint-", " ")
+    };
+    let seen = [3, 6, 7, 8, 9, 10].map(&mut then);
+    assert_eq!(seen, [" 3", " 3 6", " 3 6 7", " 3 6 8", " 6 9", " 10 6 9"]);
+    // Beside one out of turn there is one in turn.
+    checkpoint::keep_regular(root.path(), 0, every_three).unwrap();
+    assert_eq!(names(root.path()), ["checkpoint-10", "checkpoint-9"]);
+}
+
+#[test]
 fn names_stay_inside_the_folder() {
     let root = tempfile::tempdir().unwrap();
     for name in ["", "../out", "/etc/out", "lora/../../out", "lora/", "a\\b", "manifest.json"] {
