@@ -38,9 +38,11 @@ pub fn load(path: Option<&Path>, changes: &[String]) -> Result<(String, Recipe)>
     Ok((name, check::read(merged, &layers)?))
 }
 
-/// Fields that say where something is: a run may find it elsewhere when it goes on. Hashes tell whether it is the same.
-const PLACES: [&str; 9] = [
+/// Fields that say where something is: a run may find it elsewhere when it goes on. Hashes tell whether it is the same. And what another
+/// place grants.
+const PLACES: [&str; 13] = [
     "model.path",
+    "model.weights",
     "model.cache",
     "prompts.train",
     "prompts.test",
@@ -48,7 +50,10 @@ const PLACES: [&str; 9] = [
     "reward.python",
     "reward.url",
     "reward.workers",
+    "self_test.better",
+    "self_test.worse",
     "keep.score_cache",
+    "keep.grace_seconds",
 ];
 
 /// The recipe of an existing run. A recipe or changes given beside it must say the same, but for `epochs` and the places of files and servers.
@@ -67,7 +72,7 @@ pub fn of_run(folder: &RunFolder, path: Option<&Path>, changes: &[String]) -> Re
     let mut same_length = asked.clone();
     same_length.method.epochs = saved.method.epochs;
     let mut differences = saved.differences(&same_length)?;
-    differences.retain(|difference| !PLACES.iter().any(|place| difference.starts_with(&format!("{place}: "))));
+    differences.retain(|difference| !difference.split_once(": ").is_some_and(|(key, _)| is_place(key)));
     if differences.is_empty() {
         return Ok(asked);
     }
@@ -76,6 +81,13 @@ pub fn of_run(folder: &RunFolder, path: Option<&Path>, changes: &[String]) -> Re
         format!("{place} was made with another configuration:\n  - {}", differences.join("\n  - ")),
         "resume without a recipe and with no --set but epochs and paths, or start a new run with --run",
     ))
+}
+
+/// Whether a run may find another value of a field when it goes on; a reward may stand within another one or in a list.
+fn is_place(key: &str) -> bool {
+    let plain: String = key.split('[').map(|part| part.split_once(']').map_or(part, |(_, rest)| rest)).collect();
+    let inner = plain.rfind(".reward.").map_or(&*plain, |at| &plain[at + 1..]);
+    PLACES.contains(&inner)
 }
 
 /// Adds the layer of a recipe file, and before it those of the recipe that it `extends` (a path relative to it).
@@ -110,7 +122,9 @@ fn parse(path: &Path) -> Result<(Table, Option<String>)> {
     })?;
     let mut table: Table = toml::from_str(&text).map_err(|error| {
         let message = format!("recipe {place} is not valid TOML: {}", error.to_string().trim_end());
-        Error::new(message, "correct the line shown")
+        let large = error.message().contains("too large") || error.message().contains("too small");
+        let range = format!("correct the line shown: integers go from {} to {}", i64::MIN, i64::MAX);
+        Error::new(message, if large { &*range } else { "correct the line shown" })
     })?;
     match table.remove("extends") {
         None => Ok((table, None)),
@@ -158,6 +172,17 @@ mod tests {
         let table = toml::from_str(&recipe.to_toml().expect("writes")).expect("TOML");
         assert_eq!(check::read(table, &[]).expect("reads"), recipe);
         assert_eq!(recipe.method.seed, 5);
+    }
+
+    #[test]
+    fn places_are_known_wherever_a_reward_stands() {
+        let places = ["model.path", "reward.file", "reward.parts[0].reward.file", "eval.rewards[12].reward.url"];
+        for key in places.into_iter().chain(["reward.reward.python", "self_test[1].worse", "keep.grace_seconds"]) {
+            assert!(is_place(key), "{key}");
+        }
+        for key in ["model.rank", "reward.parts[0].name", "reward.function", "seed", "reward.parts[0].reward.timeout"] {
+            assert!(!is_place(key), "{key}");
+        }
     }
 
     #[test]
