@@ -10,6 +10,7 @@ mod numbers;
 mod output;
 mod reference;
 mod schema;
+mod signals;
 mod table;
 mod target;
 

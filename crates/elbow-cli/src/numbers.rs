@@ -10,10 +10,14 @@ pub fn count(parameters: usize) -> String {
     }
 }
 
-/// Seconds, beyond a minute as minutes and seconds.
+/// Seconds, beyond a minute as minutes and seconds, beyond an hour as hours and minutes.
 pub fn duration(seconds: f64) -> String {
     let whole = seconds.round() as u64;
-    if whole < 60 { format!("{whole} s") } else { format!("{} min {:02} s", whole / 60, whole % 60) }
+    match whole {
+        0..60 => format!("{whole} s"),
+        60..3600 => format!("{} min {:02} s", whole / 60, whole % 60),
+        _ => format!("{} h {:02} min", whole / 3600, whole / 60 % 60),
+    }
 }
 
 /// The value in the middle.
@@ -36,6 +40,6 @@ mod tests {
     #[test]
     fn units_suit_their_numbers() {
         assert_eq!([3e5, 2.5e6, 8e9].map(|n| count(n as usize)), ["300 thousand", "2.5 million", "8.00 billion"]);
-        assert_eq!([59.4, 61.0].map(duration), ["59 s", "1 min 01 s"]);
+        assert_eq!([59.4, 61.0, 3599.6, 3e5].map(duration), ["59 s", "1 min 01 s", "1 h 00 min", "83 h 20 min"]);
     }
 }

@@ -56,6 +56,13 @@ fn a_wrong_kind_type_or_form_is_named_with_what_is_expected() {
     refused_changes(&["kl.kind=k9"], &["`kl.kind` = \"k9\": expected one of girsanov, path, step"]);
     refused_changes(&["epochs=many"], &["`epochs` = \"many\": expected an integer"]);
     refused_changes(&["epochs=-1"], &["`epochs` = -1: expected an integer of at least 0"]);
+    let range = "expected an integer from 0 to 9223372036854775807";
+    for seed in ["-1", "9223372036854775808", "1e30", "1.5"] {
+        refused_changes(&[&format!("seed={seed}")], &["`seed` = ", range]);
+        refused_changes(&[&format!("eval.measure.seed={seed}")], &["`eval.measure.seed` = ", range]);
+    }
+    refused_recipe("seed = -1", &["`seed` = -1", range]);
+    refused_recipe("epochs = 3\nseed = 9223372036854775808", &["is not valid TOML", "line 2", "9223372036854775807"]);
     refused_changes(&["optimizer.learning_rate=true"], &["`optimizer.learning_rate` = true: expected a number"]);
     refused_changes(&["objective.ratio=1"], &["`objective.ratio` = 1: expected true or false"]);
     refused_changes(&["objective=grpo"], &["`objective` = \"grpo\": this is a section", "objective.kind ="]);

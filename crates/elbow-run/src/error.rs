@@ -155,6 +155,8 @@ fn hint(cause: &(dyn StdError + 'static)) -> Option<String> {
         encoding(error)
     } else if cause.is::<SourceError>() {
         "the model must be whole, as diffusers saves it: download again what is named above, or choose another model"
+    } else if matches!(cause.downcast_ref(), Some(PromptError::Read { .. })) {
+        "a path is relative to the folder that the command runs in: check it, or give another by --set prompts.train and prompts.test"
     } else if cause.is::<PromptError>() {
         "a prompt file has one prompt a line: plain text in .txt, a JSON object with `prompt` in .jsonl"
     } else if cause.downcast_ref::<MeasureError>().is_some_and(|error| matches!(error, MeasureError::Stopped(_))) {

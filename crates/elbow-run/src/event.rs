@@ -54,6 +54,8 @@ pub enum Event<'a> {
         samples: &'a [Logged],
         /// How long it took, with its evaluation if there was one.
         took: Duration,
+        /// How long the epochs that follow should take, by those that were trained since the run was started or resumed.
+        left: Duration,
     },
     /// A checkpoint is complete.
     Checkpoint {

@@ -4,8 +4,8 @@ use crate::{
     components::Components,
     error::{At, Error, Result},
     event::{Event, Progress, Watch},
+    finished::{self, Finished},
     judges, machine, pictures,
-    plan::Plan,
     radar::{Action, Radar, Sighting},
     recipe::Recipe,
     samples,
@@ -19,7 +19,7 @@ use elbow::{
     train::{EpochReport, Logged, State, TrainError, Trainer},
 };
 use elbow_models::policy::Tuning;
-use elbow_runlog::{EventWriter, MetricsWriter, RunFolder, checkpoint, grid, metrics, save_png, write_atomic};
+use elbow_runlog::{EventWriter, Holder, MetricsWriter, RunFolder, checkpoint, grid, metrics, save_png, write_atomic};
 use serde_json::{Map, Value, json};
 use std::{
     collections::BTreeMap,
@@ -28,7 +28,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 /// A run of a recipe on its components. It writes into its folder and tells what happens by events.
@@ -43,19 +43,29 @@ pub struct Run<'a> {
     folder: RunFolder,
     metrics: MetricsWriter,
     events: EventWriter,
-    /// The epoch of the last checkpoint.
-    saved: u64,
+    /// The last finished epoch, for whoever must save it from another thread.
+    finished: Finished,
     /// The base on the held-out prompts, once it was measured.
     base: Option<Measured>,
     /// The latest evaluation of what is trained, and its epoch.
     latest: Option<(u64, Measured)>,
-    /// Seconds that an epoch should take.
-    planned: Option<f64>,
+    /// What the epochs took that were trained here.
+    pace: Pace,
     /// Whether far ratios were warned of.
     warned: bool,
     /// Epochs in a row whose rewards differ too little within groups.
     flat: u32,
     radar: Radar,
+}
+
+/// What epochs took.
+#[derive(Clone, Copy, Default)]
+struct Pace {
+    epochs: u32,
+    /// With their evaluations.
+    all: Duration,
+    /// Their rollouts and updates alone, in seconds.
+    training: f64,
 }
 
 /// Epochs in a row without differences within groups before a run says so.
@@ -97,31 +107,45 @@ impl<'a> Run<'a> {
         recipe.method.batch.micro_batch = MicroBatch::Size(components.micro_batch(&recipe.method));
         recipe.method.batch.reuse_velocities = components.reuse_velocities(&recipe.method)?;
         let trainer = components.trainer(&recipe.method)?;
+        let judges = judges::judges(&recipe, &components.data.test, &components.tools)?;
         let folder = create_folder(path.as_ref(), &recipe, components)?;
-        Self::open(folder, recipe, trainer, Radar::default(), components, watch)
+        let events = EventWriter::create(folder.path())?;
+        Self::open(folder, recipe, (trainer, Radar::default()), judges, events, (components, watch))
     }
 
     /// A run that was stopped or killed, where its last checkpoint stands. `recipe` is what [`crate::recipe::of_run`] says. The folder
-    /// changes once everything is known to load.
+    /// changes once everything is known to load, and it is refused while another process works in it.
     pub fn resume(folder: RunFolder, recipe: Recipe, components: &'a Components, watch: &'a Watch<'a>) -> Result<Self> {
+        let folder = folder.claim()?;
+        if let Some(Holder { process, host, since }) = folder.left_by() {
+            let text = format!(
+                "process {process}, which took the run folder {} at {since}, is gone from this host ({host}): going on in its place",
+                folder.path().display()
+            );
+            watch(Event::Warning { text: &text });
+        }
         let mut trainer = components.trainer(&recipe.method)?;
+        let judges = judges::judges(&recipe, &components.data.test, &components.tools)?;
         same_inputs(&folder, components)?;
         let mut radar = load_checkpoint(&folder, &mut trainer)?;
-        rewind(&folder, &recipe, trainer.state.epoch)?;
+        let epoch = trainer.state.epoch;
+        rewind(&folder, &recipe, epoch, radar.best_epoch())?;
         if !matches!(recipe.setting.radar.action, Action::Stop | Action::Rollback) {
             // Whoever turns it off wants to go on.
             radar.halted = None;
         }
-        Self::open(folder, recipe, trainer, radar, components, watch)
+        // The record begins anew, with the measurement of the base, where there is no checkpoint.
+        let events = EventWriter::resume(folder.path(), if epoch == 0 { 0 } else { epoch + 1 })?;
+        Self::open(folder, recipe, (trainer, radar), judges, events, (components, watch))
     }
 
     fn open(
         folder: RunFolder,
         recipe: Recipe,
-        trainer: Trainer<'a>,
-        radar: Radar,
-        components: &'a Components,
-        watch: &'a Watch<'a>,
+        (trainer, radar): (Trainer<'a>, Radar),
+        judges: Vec<Box<dyn Reward>>,
+        events: EventWriter,
+        (components, watch): (&'a Components, &'a Watch<'a>),
     ) -> Result<Self> {
         let metrics = MetricsWriter::open(folder.metrics())?;
         components.tools.log.write_to(&folder.reward_log());
@@ -130,14 +154,10 @@ impl<'a> Run<'a> {
             .journal
             .open(&folder.journal(), trainer.state.epoch)
             .at(|| "cannot read what rewards answered before".into())?;
-        let events = match trainer.state.epoch {
-            0 => EventWriter::create(folder.path())?,
-            epoch => EventWriter::resume(folder.path(), epoch + 1)?,
-        };
         Ok(Self {
             stop: Arc::default(),
-            judges: judges::judges(&recipe, &components.data.test, &components.tools)?,
-            saved: trainer.state.epoch,
+            judges,
+            finished: Finished::new(&folder, &recipe, trainer.state.epoch),
             recipe,
             components,
             watch,
@@ -147,7 +167,7 @@ impl<'a> Run<'a> {
             events,
             base: None,
             latest: None,
-            planned: None,
+            pace: Pace::default(),
             warned: false,
             flat: 0,
             radar,
@@ -184,57 +204,76 @@ impl<'a> Run<'a> {
         self.radar.halted.as_deref()
     }
 
-    /// Seconds that an epoch should take, known from the first step on where there was something to train.
+    /// The last finished epoch, which another thread may save while this one trains.
+    pub fn finished(&self) -> Finished {
+        self.finished.clone()
+    }
+
+    /// Seconds that an epoch should take, by those that were trained here; nothing before the first.
     pub fn planned(&self) -> Option<f64> {
-        self.planned
+        (self.pace.epochs > 0).then(|| self.pace.training / f64::from(self.pace.epochs))
     }
 
     /// Trains one epoch, with evaluation and checkpoint when they are due. The first step measures the base before. After an error, or
-    /// when it is asked to stop while it waits for a reward, the folder stands as it was before the epoch: resume it.
+    /// when it is asked to stop while it waits for a reward, run and folder stand as they did before the epoch, which is saved: resume it.
     pub fn step(&mut self) -> Result<Status> {
-        if !self.begin()? {
-            return Ok(Status::Stopped);
-        }
         let total = self.recipe.method.epochs;
         if self.epoch() >= total || self.radar.halted.is_some() {
             return Ok(Status::Done);
         }
-        if self.stop.load(Ordering::SeqCst) {
-            self.save_progress()?;
+        // To measure the base takes a while.
+        if self.stops() || !self.begin()? || self.stops() {
+            self.save()?;
             return Ok(Status::Stopped);
         }
         let start = Instant::now();
+        let before = self.trainer.state.clone();
         self.components.tools.journal.turn(self.epoch());
         let progress = Progress { watch: self.watch, stop: Some(&self.stop) };
         let report = match self.trainer.epoch(&progress) {
             Ok(report) => report,
             Err(TrainError::Rollout(RolloutError::Stopped { .. })) => {
                 self.ask_again_later()?;
-                self.save_progress()?;
+                self.save()?;
                 return Ok(Status::Stopped);
             }
             Err(error) => {
                 self.ask_again_later()?;
-                self.save_progress()?;
+                self.save()?;
                 let folder = self.folder.path().display();
                 return Err(error).at(|| format!("training stopped; the epochs before are saved in {folder}"));
             }
         };
         let epoch = self.epoch();
-        let Some((mut record, sighting)) = self.record(&report)? else { return Ok(Status::Stopped) };
+        let (mut record, sighting) = match self.record(&report) {
+            Ok(Some(seen)) => seen,
+            // An epoch whose evaluation is missing is not finished.
+            unfinished => {
+                self.trainer.state = before;
+                self.save()?;
+                return unfinished.map(|_| Status::Stopped);
+            }
+        };
+        drop(before);
         self.act(&sighting, &mut record)?;
         self.write_samples(&report.samples)?;
+        self.write_pictures(&report)?;
         self.write(&record)?;
+        self.finished.add(&self.trainer.state, &self.radar);
         self.warn_of_ratios(&record);
         self.warn_of_flat_rewards(&record);
-        self.write_pictures(&report)?;
-        (self.watch)(Event::Epoch { epoch, record: &record, samples: &report.samples, took: start.elapsed() });
-        let due = epoch.is_multiple_of(self.recipe.setting.keep.checkpoint_every);
-        // What a rollback goes back to is on disk, and so is that it went back.
-        if due || epoch == total || sighting.best || !sighting.news.is_empty() {
+        let took = start.elapsed();
+        let left = self.pace.add(took, &record, total - epoch);
+        (self.watch)(Event::Epoch { epoch, record: &record, samples: &report.samples, took, left });
+        // What a rollback goes back to is on disk.
+        if epoch.is_multiple_of(self.recipe.setting.keep.checkpoint_every) || epoch == total || sighting.best {
             self.save()?;
         }
         Ok(Status::Training)
+    }
+
+    fn stops(&self) -> bool {
+        self.stop.load(Ordering::SeqCst)
     }
 
     /// Steps until all epochs are trained, or the run is asked to stop.
@@ -253,7 +292,7 @@ impl<'a> Run<'a> {
         if !self.begin()? {
             return Err(stopped());
         }
-        self.save_progress()?;
+        self.save()?;
         let tuned = match self.latest.take() {
             Some((epoch, measured)) if epoch == self.epoch() => measured,
             _ => {
@@ -310,17 +349,13 @@ impl<'a> Run<'a> {
         Ok(records.iter().filter(|record| record.get("trained_samples").is_some_and(|n| *n == 0)).count() as u64)
     }
 
-    /// Before the first step: plans what an epoch takes, and measures the base. `false` if it was asked to stop meanwhile.
+    /// Before the first step: measures the base. `false` if it was asked to stop meanwhile.
     fn begin(&mut self) -> Result<bool> {
         if self.base.is_some() {
             return Ok(true);
         }
         for text in self.trainer.method().warnings(self.components.model.policy.schedule()) {
             (self.watch)(Event::Warning { text: &text });
-        }
-        if self.epoch() < self.recipe.method.epochs {
-            // What is wrong with a reward is said when it matters, in the first epoch.
-            self.planned = Plan::measure(&self.recipe, self.components, 0.0).ok().map(|plan| plan.epoch());
         }
         let Some(base) = self.measure(0)? else { return Ok(false) };
         if self.epoch() == 0 && self.recipe.setting.radar.action != Action::Off {
@@ -399,7 +434,7 @@ impl<'a> Run<'a> {
     fn record(&mut self, report: &EpochReport) -> Result<Option<(Map<String, Value>, Sighting)>> {
         let (epoch, every) = (self.epoch(), self.recipe.setting.eval.measure.every);
         let mut record = report.record.clone();
-        record.extend(self.planned.map(|seconds| ("time_planned".to_owned(), Value::from(seconds))));
+        record.extend(self.planned().map(|seconds| ("time_planned".to_owned(), Value::from(seconds))));
         if every > 0 && epoch.is_multiple_of(every) {
             let Some(measured) = self.measure(epoch)? else { return Ok(None) };
             record.extend(judges::entries(&measured, &self.measures()));
@@ -496,23 +531,24 @@ impl<'a> Run<'a> {
         self.components.tools.journal.forget_unavailable().at(place)
     }
 
-    /// Saves what no checkpoint holds yet.
-    fn save_progress(&mut self) -> Result<()> {
-        if self.saved == self.epoch() { Ok(()) } else { self.save() }
-    }
-
+    /// Saves the last finished epoch if no checkpoint holds it yet.
     fn save(&mut self) -> Result<()> {
-        let state = &self.trainer.state;
-        let (files, counters) = state.save();
-        let files: Vec<(&str, &[u8])> = files.iter().map(|(name, bytes)| (*name, bytes.as_slice())).collect();
-        let root = self.folder.checkpoints();
-        let path =
-            checkpoint::write(&root, state.epoch, &files, &json!({ "counters": counters, "radar": self.radar }))?;
-        checkpoint::keep_last(&root, self.recipe.setting.keep.checkpoints, self.radar.best_epoch())?;
-        self.saved = state.epoch;
-        self.components.tools.journal.forget_before(self.saved).at(|| "cannot delete old answers of rewards".into())?;
-        (self.watch)(Event::Checkpoint { epoch: self.saved, path: &path });
+        let Some((epoch, path)) = self.finished.save()? else { return Ok(()) };
+        self.components.tools.journal.forget_before(epoch).at(|| "cannot delete old answers of rewards".into())?;
+        (self.watch)(Event::Checkpoint { epoch, path: &path });
         Ok(())
+    }
+}
+
+impl Pace {
+    /// Counts an epoch, and says how long `more` should take.
+    fn add(&mut self, took: Duration, record: &Map<String, Value>, more: u64) -> Duration {
+        let seconds = |key: &str| record.get(key).and_then(Value::as_f64).unwrap_or(0.0);
+        self.epochs += 1;
+        self.all += took;
+        self.training += seconds("time_rollout") + seconds("time_update");
+        Duration::try_from_secs_f64(self.all.as_secs_f64() / f64::from(self.epochs) * more as f64)
+            .unwrap_or(Duration::MAX)
     }
 }
 
@@ -601,7 +637,7 @@ fn read_state(path: &Path, layout: &State) -> Result<(State, Radar)> {
 }
 
 /// Makes a folder say what it said after `epoch`, and that the run is to become as long as the recipe says.
-fn rewind(folder: &RunFolder, recipe: &Recipe, epoch: u64) -> Result<()> {
+fn rewind(folder: &RunFolder, recipe: &Recipe, epoch: u64, best: Option<u64>) -> Result<()> {
     let text = recipe.to_toml()?;
     if std::fs::read_to_string(folder.config()).ok().as_deref() != Some(&*text) {
         write_atomic(&folder.config(), text.as_bytes())?;
@@ -613,5 +649,6 @@ fn rewind(folder: &RunFolder, recipe: &Recipe, epoch: u64) -> Result<()> {
         write_atomic(&folder.metrics(), b"")?;
     }
     samples::forget_after(&folder.samples(), epoch)?;
-    Ok(())
+    samples::forget_after(&folder.images(), epoch)?;
+    finished::keep(folder, recipe, best)
 }

@@ -1,6 +1,6 @@
 //! A recipe through the library, from outside: what it tells, and that a run that was stopped ends as one that was not.
 
-use elbow_run::{Components, Device, Event, Recipe, Run, Status, recipe};
+use elbow_run::{Components, Device, Event, Finished, Recipe, Run, Status, recipe};
 use elbow_runlog::{RunFolder, metrics};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -132,6 +132,68 @@ fn a_run_tells_what_happens_and_stopped_and_resumed_is_the_same_run() {
         "evaluation 0, evaluation 2, epoch 2, checkpoint 2, epoch 3, checkpoint 3, evaluation 3, finished"
     );
     assert_same(&straight, &stopped);
+}
+
+/// Whoever must end the process saves what is finished while the next epoch is under way, and no bit of it is of that epoch.
+#[test]
+fn what_is_finished_is_saved_from_another_thread_within_an_epoch() {
+    let root = tempfile::tempdir().expect("a folder");
+    let (straight, left) = (root.path().join("straight"), root.path().join("left"));
+    let (_, mut recipe) = recipe::load(None, &["keep.checkpoint_every=100".to_owned()]).expect("a recipe");
+    (recipe.method, recipe.setting.eval) = (tiny().method, tiny().setting.eval);
+    let components = Components::load(&recipe, &Device::flex(), &|_| {}).expect("components");
+
+    let mut run = Run::create(&straight, recipe.clone(), &components, &|_| {}).expect("a run");
+    assert_eq!(run.planned(), None);
+    run.step().expect("trains");
+    assert_eq!(run.planned(), Some(seconds(&straight, 1)));
+    run.step().expect("trains");
+    let two = run.finished().save().expect("writes").expect("it was not saved");
+    assert_eq!((two.0, run.finished().save().expect("nothing to write")), (2, None));
+    drop(run);
+
+    let (saving, path) = (Mutex::new(None::<Finished>), Mutex::new(None));
+    let watch = |event: Event<'_>| {
+        let finished = saving.lock().expect("no panic").clone();
+        let Some(finished) = finished else { return };
+        match event {
+            // The weights of the epoch have moved already where its update is over.
+            Event::Progress { phase: "update", done, total } if done == total => {
+                let saved = std::thread::scope(|scope| scope.spawn(|| finished.save()).join().expect("no panic"));
+                *path.lock().expect("no panic") = saved.expect("writes");
+            }
+            Event::Epoch { epoch, left, .. } => assert_eq!((epoch, left.is_zero()), (3, true)),
+            _ => {}
+        }
+    };
+    let mut run = Run::create(&left, recipe.clone(), &components, &watch).expect("a run");
+    run.step().expect("trains");
+    run.step().expect("trains");
+    *saving.lock().expect("no panic") = Some(run.finished());
+    run.step().expect("trains");
+    let (epoch, path) = path.lock().expect("no panic").take().expect("it was not saved");
+    assert_eq!(epoch, 2);
+    // The last epoch has its own by now, and what was saved in between was no regular one.
+    assert!(!path.exists() && left.join("checkpoints/checkpoint-3").exists());
+    drop(run);
+
+    // Left within the third epoch, the run goes on after the second.
+    fs::remove_dir_all(&left).expect("removed");
+    *saving.lock().expect("no panic") = None;
+    let mut run = Run::create(&left, recipe.clone(), &components, &watch).expect("a run");
+    run.step().expect("trains");
+    run.step().expect("trains");
+    assert!(left.join("lock.json").exists());
+    assert_eq!(run.finished().leave().expect("writes"), 2);
+    assert!(!left.join("lock.json").exists());
+    let of = |run: &Path| files(&run.join("checkpoints/checkpoint-2"));
+    assert!(of(&straight).len() > 3 && of(&straight) == of(&left), "the checkpoint differs");
+}
+
+/// Seconds that rollout and updates of an epoch took.
+fn seconds(run: &Path, epoch: usize) -> f64 {
+    let record = &metrics::read(&run.join("metrics.jsonl")).expect("records")[epoch];
+    ["time_rollout", "time_update"].map(|key| record[key].as_f64().expect("a number")).iter().sum()
 }
 
 /// A step that dominates the gradient is told before anything is trained, and whether the rollout's velocities are used again is written down.

@@ -121,11 +121,24 @@ pub fn read(path: &Path) -> Result<Checkpoint, RunLogError> {
     Ok(Checkpoint { step, state: manifest["state"].take(), files })
 }
 
-/// Removes all complete checkpoints but those of the `n` highest steps, of which at least one is kept, and that of step `spared`.
-pub fn keep_last(root: &Path, n: usize, spared: Option<u64>) -> Result<(), RunLogError> {
+/// Removes all complete checkpoints but those of the `n` highest steps; at least one is kept.
+pub fn keep_last(root: &Path, n: usize) -> Result<(), RunLogError> {
+    keep_regular(root, n, None, |_| true)
+}
+
+/// Removes all complete checkpoints but those of the `n` highest steps that are `regular`, at least one, that of step `spared`, and that of the
+/// highest step of all: one that an interrupt wrote in between takes no other's place, and goes when the next is complete.
+pub fn keep_regular(
+    root: &Path,
+    n: usize,
+    spared: Option<u64>,
+    regular: impl Fn(u64) -> bool,
+) -> Result<(), RunLogError> {
     let all = all(root)?;
-    let old = &all[..all.len().saturating_sub(n.max(1))];
-    for (_, path) in old.iter().filter(|(step, _)| Some(*step) != spared) {
+    let steps: Vec<u64> = all.iter().map(|(step, _)| *step).filter(|step| regular(*step)).collect();
+    let kept = &steps[steps.len().saturating_sub(n.max(1))..];
+    let Some((_, older)) = all.split_last() else { return Ok(()) };
+    for (_, path) in older.iter().filter(|(step, _)| !kept.contains(step) && Some(*step) != spared) {
         // Renamed first: a kill during the removal must not leave half a checkpoint under a good name.
         let doomed = hidden(path, ".tmp");
         remove_dir(&doomed)?;

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::lock::Holder;
+
 /// What can go wrong with the files of a run. The message says what and where; [`RunLogError::hint`] says what to do.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -30,6 +32,25 @@ pub enum RunLogError {
         path: PathBuf,
         /// The file that every run has and this folder lacks.
         missing: &'static str,
+    },
+    /// Another process writes to the run folder.
+    #[error("process {} on host {} works in the run folder {} since {}", holder.process, holder.host, folder.display(), holder.since)]
+    Locked {
+        /// The folder.
+        folder: PathBuf,
+        /// The process.
+        holder: Holder,
+    },
+    /// A process of another host took the run folder, and whether it still runs cannot be seen from here.
+    #[error(
+        "process {} on host {} took the run folder {} at {}; from here it cannot be seen whether it still runs",
+        holder.process, holder.host, folder.display(), holder.since
+    )]
+    LockedElsewhere {
+        /// The folder.
+        folder: PathBuf,
+        /// The process.
+        holder: Holder,
     },
     /// A name that cannot stand for a file inside a checkpoint.
     #[error("`{name}` cannot name a file of a checkpoint: {reason}")]
@@ -112,6 +133,10 @@ impl RunLogError {
                 _ => None,
             },
             Self::NotEmpty { .. } => Some("choose another `--run`, or go on with this one by `--resume`"),
+            Self::Locked { .. } => Some("let that process end or stop it, or choose another `--run`"),
+            Self::LockedElsewhere { .. } => Some(
+                "if that process is gone, remove its lock.json from the run folder and try again; otherwise let it end",
+            ),
             Self::NotARun { .. } => Some("give the folder that `--run` named when the run was started"),
             Self::Incomplete { .. }
             | Self::Manifest { .. }

@@ -6,6 +6,7 @@
 //! ```text
 //! <run>/config.toml          the resolved configuration
 //! <run>/manifest.json        what produced the run
+//! <run>/lock.json            the process that writes to it    lock
 //! <run>/metrics.jsonl        one record per epoch             metrics
 //! <run>/events.out.tfevents* the same for TensorBoard         tensorboard
 //! <run>/images/              grids of samples                 grid
@@ -21,6 +22,7 @@ pub mod checkpoint;
 mod error;
 mod folder;
 pub mod grid;
+mod lock;
 pub mod metrics;
 mod png;
 pub mod tensorboard;
@@ -31,6 +33,7 @@ pub use checkpoint::Checkpoint;
 pub use error::RunLogError;
 pub use folder::RunFolder;
 pub use grid::Tile;
+pub use lock::Holder;
 pub use metrics::MetricsWriter;
 pub use png::save_png;
 pub use tensorboard::EventWriter;

@@ -48,8 +48,8 @@ impl EventWriter {
         Ok(writer)
     }
 
-    /// Opens a new event file for a run that goes on from a checkpoint. TensorBoard then drops what earlier files say
-    /// of `first_step` and later.
+    /// Opens a new event file for a run that goes on. TensorBoard then drops what earlier files say of `first_step` and
+    /// later: of everything where a run begins again at step 0.
     pub fn resume(folder: &Path, first_step: u64) -> Result<Self, RunLogError> {
         let mut writer = Self::create(folder)?;
         writer.write(&Event { wall_time: now(), step: first_step, content: Content::Start })?;
@@ -237,6 +237,7 @@ mod tests {
                 record(1_700_000_000.5, 300, Content::Start),
                 "100000000000000095fbfe180900002040fc54d94110ac023a020801b94512a3",
             ),
+            (record(1_700_000_000.5, 0, Content::Start), "0d000000000000003c37b8340900002040fc54d9413a020801a870fdd5"),
             (
                 record(1_700_000_001.0, 300, summary(&[scalar("loss", -0.125), scalar("reward_jpeg", 3.5)])),
                 "2f000000000000006d5d1d500900004040fc54d94110ac022a210a0b0a046c6f737315000000be\

@@ -133,13 +133,29 @@ fn only_the_last_are_kept() {
     let (root, _) = two_checkpoints();
     write(root.path(), 3, b"weights");
     fs::create_dir(root.path().join("checkpoint-1000")).unwrap();
-    checkpoint::keep_last(root.path(), 2, None).unwrap();
+    checkpoint::keep_last(root.path(), 2).unwrap();
     assert_eq!(names(root.path()), ["checkpoint-100", "checkpoint-1000", "checkpoint-20"]);
-    checkpoint::keep_last(root.path(), 1, Some(20)).unwrap();
+    checkpoint::keep_regular(root.path(), 1, Some(20), |_| true).unwrap();
     assert_eq!(names(root.path()), ["checkpoint-100", "checkpoint-1000", "checkpoint-20"]);
-    checkpoint::keep_last(root.path(), 0, Some(3)).unwrap();
+    checkpoint::keep_last(root.path(), 0).unwrap();
     assert_eq!(checkpoint::latest(root.path()).unwrap().unwrap().0, 100);
     assert_eq!(names(root.path()), ["checkpoint-100", "checkpoint-1000"]);
+}
+
+#[test]
+fn one_out_of_turn_takes_no_place_and_goes_with_the_next() {
+    let root = tempfile::tempdir().unwrap();
+    let every_three = |step: u64| step.is_multiple_of(3);
+    let mut then = |step| {
+        write(root.path(), step, b"weights");
+        checkpoint::keep_regular(root.path(), 2, None, every_three).unwrap();
+        names(root.path()).concat().replace("checkpoint-", " ")
+    };
+    let seen = [3, 6, 7, 8, 9, 10].map(&mut then);
+    assert_eq!(seen, [" 3", " 3 6", " 3 6 7", " 3 6 8", " 6 9", " 10 6 9"]);
+    // Beside one out of turn there is one in turn.
+    checkpoint::keep_regular(root.path(), 0, None, every_three).unwrap();
+    assert_eq!(names(root.path()), ["checkpoint-10", "checkpoint-9"]);
 }
 
 #[test]

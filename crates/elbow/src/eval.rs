@@ -150,25 +150,27 @@ pub fn measure(
         }
         rows
     };
+    let prompts = policy.encode(prompts)?;
     for reward in rewards {
         reward.wake();
     }
-    let mut drawn = drawing.draw(seats, policy.encode(prompts)?, judge);
+    let mut drawn = drawing.draw(seats, prompts, judge);
     let finite = missing::finite(&drawn.batch);
-    let mut scores = BTreeMap::new();
-    for reward in rewards {
+    let mut scores_of = |reward: &dyn Reward| {
         let mut column: Vec<_> = drawn.verdicts.iter_mut().map(|row| row.remove(0)).collect();
         // Scores that no waiting brings stay missing: a summary counts them.
         let patience = Patience { most: 0.0, then: on_missing };
-        if missing::settle(*reward, &drawn.batch, &finite, &mut column, patience, observer) == Err(Unsettled::Stopped) {
+        if missing::settle(reward, &drawn.batch, &finite, &mut column, patience, observer) == Err(Unsettled::Stopped) {
             return Err(MeasureError::Stopped(reward.name().to_owned()));
         }
         let values = column.into_iter().map(|score| score.ok().map(|score| score.value)).collect();
-        scores.insert(reward.name().to_owned(), values);
-    }
+        Ok((reward.name().to_owned(), values))
+    };
+    let scores = rewards.iter().map(|reward| scores_of(*reward)).collect::<Result<_, _>>();
     for reward in rewards {
         reward.sleep();
     }
+    let scores = scores?;
     let samples = &drawn.batch.samples;
     Ok(Measured {
         images: samples.iter().map(|sample| RgbImage::clone(&sample.image)).collect(),

@@ -46,11 +46,12 @@ pub struct Entry {
     pub range: Range<usize>,
 }
 
-/// Named tensors laid end to end in one `f32` vector, in the order they were given.
+/// Named tensors laid end to end in one `f32` vector, in the order they were given. Clones share the values until one of them is changed,
+/// so that to keep a state costs nothing before the next one differs from it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Params {
     layout: Arc<Vec<Entry>>,
-    values: Vec<f32>,
+    values: Arc<Vec<f32>>,
 }
 
 impl Params {
@@ -65,7 +66,7 @@ impl Params {
             layout.push(Entry { name, shape, range: values.len()..values.len() + data.len() });
             values.extend(data);
         }
-        Self { layout: Arc::new(layout), values }
+        Self { layout: Arc::new(layout), values: Arc::new(values) }
     }
 
     /// The entries whose name passes.
@@ -79,14 +80,14 @@ impl Params {
     pub fn assign(&mut self, other: &Self) {
         for entry in other.layout.iter() {
             let own = self.layout.iter().find(|e| e.name == entry.name).expect("invariant: a known name");
-            self.values[own.range.clone()].copy_from_slice(&other.values[entry.range.clone()]);
+            Arc::make_mut(&mut self.values)[own.range.clone()].copy_from_slice(&other.values[entry.range.clone()]);
         }
     }
 
     /// The same layout, all zeros.
     #[must_use]
     pub fn zeros_like(&self) -> Self {
-        Self { layout: Arc::clone(&self.layout), values: vec![0.0; self.values.len()] }
+        Self { layout: Arc::clone(&self.layout), values: Arc::new(vec![0.0; self.values.len()]) }
     }
 
     /// The entries, in order.
@@ -101,24 +102,24 @@ impl Params {
 
     /// The entries, and all values to be changed in place.
     pub(crate) fn parts_mut(&mut self) -> (&[Entry], &mut [f32]) {
-        (&self.layout, &mut self.values)
+        (&self.layout, Arc::make_mut(&mut self.values).as_mut_slice())
     }
 
     /// All values, to be changed in place.
     pub fn values_mut(&mut self) -> &mut [f32] {
-        &mut self.values
+        Arc::make_mut(&mut self.values).as_mut_slice()
     }
 
     /// `self ← decay · self + (1 − decay) · target`, value by value.
     pub fn decay_toward(&mut self, target: &Self, decay: f64) {
         let (keep, take) = (decay as f32, (1.0 - decay) as f32);
-        let pairs = self.values.par_iter_mut().zip(&target.values).with_min_len(TASK);
+        let pairs = self.values_mut().par_iter_mut().zip(target.values()).with_min_len(TASK);
         pairs.for_each(|(own, new)| *own = keep * *own + take * new);
     }
 
     /// Multiplies all values.
     pub fn scale(&mut self, factor: f32) {
-        self.values.par_iter_mut().with_min_len(TASK).for_each(|value| *value *= factor);
+        self.values_mut().par_iter_mut().with_min_len(TASK).for_each(|value| *value *= factor);
     }
 
     /// One tensor per entry on `device`. On an autodiff device the tensors are leaves that collect gradients.
@@ -193,7 +194,7 @@ impl Params {
         let known: std::collections::BTreeSet<_> = self.layout.iter().map(|e| &e.name).collect();
         problems.extend(found.keys().filter(|n| !known.contains(n)).map(|n| format!("  {n}: not in the network")));
         if problems.is_empty() {
-            Ok(Self { layout: Arc::clone(&self.layout), values })
+            Ok(Self { layout: Arc::clone(&self.layout), values: Arc::new(values) })
         } else {
             Err(WeightError::Mismatch { problems })
         }
@@ -378,6 +379,15 @@ mod tests {
     fn safetensors_round_trip_keeps_order_and_values() {
         let file = two().to_safetensors(None);
         assert_eq!(two().zeros_like().with_values_of(&file).expect("reads back"), two());
+    }
+
+    #[test]
+    fn clones_share_values_until_one_changes() {
+        let before = two();
+        let mut after = before.clone();
+        assert!(Arc::ptr_eq(&before.values, &after.values));
+        after.values_mut()[0] = 5.0;
+        assert_eq!((before.values(), after.values()), (&[1.0, 2.0, 3.0][..], &[5.0, 2.0, 3.0][..]));
     }
 
     #[test]

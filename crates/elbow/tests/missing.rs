@@ -180,8 +180,11 @@ fn an_evaluation_waits_too_and_counts_what_stays_missing() {
     let gaps = measure(&shop(5), OnMissing::Stop, &()).expect("measures").scores;
     assert_eq!(gaps["shop"].iter().filter(|score| score.is_none()).count(), 5);
     assert_eq!(gaps["shop"][5..], whole["shop"][5..]);
-    let stopped = measure(&shop(1000), OnMissing::Wait, &patient(1));
+    let closed = shop(1000);
+    let stopped = measure(&closed, OnMissing::Wait, &patient(1));
     assert!(matches!(stopped, Err(MeasureError::Stopped(_))));
+    let calls = closed.calls.lock().expect("whole");
+    assert_eq!((calls[0], calls[calls.len() - 1]), ("wake", "sleep"), "{calls:?}");
 }
 
 /// Takes a while for every request.

@@ -1,6 +1,6 @@
 //! `elbow pretrain`: a base model from nothing.
 
-use crate::{device::DeviceName, failure, output};
+use crate::{device::DeviceName, failure, output, signals};
 use anyhow::{Context, Result};
 use elbow::{
     noise::{Key, Purpose},
@@ -17,7 +17,10 @@ use serde_json::json;
 use std::{
     collections::HashMap,
     path::PathBuf,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 /// Arguments of `elbow pretrain`.
@@ -81,7 +84,13 @@ impl Path {
 /// Steps between saved states.
 const SAVE_EVERY: u64 = 500;
 
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+/// When to stop.
+struct End {
+    /// After this step.
+    step: u64,
+    /// Or when a signal sets this.
+    stop: Arc<AtomicBool>,
+}
 
 /// Runs the command.
 pub fn run(args: &Args, device: DeviceName) -> Result<()> {
@@ -95,7 +104,7 @@ pub fn run(args: &Args, device: DeviceName) -> Result<()> {
     if !(0.0..=1.0).contains(&args.caption_noise) {
         return Err(failure::error("--caption-noise is a probability", "give a number from 0 to 1"));
     }
-    ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::SeqCst)).context("cannot listen for Ctrl-C")?;
+    let end = End { step: until, stop: signals::flag()? };
     let device = device.open()?;
     let mut base = MmditConfig::default().initial(Key::new(args.seed, Purpose::Initialization, 0));
     let mut from = None;
@@ -121,7 +130,7 @@ pub fn run(args: &Args, device: DeviceName) -> Result<()> {
         ));
     }
     let data = SceneData { caption_noise: args.caption_noise, noisy_from: args.noisy_from, device };
-    steps(&mut training, &policy, &config, &data, args.seed, until, &|training| save(&progress, training, &identity))?;
+    steps(&mut training, &policy, &config, &data, args.seed, &end, &|training| save(&progress, training, &identity))?;
     let step = training.optimizer.step;
     if step < until {
         output::line(&format!("stopped after step {step}; the same command goes on from there"));
@@ -135,16 +144,17 @@ pub fn run(args: &Args, device: DeviceName) -> Result<()> {
     Ok(())
 }
 
-/// Takes steps until step `until` or an interrupt. The last state is saved in either case.
+/// Takes steps until the end. The last state is saved in either case.
 fn steps(
     training: &mut Pretraining,
     policy: &elbow_models::policy::NetworkPolicy,
     config: &PretrainConfig,
     data: &SceneData,
     seed: u64,
-    until: u64,
+    end: &End,
     save: &dyn Fn(&Pretraining) -> Result<()>,
 ) -> Result<()> {
+    let until = end.step;
     let style = ProgressStyle::with_template("[{bar:32}] {pos}/{len} steps, {msg}, {eta} left")?;
     let bar = ProgressBar::new(until).with_style(style.progress_chars("=> ")).with_position(training.optimizer.step);
     bar.reset_eta();
@@ -156,7 +166,7 @@ fn steps(
         let step = training.optimizer.step;
         bar.set_position(step);
         bar.set_message(format!("loss {mean:.4}"));
-        let stop = INTERRUPTED.load(Ordering::SeqCst);
+        let stop = end.stop.load(Ordering::SeqCst);
         if step.is_multiple_of(SAVE_EVERY) || step == until || stop {
             save(training)?;
             bar.suspend(|| output::line(&format!("step {step}/{until}  loss {mean:.4}")));
@@ -177,7 +187,7 @@ fn save(folder: &std::path::Path, training: &Pretraining, identity: &serde_json:
     let bytes: Vec<Vec<u8>> = params.iter().map(|p| p.to_safetensors(None)).collect();
     let files: Vec<(&str, &[u8])> = FILES.into_iter().zip(&bytes).map(|(n, b)| (n, b.as_slice())).collect();
     checkpoint::write(folder, training.optimizer.step, &files, identity)?;
-    Ok(checkpoint::keep_last(folder, 1, None)?)
+    Ok(checkpoint::keep_last(folder, 1)?)
 }
 
 fn resume(folder: &std::path::Path, training: &mut Pretraining, identity: &serde_json::Value) -> Result<()> {

@@ -1,7 +1,7 @@
 //! `elbow reward`: rewards by themselves, without a model.
 
 use super::progress::Bars;
-use crate::{failure, output};
+use crate::{failure, output, signals};
 use anyhow::{Context, Result};
 use elbow::{Prompt, Request, Reward, RgbImage, prompts, reward};
 use elbow_rewards::{Log, serve, worker};
@@ -12,10 +12,7 @@ use std::{
     fmt::Write,
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -211,9 +208,7 @@ fn serve(args: &Serve) -> Result<()> {
     let timeout = Duration::try_from_secs_f64(args.timeout)
         .map_err(|_| failure::error(format!("--timeout {}: not a time", args.timeout), "give seconds, above 0"))?;
     let listener = TcpListener::bind(args.listen).with_context(|| format!("cannot listen on {}", args.listen))?;
-    let stop = Arc::new(AtomicBool::new(false));
-    let pressed = Arc::clone(&stop);
-    ctrlc::set_handler(move || pressed.store(true, Ordering::SeqCst)).context("cannot listen for Ctrl-C")?;
+    let stop = signals::flag()?;
     let names: Vec<&str> = rewards.iter().map(|(name, _)| name.as_str()).collect();
     output::line(&format!("serving {} at http://{}; Ctrl-C ends it", names.join(", "), listener.local_addr()?));
     Ok(serve::serve(listener, serve::Offer { rewards, token, timeout, body_limit: BODY_LIMIT }, stop)?)

@@ -1,19 +1,11 @@
 //! `elbow train`: the main job.
 
-use super::{plan, progress::Bars};
-use crate::{device::DeviceName, table};
+use super::progress::Bars;
+use crate::{device::DeviceName, signals::Stop, table};
 use anyhow::{Context, Result, bail};
 use elbow_run::{Components, Event, Recipe, Results, Run, Status, recipe};
 use elbow_runlog::RunFolder;
-use std::{
-    fs,
-    io::{ErrorKind, Write, stderr},
-    path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::{fs, io::ErrorKind, path::PathBuf, time::Duration};
 
 /// Arguments of `elbow train`.
 #[derive(clap::Args)]
@@ -48,11 +40,15 @@ pub fn run(mut args: Args, device: DeviceName) -> Result<()> {
     let (recipe, target) = match &args.resume {
         Some(path) => {
             let folder = RunFolder::open(path)?;
-            (recipe::of_run(&folder, args.recipe.as_deref(), &args.set)?, Target::Existing(folder))
+            let recipe = recipe::of_run(&folder, args.recipe.as_deref(), &args.set)?;
+            (recipe, Target::Existing(folder.claim()?))
         }
         None => start(&args)?,
     };
-    let stop = watch_for_signals()?;
+    let stop = Stop::listen(Duration::from_secs(recipe.setting.keep.grace_seconds))?;
+    if let Target::Existing(folder) = &target {
+        stop.gives_back(folder);
+    }
     let bars = Bars::new();
     let loaded = device
         .open()
@@ -64,29 +60,27 @@ pub fn run(mut args: Args, device: DeviceName) -> Result<()> {
     let components = loaded?;
     let (epochs, reward) = (recipe.method.epochs, components.reward.name());
     let watch = |event: Event<'_>| match event {
-        Event::Epoch { epoch, record, took, .. } => bars.epoch(epoch, epochs, reward, record, took),
+        Event::Epoch { epoch, record, took, left, .. } => bars.epoch((epoch, epochs), reward, record, took, left),
         other => bars.progress(other),
     };
     let mut run = match target {
         Target::New(path) => Run::create(path, recipe, &components, &watch)?,
         Target::Existing(folder) => Run::resume(folder, recipe, &components, &watch)?,
     };
-    run.stop = stop;
+    run.stop = stop.flag();
+    stop.saves(run.finished());
     bars.say(&announcement(&run));
     if run.steps()? == Status::Stopped {
         let (epoch, folder) = (run.epoch(), run.folder().path().display());
         bars.say(&format!("stopped after epoch {epoch}; go on with: elbow train --resume {folder}"));
         return Ok(());
     }
+    let folder = run.folder().clone();
     if run.halted().is_some() {
-        let (epoch, folder) = (run.epoch(), run.folder().path().display());
+        let (epoch, folder) = (run.epoch(), folder.path().display());
         bars.say(&format!("the radar ended the run after epoch {epoch}; to go on: elbow train --resume {folder} --set radar.action=warn"));
     }
-    let (folder, planned) = (run.folder().clone(), run.planned());
     let results = run.finish()?;
-    if let Some(planned) = planned {
-        bars.say(&plan::comparison(&folder, planned)?);
-    }
     bars.say(&summary(&results, reward, &folder));
     Ok(())
 }
@@ -117,21 +111,6 @@ fn free_name(name: &str) -> Result<PathBuf> {
 enum Target {
     New(PathBuf),
     Existing(RunFolder),
-}
-
-/// A flag that Ctrl-C sets, a cluster's SIGTERM and a closed terminal's SIGHUP too: finish the epoch, save, stop.
-fn watch_for_signals() -> Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let pressed = stop.clone();
-    let answer = move || {
-        if pressed.swap(true, Ordering::SeqCst) {
-            std::process::exit(130);
-        }
-        // After SIGHUP nobody may be there to read it.
-        let _ = writeln!(stderr(), "\nfinishing this epoch, then saving (a second Ctrl-C or signal stops at once)");
-    };
-    ctrlc::set_handler(answer).context("cannot listen for signals")?;
-    Ok(stop)
 }
 
 /// What is about to run.

@@ -133,10 +133,10 @@ pub fn numbers(folder: &Path) -> Vec<Map<String, Value>> {
     records
 }
 
-/// Asserts that two runs made the same numbers, checkpoints, pictures and results.
+/// Asserts that two runs made the same numbers, checkpoints, pictures, samples and results.
 pub fn assert_same(one: &Path, other: &Path) {
     assert_eq!(numbers(one), numbers(other), "records");
-    for part in ["checkpoints", "images"] {
+    for part in ["checkpoints", "images", "samples"] {
         let (one, other) = (files(&one.join(part)), files(&other.join(part)));
         assert!(one.keys().eq(other.keys()), "{part}: {:?} and {:?}", one.keys(), other.keys());
         for (name, bytes) in &one {
@@ -144,6 +144,7 @@ pub fn assert_same(one: &Path, other: &Path) {
         }
         assert!(!one.is_empty(), "{part}: nothing to compare");
     }
+    assert_eq!(shown_steps(one), shown_steps(other), "what TensorBoard shows");
     for file in ["result.json", "config.toml"] {
         assert_eq!(
             fs::read_to_string(one.join(file)).unwrap(),
@@ -151,6 +152,60 @@ pub fn assert_same(one: &Path, other: &Path) {
             "{file}"
         );
     }
+}
+
+/// The step of everything that TensorBoard shows of a run, in order: records of its event files, of which a session's START drops what
+/// earlier ones say of its step and later.
+pub fn shown_steps(run: &Path) -> Vec<u64> {
+    let mut shown = Vec::new();
+    for (name, bytes) in files(run) {
+        if !name.to_str().unwrap().starts_with("events.out.tfevents.") {
+            continue;
+        }
+        let mut rest = &bytes[..];
+        // A frame is a length, its checksum, an event and its checksum. A kill may cut the last one off.
+        while let Some((length, tail)) = rest.split_first_chunk::<8>() {
+            let length = u64::from_le_bytes(*length) as usize;
+            let Some(event) = tail.get(4..4 + length) else { break };
+            let (step, starts, shows) = event_of(event);
+            shown.retain(|&earlier| !starts || earlier < step);
+            shown.extend(shows.then_some(step));
+            rest = tail.get(4 + length + 4..).unwrap_or_default();
+        }
+    }
+    shown.sort_unstable();
+    shown
+}
+
+/// Step of an event, whether a session starts with it, and whether it holds a summary (fields 2, 7 and 5; field 1 is the time).
+fn event_of(mut event: &[u8]) -> (u64, bool, bool) {
+    let varint = |bytes: &mut &[u8]| {
+        let mut value = 0;
+        for shift in (0..).step_by(7) {
+            let (byte, rest) = bytes.split_first().unwrap();
+            *bytes = rest;
+            value |= u64::from(byte & 0x7f) << shift;
+            if byte & 0x80 == 0 {
+                break;
+            }
+        }
+        value
+    };
+    let (mut step, mut starts, mut shows) = (0, false, false);
+    while !event.is_empty() {
+        let key = varint(&mut event);
+        match (key >> 3, key & 7) {
+            (_, 1) => event = &event[8..],
+            (2, 0) => step = varint(&mut event),
+            (field, 2) => {
+                let length = varint(&mut event) as usize;
+                (starts, shows) = (starts || field == 7, shows || field == 5);
+                event = &event[length..];
+            }
+            other => panic!("field {other:?}"),
+        }
+    }
+    (step, starts, shows)
 }
 
 /// Waits until `done`; a minute is too long.

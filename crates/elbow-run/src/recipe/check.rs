@@ -4,7 +4,7 @@
 //! is noted and taken out, so that the rest reads.
 
 use super::{
-    fields::Recipe,
+    fields::{MOST, Recipe},
     place::{Place, deserialize, is_missing, quoted},
 };
 use crate::error::{Error, Result};
@@ -204,6 +204,7 @@ fn wrong_value(place: &Place, key: &str, value: &Value) -> Option<Problem> {
     let choices = place.choices(key);
     let expected = match message.rsplit_once("expected ").map(|(_, expected)| expected) {
         _ if !choices.is_empty() => format!("expected one of {}", choices.join(", ")),
+        Some("u64") if key == "seed" => format!("expected an integer from 0 to {MOST}"),
         Some("u8" | "u16" | "u32" | "u64" | "usize") => "expected an integer of at least 0".to_owned(),
         Some("i8" | "i16" | "i32" | "i64" | "isize") => "expected an integer".to_owned(),
         Some("f32" | "f64") => "expected a number".to_owned(),

@@ -13,6 +13,9 @@ use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use toml::Table;
 
+/// The largest integer of TOML.
+pub(super) const MOST: u64 = i64::MAX as u64;
+
 /// Everything a run is made of.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Recipe {
@@ -95,8 +98,12 @@ impl Default for Eval {
 pub struct Keep {
     /// Epochs between checkpoints; the last epoch and an interrupt always write one.
     pub checkpoint_every: u64,
-    /// Checkpoints kept.
+    /// Checkpoints kept. One that an interrupt wrote in between stands beside them until the next.
     pub checkpoints: usize,
+    /// Seconds that the epoch under way may still take after SIGTERM or SIGHUP, by which clusters and closed terminals end a program. What
+    /// is finished is saved at once; an epoch that does not end in time is trained again on resume. SLURM and Kubernetes kill after 30
+    /// seconds unless they are told otherwise.
+    pub grace_seconds: u64,
     /// Epochs between image grids; 0 keeps none.
     pub images_every: u64,
     /// Whether every epoch leaves a file of its samples: prompt, scores, why one is missing, advantage.
@@ -113,6 +120,7 @@ impl Default for Keep {
         Self {
             checkpoint_every: 10,
             checkpoints: 2,
+            grace_seconds: 20,
             images_every: 5,
             samples: true,
             pictures: false,
@@ -203,6 +211,11 @@ impl Recipe {
                 problems.push(format!("{key} = 0: must be at least 1"));
             }
         }
+        for (key, seed) in [("seed", self.method.seed), ("eval.measure.seed", measure.seed)] {
+            if seed > MOST {
+                problems.push(format!("{key} = {seed}: must be from 0 to {MOST}, the largest integer of TOML"));
+            }
+        }
         problems.extend(measure.sampler.build().validate("eval.measure.sampler", model.schedule()));
         if let PromptsConfig::Scenes { weights: w } = prompts {
             let all = [w.single_object, w.two_object, w.counting, w.colors, w.position, w.color_attr];
@@ -214,12 +227,17 @@ impl Recipe {
     }
 }
 
-/// Values by dotted key.
+/// Values by dotted key; of sections in a list, with the number of each.
 fn flatten(path: &str, value: &toml::Value, out: &mut Vec<(String, String)>) {
     match value {
         toml::Value::Table(table) => {
             for (key, value) in table {
                 flatten(&if path.is_empty() { key.clone() } else { format!("{path}.{key}") }, value, out);
+            }
+        }
+        toml::Value::Array(items) if items.iter().any(toml::Value::is_table) => {
+            for (index, item) in items.iter().enumerate() {
+                flatten(&format!("{path}[{index}]"), item, out);
             }
         }
         value => out.push((path.to_owned(), value.to_string())),

@@ -52,10 +52,12 @@ pub fn saved(folder: &RunFolder) -> Result<Recipe> {
     })
 }
 
-/// Fields that say where something is: a run may find it elsewhere when it goes on. Hashes tell whether it is the same.
-const PLACES: [&str; 10] = [
+/// Fields that say where something is: a run may find it elsewhere when it goes on. Hashes tell whether it is the same. And what another
+/// place grants.
+const PLACES: [&str; 14] = [
     "model.path",
     "model.adapter",
+    "model.weights",
     "model.cache",
     "prompts.train",
     "prompts.test",
@@ -63,7 +65,10 @@ const PLACES: [&str; 10] = [
     "reward.python",
     "reward.url",
     "reward.workers",
+    "self_test.better",
+    "self_test.worse",
     "keep.score_cache",
+    "keep.grace_seconds",
 ];
 
 /// The recipe of an existing run. A recipe or changes given beside it must say the same, but for `epochs`, `[radar]` and the places of files and servers.
@@ -83,10 +88,8 @@ pub fn of_run(folder: &RunFolder, path: Option<&Path>, changes: &[String]) -> Re
     same_length.method.epochs = saved.method.epochs;
     let mut differences = saved.differences(&same_length)?;
     // The radar changes no number of an epoch.
-    let may_differ = |difference: &String| {
-        difference.starts_with("radar.") || PLACES.iter().any(|place| difference.starts_with(&format!("{place}: ")))
-    };
-    differences.retain(|difference| !may_differ(difference));
+    let may_differ = |key: &str| key.starts_with("radar.") || is_place(key);
+    differences.retain(|difference| !difference.split_once(": ").is_some_and(|(key, _)| may_differ(key)));
     if differences.is_empty() {
         return Ok(asked);
     }
@@ -95,6 +98,13 @@ pub fn of_run(folder: &RunFolder, path: Option<&Path>, changes: &[String]) -> Re
         format!("{place} was made with another configuration:\n  - {}", differences.join("\n  - ")),
         "resume without a recipe and with no --set but epochs and paths, or start a new run with --run",
     ))
+}
+
+/// Whether a run may find another value of a field when it goes on; a reward may stand within another one or in a list.
+fn is_place(key: &str) -> bool {
+    let plain: String = key.split('[').map(|part| part.split_once(']').map_or(part, |(_, rest)| rest)).collect();
+    let inner = plain.rfind(".reward.").map_or(&*plain, |at| &plain[at + 1..]);
+    PLACES.contains(&inner)
 }
 
 /// Adds the layer of a recipe file, and before it those of the recipe that it `extends` (a path relative to it).
@@ -129,7 +139,9 @@ fn parse(path: &Path) -> Result<(Table, Option<String>)> {
     })?;
     let mut table: Table = toml::from_str(&text).map_err(|error| {
         let message = format!("recipe {place} is not valid TOML: {}", error.to_string().trim_end());
-        Error::new(message, "correct the line shown")
+        let large = error.message().contains("too large") || error.message().contains("too small");
+        let range = format!("correct the line shown: integers go from {} to {}", i64::MIN, i64::MAX);
+        Error::new(message, if large { &*range } else { "correct the line shown" })
     })?;
     match table.remove("extends") {
         None => Ok((table, None)),
@@ -177,6 +189,17 @@ mod tests {
         let table = toml::from_str(&recipe.to_toml().expect("writes")).expect("TOML");
         assert_eq!(check::read(table, &[]).expect("reads"), recipe);
         assert_eq!(recipe.method.seed, 5);
+    }
+
+    #[test]
+    fn places_are_known_wherever_a_reward_stands() {
+        let places = ["model.path", "reward.file", "reward.parts[0].reward.file", "eval.rewards[12].reward.url"];
+        for key in places.into_iter().chain(["reward.reward.python", "self_test[1].worse", "keep.grace_seconds"]) {
+            assert!(is_place(key), "{key}");
+        }
+        for key in ["model.rank", "reward.parts[0].name", "reward.function", "seed", "reward.parts[0].reward.timeout"] {
+            assert!(!is_place(key), "{key}");
+        }
     }
 
     #[test]
