@@ -146,6 +146,8 @@ fn values_that_cannot_run_are_told_with_their_numbers_all_at_once() {
     refused_changes(&[&size[..], &["model.resolution=[512]"]].concat(), &["`model.resolution` = [512]: ", sides]);
     refused_changes(&[&size[..], &["model.resolution=0.5"]].concat(), &["`model.resolution` = 0.5: ", sides]);
     refused_changes(&size[..2], &["32 × 32 pixels", "model.resolution = 512"]);
+    let wide = [&size[..2], &["model.resolution=[32, 64]"]].concat();
+    refused_changes(&wide, &["32 × 32 pixels", "model.resolution = [32, 64]"]);
     refused_changes(&[&size[..], &["model.decode_slice=0"]].concat(), &["model.decode_slice = 0: must be at least 1"]);
     refused_changes(&["model.kind=diffusers"], &["model.path is missing"]);
     let named = ["model.kind=diffusers", "model.hub=owner/name"];

@@ -187,8 +187,8 @@ fn sd3_without_t5_says_how_and_trains() {
 #[test]
 fn the_hubs_cache_trains_by_its_snapshot_and_names_what_is_missing() {
     use std::os::unix::fs::symlink;
-    let place = Place::new("sd1");
-    let hub = place.run("models--a--b");
+    let (place, cache) = (Place::new("sd1"), tempfile::tempdir().unwrap());
+    let hub = cache.path().join("models--a--b");
     let snapshot = hub.join("snapshots/abc");
     fs::create_dir_all(hub.join("blobs")).unwrap();
     for (i, name) in files(place.model.path()).keys().enumerate() {
@@ -250,11 +250,6 @@ fn pictures_need_not_be_square() {
     let place = Place::new("sd3");
     let told = place.sd3("run", &["model.resolution=[24, 42]"]).output().unwrap();
     assert!(text(&told).contains("resolution 24 x 42: a latent stands for 4 x 4 pixels"), "{}", text(&told));
-    refused(
-        &mut place.sd3("run", &["reward.kind=geneval", "model.resolution=[24, 40]", "prompts.kind=scenes"]),
-        place.room.path(),
-        &["[24, 40]"],
-    );
 }
 
 #[test]
@@ -321,18 +316,21 @@ fn recipes_and_prompts_are_read_as_all_editors_write_them() {
     let utf16 = |text: &str, unit: fn(u16) -> [u8; 2]| -> Vec<u8> {
         [0xfeff].into_iter().chain(text.encode_utf16()).flat_map(unit).collect()
     };
-    let ways: [(&str, &dyn Fn(&str) -> Vec<u8>); 6] = [
-        ("plain", &|text| text.into()),
-        ("marked", &|text| ["\u{feff}", text].concat().into()),
-        ("windows", &|text| text.replace('\n', "\r\n").into()),
-        ("mac", &|text| text.replace('\n', "\r").into()),
-        ("little", &|text| utf16(text, u16::to_le_bytes)),
-        ("big", &|text| utf16(text, u16::to_be_bytes)),
-    ];
-    for (name, way) in ways {
-        fs::write(place.run("mine.toml"), way(recipe)).unwrap();
-        fs::write(place.run("base.toml"), way(&base)).unwrap();
-        fs::write(place.run("prompts.txt"), way("a red cat\nhorse\n")).unwrap();
+    let ways = |text: &str| {
+        [
+            ("plain", text.into()),
+            ("marked", ["\u{feff}", text].concat().into_bytes()),
+            ("windows", text.replace('\n', "\r\n").into_bytes()),
+            ("mac", text.replace('\n', "\r").into_bytes()),
+            ("little", utf16(text, u16::to_le_bytes)),
+            ("big", utf16(text, u16::to_be_bytes)),
+        ]
+    };
+    let files_of = ways(recipe).into_iter().zip(ways(&base)).zip(ways("a red cat\nhorse\n"));
+    for (((name, recipe), (_, base)), (_, prompts)) in files_of {
+        for (file, bytes) in [("mine.toml", recipe), ("base.toml", base), ("prompts.txt", prompts)] {
+            fs::write(place.run(file), bytes).unwrap();
+        }
         succeed(&mut place.train("mine.toml", place.model.path(), name, &[]));
         assert_same(&place.run("plain"), &place.run(name));
     }
@@ -401,6 +399,7 @@ fn groups_that_all_agree_are_told() {
             && told[0].contains("next to nothing to learn from"),
         "{printed}"
     );
-    let result: Value = serde_json::from_slice(&fs::read(place.run("run/result.json")).unwrap()).unwrap();
-    assert_eq!(result["epochs_that_trained_nothing"], 4);
+    for record in &records(&place.run("run"))[1..] {
+        assert!(record["zero_std_ratio"] == 1.0 && record["reward_jpeg_std"] == 0.0, "{record:?}");
+    }
 }

@@ -1,10 +1,6 @@
 //! Weights on disk: one safetensors file or shards with an index, mapped into memory.
 
-use super::{
-    error::FolderError,
-    json::read_json,
-    recognize::{self, dangling},
-};
+use super::{error::FolderError, json::read_json, recognize};
 use burn::tensor::{DType, Device, TensorData};
 use elbow::params::{Params, Tensors, to_f32};
 use half::{bf16, f16};
@@ -85,9 +81,7 @@ impl Checkpoint {
                     return Ok(checkpoint);
                 }
             }
-            if let Some((link, target)) = names.iter().find_map(|name| dangling(&folder.join(name))) {
-                return Err(FolderError::Dangling { link, target });
-            }
+            recognize::check_links(names.iter().map(|name| folder.join(name)))?;
             let hint = in_their_place(folder);
             return Err(FolderError::Missing { folder: folder.into(), files: names, hint });
         };
@@ -149,9 +143,7 @@ impl Checkpoint {
     /// Shards, all of which must be there.
     fn open_all<'a>(folder: &Path, shards: impl Iterator<Item = &'a str>) -> Result<Self, FolderError> {
         let (there, absent): (Vec<&str>, Vec<&str>) = shards.partition(|shard| folder.join(shard).is_file());
-        if let Some((link, target)) = absent.iter().find_map(|shard| dangling(&folder.join(shard))) {
-            return Err(FolderError::Dangling { link, target });
-        }
+        recognize::check_links(absent.iter().map(|shard| folder.join(shard)))?;
         if !absent.is_empty() {
             let problems = absent.iter().map(|shard| format!("  {shard}: this shard is missing")).collect();
             return Err(FolderError::Mismatch { folder: folder.into(), problems });

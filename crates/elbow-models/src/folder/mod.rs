@@ -126,10 +126,8 @@ impl Folder {
 
 /// A file or folder that is not there: a link to nowhere, or missing with a hint.
 fn missing(folder: &Path, file: &str, hint: impl FnOnce() -> String) -> FolderError {
-    match recognize::dangling(&folder.join(file)) {
-        Some((link, target)) => FolderError::Dangling { link, target },
-        None => FolderError::Missing { folder: folder.into(), files: vec![file.into()], hint: hint() },
-    }
+    let lost = recognize::check_links([folder.join(file.trim_end_matches('/'))]).err();
+    lost.unwrap_or_else(|| FolderError::Missing { folder: folder.into(), files: vec![file.into()], hint: hint() })
 }
 
 /// What a pipeline of another kind does, in a few words.

@@ -245,6 +245,14 @@ pub(crate) fn dangling(path: &Path) -> Option<(PathBuf, PathBuf)> {
     Some((link.to_path_buf(), fs::read_link(link).ok()?))
 }
 
+/// An error if one of these paths is a link that leads nowhere.
+pub(crate) fn check_links(paths: impl IntoIterator<Item = impl AsRef<Path>>) -> Result<(), FolderError> {
+    match paths.into_iter().find_map(|path| dangling(path.as_ref())) {
+        Some((link, target)) => Err(FolderError::Dangling { link, target }),
+        None => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

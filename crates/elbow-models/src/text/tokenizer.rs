@@ -43,10 +43,8 @@ impl TextTokenizer {
         let inner = if folder.join(json).is_file() {
             from_json(&folder.join(json))?
         } else {
+            recognize::check_links([&folder.join(json), &vocabulary, &merges])?;
             let absent = [&vocabulary, &merges].into_iter().filter(|p| !p.is_file());
-            if let Some((link, target)) = absent.clone().find_map(|path| recognize::dangling(path)) {
-                return Err(FolderError::Dangling { link, target });
-            }
             let absent: Vec<String> =
                 absent.filter_map(|p| Some(p.file_name()?.to_string_lossy().into_owned())).collect();
             if !absent.is_empty() {
@@ -73,9 +71,7 @@ impl TextTokenizer {
                 settings.t5(&file).map_err(tokenizer_error(&pieces))?
             }
             (false, false) => {
-                if let Some((link, target)) = [&json, &pieces].into_iter().find_map(|path| recognize::dangling(path)) {
-                    return Err(FolderError::Dangling { link, target });
-                }
+                recognize::check_links([&json, &pieces])?;
                 let files = vec!["tokenizer.json".into(), "spiece.model".into()];
                 let hint = ": a T5 tokenizer is one of them".into();
                 return Err(FolderError::Missing { folder: folder.into(), files, hint });

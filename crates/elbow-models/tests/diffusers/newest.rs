@@ -81,7 +81,7 @@ fn unknown_fields_warn_or_are_refused_in_every_configuration() {
         let open = || Source::open(folder.path(), &OPTIONS);
         assert_eq!(open().expect("a model").warnings, [""; 0]);
         edit(&path, |fields| {
-            fields.extend([("new_option".to_owned(), Value::Null), ("new_flag".to_owned(), json!(false))])
+            fields.extend([("new_option".to_owned(), Value::Null), ("new_flag".to_owned(), json!(false))]);
         });
         let warnings = open().expect("a model").warnings;
         assert_eq!(warnings.len(), 2, "{warnings:?}");

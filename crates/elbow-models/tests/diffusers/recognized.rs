@@ -356,6 +356,6 @@ fn weights_that_are_no_numbers_are_named_in_every_part() {
         source().check_values().expect("numbers");
         fs::write(&path, bytes).expect("written");
         let error = source().check_values().expect_err("no numbers").to_string();
-        assert!(error.contains(&format!("{part}:")) && error.contains("holds NaN"), "{error}");
+        assert!(error.contains(&format!("/{part} do not fit")) && error.contains("holds NaN"), "{error}");
     }
 }
