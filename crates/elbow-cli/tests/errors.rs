@@ -145,7 +145,16 @@ fn values_that_cannot_run_are_told_with_their_numbers_all_at_once() {
     refused_changes(&["model.tuning.kind=lora", "model.tuning.rank=0"], &["rank of LoRA is 0"]);
     let size = ["model.kind=diffusers", "model.path=x", "reward.kind=jpeg"];
     refused_changes(&size, &["cannot use model x", "x has none of: model_index.json"]);
+    refused_changes(
+        &[&size[..], &["model.resolution=[0, 512]"]].concat(),
+        &["model.resolution = [0, 512]: must be at least 1"],
+    );
+    let sides = "expected a number of pixels for both sides, or [height, width]";
+    refused_changes(&[&size[..], &["model.resolution=[512]"]].concat(), &["`model.resolution` = [512]: ", sides]);
+    refused_changes(&[&size[..], &["model.resolution=0.5"]].concat(), &["`model.resolution` = 0.5: ", sides]);
     refused_changes(&size[..2], &["32 × 32 pixels", "model.resolution = 512"]);
+    let wide = [&size[..2], &["model.resolution=[32, 64]"]].concat();
+    refused_changes(&wide, &["32 × 32 pixels", "model.resolution = [32, 64]"]);
     refused_changes(&[&size[..], &["model.decode_slice=0"]].concat(), &["model.decode_slice = 0: must be at least 1"]);
     refused_changes(&["model.kind=diffusers"], &["model.path is missing"]);
     let named = ["model.kind=diffusers", "model.hub=owner/name"];
@@ -168,7 +177,7 @@ fn weights_that_do_not_fit_are_refused_with_the_reason() {
     refused(&mut train(), root.path(), &[place, "not a complete safetensors file"]);
 
     fs::write(root.path().join("w.safetensors"), b"PK\x03\x04").unwrap();
-    refused(&mut train(), root.path(), &[place, "not a complete safetensors file"]);
+    refused(&mut train(), root.path(), &[place, "this is a zip archive", "safe_serialization=True"]);
 
     let tensors = SafeTensors::deserialize(&whole).unwrap();
     let zeros = [0; 24];
@@ -191,6 +200,16 @@ fn prompt_files_that_cannot_be_used_are_refused_with_the_line_or_prompt() {
         ("p.txt", "a photo of a cat\n".into(), "reward `geneval` wants a .jsonl file"),
         ("p.jsonl", cat.replace("of a cat", "of a unicorn"), "unknown word `unicorn`"),
         ("p.jsonl", cat.replace("\"cat\"", "\"Cat\""), "the detector knows no class \"Cat\"; it knows airplane, "),
+        (
+            "p.jsonl",
+            cat.replace("\"cat\"", "\"toothbrush\""),
+            "the detector knows no class \"toothbrush\"; it knows airplane, ",
+        ),
+        (
+            "p.jsonl",
+            cat.replace("\"count\": 1", "\"count\": 1, \"color\": \"chartreuse\""),
+            "the detector knows no color \"chartreuse\"",
+        ),
         ("p.csv", "a photo of a cat\n".into(), "p.csv: a prompt file ends in .txt"),
     ] {
         let root = tempfile::tempdir().unwrap();

@@ -40,6 +40,9 @@ pub trait Architecture: fmt::Debug + Send + Sync {
     /// Channels of a latent.
     fn latent_channels(&self) -> usize;
 
+    /// Height and width of the latents that it was made for; where its configuration does not say it, those of its pipeline.
+    fn own_side(&self) -> usize;
+
     /// Why latents `[channels, height, width]` do not fit, if they do not.
     fn latent_problem(&self, latent: [usize; 3]) -> Option<String>;
 

@@ -5,8 +5,8 @@
 //! them; [`Source::load`] reads the weights. What [`Source::text`] encodes before that needs no text encoders beside the network.
 
 use crate::{
-    config_json::ConfigError,
-    folder::{Checkpoint, Folder, FolderError, FrozenWeights},
+    config_json::{ConfigError, Told},
+    folder::{Checkpoint, Folder, FolderError, FrozenWeights, read_text},
     linear::{Precision, Weights},
     policy::{Decoder, Network, NetworkPolicy, Tuning},
     recompute::Checkpointing,
@@ -17,7 +17,7 @@ use crate::{
 use burn::tensor::Device;
 use elbow::params::Params;
 use sha2::{Digest, Sha256};
-use std::{fs, path::Path, sync::Arc};
+use std::{path::Path, sync::Arc};
 
 /// Name of the weights of networks and autoencoders in a model folder, without the ending.
 pub const STEM: &str = "diffusion_pytorch_model";
@@ -41,8 +41,8 @@ impl From<FolderError> for SourceError {
 pub struct Options<'a> {
     /// Weights that exist in this variant (`fp16`) are read in it.
     pub variant: Option<&'a str>,
-    /// Height and width of pictures, in pixels.
-    pub resolution: usize,
+    /// Height and width of pictures, in pixels; `None` is the size that the model was made for.
+    pub resolution: Option<[usize; 2]>,
     /// T5 tokens of a prompt.
     pub text_length: usize,
     /// How strong the guidance shall be that a distilled model (FLUX.1-dev) is told.
@@ -77,8 +77,12 @@ pub struct Source {
     pub network: Network,
     /// `[C, H, W]` of one latent.
     pub latent: [usize; 3],
+    /// Height and width of pictures, in pixels.
+    pub resolution: [usize; 2],
     /// Path, prediction and shift.
     pub scheduler: Scheduler,
+    /// What may not be meant, a sentence each: fields of a newer diffusers that are switched off, and what is read and not done.
+    pub warnings: Vec<String>,
     weights: Checkpoint,
     vae: VaeConfig,
     vae_weights: Checkpoint,
@@ -91,19 +95,23 @@ impl Source {
     pub fn open(path: &Path, options: &Options<'_>) -> Result<Self, SourceError> {
         let folder = Folder::open(path, options.variant)?;
         let mut faults = Vec::new();
-        let network = kept(network(&folder, options.guidance), &mut faults);
-        let vae = kept(autoencoder(&folder), &mut faults);
+        let mut warnings = Vec::new();
+        let network = kept(network(&folder, options.guidance, &mut warnings), &mut faults);
+        let vae = kept(autoencoder(&folder, &mut warnings), &mut faults);
         let text = kept(TextParts::open(&folder, options.text_length), &mut faults);
-        let scheduler = kept(scheduler(path), &mut faults);
+        let scheduler = kept(scheduler(path, &mut warnings), &mut faults);
         let (Some((network, weights)), Some((vae, vae_weights)), Some(text), Some(scheduler)) =
             (network, vae, text, scheduler)
         else {
             return Err(SourceError { faults });
         };
-        let side = options.resolution / vae.reduction();
-        let (latent, text) = ([vae.latent_channels, side, side], Arc::new(text));
-        let source = Self { network, latent, scheduler, weights, vae, vae_weights, text };
-        let problems = source.validate(options.resolution);
+        let reduction = vae.reduction();
+        let resolution = options.resolution.unwrap_or([network.own_side() * reduction; 2]);
+        let latent = [vae.latent_channels, resolution[0] / reduction, resolution[1] / reduction];
+        warnings.extend(text.warnings());
+        let text = Arc::new(text);
+        let source = Self { network, latent, resolution, scheduler, warnings, weights, vae, vae_weights, text };
+        let problems = source.validate();
         if problems.is_empty() {
             return Ok(source);
         }
@@ -111,13 +119,15 @@ impl Source {
     }
 
     /// What of the parts does not fit the network, a line each.
-    fn validate(&self, resolution: usize) -> Vec<String> {
+    fn validate(&self) -> Vec<String> {
         let (reduction, (token, pooled)) = (self.vae.reduction(), self.network.text_widths());
         let (text_token, text_pooled) = self.text.widths();
         let mut problems = Vec::new();
-        if !resolution.is_multiple_of(reduction) {
+        if self.resolution.iter().any(|side| !side.is_multiple_of(reduction)) {
+            let [height, width] = self.resolution;
+            let size = if height == width { height.to_string() } else { format!("{height} x {width}") };
             problems.push(format!(
-                "resolution {resolution}: a latent stands for {reduction} x {reduction} pixels, take a multiple"
+                "resolution {size}: a latent stands for {reduction} x {reduction} pixels, take a multiple"
             ));
         }
         problems.extend(self.network.latent_problem(self.latent));
@@ -129,6 +139,15 @@ impl Source {
                 .push(format!("the text encoders give pooled text of width {text_pooled}, the network takes {pooled}"));
         }
         problems
+    }
+
+    /// Whether all weights are finite numbers: it reads every byte of network, autoencoder and text encoders.
+    pub fn check_values(&self) -> Result<(), SourceError> {
+        let mut faults = Vec::new();
+        kept(self.weights.check_values(&self.network.layout().to_shapes()), &mut faults);
+        kept(self.vae_weights.check_values(&self.vae.layout().to_shapes()), &mut faults);
+        kept(self.text.check_values(), &mut faults);
+        if faults.is_empty() { Ok(()) } else { Err(SourceError { faults }) }
     }
 
     /// SHA-256 of what decides the policy's numbers before training: all bytes of the network's and the autoencoder's
@@ -180,30 +199,43 @@ fn kept<T>(result: Result<T, FolderError>, faults: &mut Vec<FolderError>) -> Opt
     result.map_err(|fault| faults.push(fault)).ok()
 }
 
-fn network(folder: &Folder, guidance: f64) -> Result<(Network, Checkpoint), FolderError> {
+fn network(folder: &Folder, guidance: f64, warnings: &mut Vec<String>) -> Result<(Network, Checkpoint), FolderError> {
     let (component, class) = folder.pipeline().network();
     let file = folder.component(component, &[class])?.join("config.json");
     let known = "invariant: the network of every pipeline is known";
-    let network = read(&file, |json| Network::from_json(class, json, guidance).expect(known))?;
+    let network = read(&file, warnings, |json| Network::read(class, json, guidance).expect(known))?;
     let weights = folder.checkpoint(component, STEM)?;
     weights.check(&network.layout().to_shapes(), &[])?;
     Ok((network, weights))
 }
 
-fn autoencoder(folder: &Folder) -> Result<(VaeConfig, Checkpoint), FolderError> {
+fn autoencoder(folder: &Folder, warnings: &mut Vec<String>) -> Result<(VaeConfig, Checkpoint), FolderError> {
     let file = folder.component("vae", &["AutoencoderKL"])?.join("config.json");
-    let config = read(&file, VaeConfig::from_json)?;
+    let config = read(&file, warnings, VaeConfig::read)?;
     let weights = folder.checkpoint("vae", STEM)?.renamed(current_name);
     weights.check(&config.layout().to_shapes(), &[])?;
     Ok((config, weights))
 }
 
 /// Whichever scheduler model_index.json names, its own file says what it is.
-fn scheduler(path: &Path) -> Result<Scheduler, FolderError> {
-    read(&path.join("scheduler/scheduler_config.json"), Scheduler::from_json)
+fn scheduler(path: &Path, warnings: &mut Vec<String>) -> Result<Scheduler, FolderError> {
+    read(&path.join("scheduler/scheduler_config.json"), warnings, Scheduler::read)
 }
 
-fn read<T>(file: &Path, parse: impl FnOnce(&str) -> Result<T, ConfigError>) -> Result<T, FolderError> {
-    let json = fs::read_to_string(file).map_err(FolderError::read(file))?;
-    parse(&json).map_err(|error| FolderError::Json { path: file.into(), reason: error.to_string() })
+fn read<T>(
+    file: &Path,
+    warnings: &mut Vec<String>,
+    parse: impl FnOnce(&str) -> Result<Told<T>, ConfigError>,
+) -> Result<T, FolderError> {
+    let (value, told) = parse(&read_text(file)?).map_err(|source| FolderError::Config { path: file.into(), source })?;
+    warnings.extend(told.into_iter().map(|warning| format!("{}: {warning}", file.display())));
+    Ok(value)
+}
+
+/// What a folder's `scheduler_config.json` says, and how many pixels a latent stands for along each side; an eighth where its
+/// autoencoder does not say it. `None` if there is no scheduler that can be read.
+pub fn scheduler_of(folder: &Path) -> Option<(Scheduler, usize)> {
+    let mut ignored = Vec::new();
+    let vae = read(&folder.join("vae/config.json"), &mut ignored, VaeConfig::read);
+    Some((scheduler(folder, &mut ignored).ok()?, vae.map_or(8, |vae| vae.reduction())))
 }

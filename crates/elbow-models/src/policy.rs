@@ -12,10 +12,10 @@ use crate::{
 };
 use burn::tensor::Tensor;
 use elbow::{
-    Prompt, RgbImage,
+    Prompt,
     noise::{Key, Purpose},
     params::{Params, Tensors},
-    policy::{Conditioning, EncodeError, Policy, TextEncoder, VelocityField},
+    policy::{Conditioning, Decoded, EncodeError, Policy, TextEncoder, VelocityField},
     prediction::Prediction,
     schedule::Schedule,
 };
@@ -114,7 +114,7 @@ impl Decoder {
     }
 
     /// The same as 8-bit pictures.
-    pub fn pictures(&self, latents: Tensor<4>) -> Vec<RgbImage> {
+    pub fn pictures(&self, latents: Tensor<4>) -> Vec<Decoded> {
         match self {
             Self::Pixels => pictures(latents),
             Self::Vae { vae, slice } => vae.pictures(latents, *slice),
@@ -215,7 +215,7 @@ impl Policy for NetworkPolicy {
         self.text.encode(prompts)
     }
 
-    fn decode(&self, latents: Tensor<2>) -> Vec<RgbImage> {
+    fn decode(&self, latents: Tensor<2>) -> Vec<Decoded> {
         let ([n, _], [c, h, w]) = (latents.dims(), self.latent);
         self.decoder.pictures(latents.reshape([n, c, h, w]))
     }

@@ -59,7 +59,7 @@ fn enlarge(folder: &Path) -> MmditConfig {
 
 /// The policy, and the most bytes that were held while it was loaded.
 fn load(folder: &Path, frozen_weights: FrozenWeights, checkpointing: Checkpointing) -> (NetworkPolicy, usize) {
-    let options = Options { variant: None, resolution: 32, text_length: 24, guidance: 3.5 };
+    let options = Options { variant: None, resolution: Some([32; 2]), text_length: 24, guidance: 3.5 };
     let setup = Setup {
         precision: Precision::F32,
         tuning: Tuning::Lora(LoraConfig { rank: 2, ..LoraConfig::default() }),

@@ -102,7 +102,7 @@ pub fn tools(recipe: &Recipe, test: &[Prompt]) -> Tools {
     let setting = &recipe.setting;
     let probe = |prompt: &Prompt| Probe {
         prompt: prompt.clone(),
-        side: setting.model.resolution() as u32,
+        size: setting.model.resolution(),
         given: !setting.self_test.is_empty(),
     };
     Tools { cache: setting.keep.score_cache.clone(), probe: test.first().map(probe), ..Tools::default() }
@@ -202,7 +202,10 @@ pub(crate) fn saved(folder: &RunFolder, epoch: Option<u64>, weights: Weights) ->
 impl LoadedModel {
     /// Loads the model of a recipe; `early` prompts are encoded before its network is read.
     pub fn load(recipe: &Recipe, early: &Early, device: &Device, watch: &Watch<'_>) -> Result<Self> {
-        let prepare = |text: &dyn TextEncoder| {
+        let prepare = |text: &dyn TextEncoder, warnings: &[String]| {
+            for text in warnings.iter().chain(&text.cut(&early.listed)) {
+                watch(Event::Warning { text });
+            }
             if early.prompts.is_empty() {
                 return Ok(());
             }

@@ -36,6 +36,8 @@ pub struct Data {
 pub struct Early {
     /// The prompts.
     pub prompts: Vec<Prompt>,
+    /// These and all others that were listed: a run says which of them are too long.
+    pub listed: Vec<Prompt>,
     /// What to say if one cannot be encoded.
     pub place: String,
 }
@@ -43,7 +45,7 @@ pub struct Early {
 impl Early {
     /// Prompts that were given by hand.
     pub fn given(prompts: Vec<Prompt>) -> Self {
-        Self { prompts, place: "cannot use the prompts".into() }
+        Self { listed: prompts.clone(), prompts, place: "cannot use the prompts".into() }
     }
 }
 
@@ -60,12 +62,13 @@ impl Data {
             }
             PromptsConfig::Files { train: train_file, test: test_file } => {
                 let (train, test) = (file(train_file, recipe)?, file(test_file, recipe)?);
+                let listed: Vec<Prompt> = train.iter().chain(&test).cloned().collect();
                 let early = Early {
+                    listed: listed.clone(),
                     prompts: [&train, &test].into_iter().filter(|all| early(all, recipe)).flatten().cloned().collect(),
                     place: format!("cannot use prompt files {} and {}", train_file.display(), test_file.display()),
                 };
                 let sha256 = digest(&train, &test)?;
-                let listed = train.iter().chain(&test).cloned().collect();
                 Ok(Self { train: Box::new(train), test, listed, sha256, early })
             }
         }
@@ -79,7 +82,8 @@ pub fn held_out(recipe: &Recipe) -> Result<(Vec<Prompt>, Early)> {
     };
     let test = file(path, recipe)?;
     let prompts = if early(&test, recipe) { test.clone() } else { Vec::new() };
-    Ok((test, Early { prompts, place: format!("cannot use prompt file {}", path.display()) }))
+    let place = format!("cannot use prompt file {}", path.display());
+    Ok((test.clone(), Early { prompts, listed: test, place }))
 }
 
 fn scenes(recipe: &Recipe) -> Vec<Prompt> {

@@ -145,7 +145,12 @@ fn hint(cause: &(dyn StdError + 'static)) -> Option<String> {
         return adapter(error);
     }
     if let Some(error) = cause.downcast_ref::<FolderError>() {
-        return Some(folder(error).to_owned());
+        return Some(folder(error));
+    }
+    if let Some(SourceError { faults }) = cause.downcast_ref::<SourceError>() {
+        let mut hints: Vec<String> = faults.iter().map(folder).collect();
+        hints.dedup();
+        return Some(hints.join("; "));
     }
     let fixed = if cause.is::<MethodError>() {
         "change these fields in the recipe or with --set; `elbow config --explain` has their meaning"
@@ -153,8 +158,6 @@ fn hint(cause: &(dyn StdError + 'static)) -> Option<String> {
         "give a complete file for this network, such as `elbow pretrain` writes, or leave model.weights out for the embedded model"
     } else if let Some(error) = cause.downcast_ref::<EncodeError>() {
         encoding(error)
-    } else if cause.is::<SourceError>() {
-        "the model must be whole, as diffusers saves it: download again what is named above, or choose another model"
     } else if matches!(cause.downcast_ref(), Some(PromptError::Read { .. })) {
         "a path is relative to the folder that the command runs in: check it, or give another by --set prompts.train and prompts.test"
     } else if cause.is::<PromptError>() {
@@ -217,14 +220,17 @@ fn adapter(error: &LoraFileError) -> Option<String> {
         LoraFileError::OtherModel { .. } => "give the base that the adapter was trained on, in diffusers' names",
         LoraFileError::Unsupported { .. } => "save the adapter again without that, or use another one",
         LoraFileError::Empty { .. } => "give a file of low-rank factors, or a folder with adapter_model.safetensors",
-        LoraFileError::Folder(error) => folder(error),
+        LoraFileError::Folder(error) => return Some(folder(error)),
         LoraFileError::Write(error) => return error.hint().map(str::to_owned),
     };
     Some(text.to_owned())
 }
 
-fn folder(error: &FolderError) -> &'static str {
-    match error {
+fn folder(error: &FolderError) -> String {
+    let text = match error {
+        FolderError::Foreign { hint, .. } => hint,
+        FolderError::Config { source, .. } => source.hint(),
+        FolderError::Dangling { .. } => "finish the download: what the link leads to is missing or was moved",
         FolderError::Read { .. } => "check the path; it is relative to the folder that the command runs in",
         FolderError::Write { .. } => "check that there is room on the disk and that you may write there",
         FolderError::Missing { .. } => "give a local folder as `diffusers` saves it, with all its files",
@@ -234,7 +240,8 @@ fn folder(error: &FolderError) -> &'static str {
         FolderError::Unsupported { .. } => "use a model that has what is named there",
         FolderError::Parts { .. } => "take all parts of the folder from the same model",
         FolderError::Mismatch { .. } => "download the weights again, or the config.json that belongs to them",
-    }
+    };
+    text.to_owned()
 }
 
 #[cfg(test)]

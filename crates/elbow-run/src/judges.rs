@@ -2,6 +2,7 @@
 
 use crate::{
     error::Result,
+    model::Resolution,
     recipe::Recipe,
     reward::{Named, Tools},
 };
@@ -14,7 +15,9 @@ use serde_json::Value;
 /// say something of images of their size whose prompts come with GenEval's records.
 pub fn judges(recipe: &Recipe, test: &[Prompt], tools: &Tools) -> Result<Vec<Box<dyn Reward>>> {
     let mut judges = Vec::new();
-    if recipe.setting.model.resolution() == SIDE && test.iter().all(|prompt| Record::try_from(prompt).is_ok()) {
+    if recipe.setting.model.resolution() == Resolution::square(SIDE)
+        && test.iter().all(|prompt| Record::try_from(prompt).is_ok())
+    {
         judges.extend(scene_judges());
     }
     for Named { name, reward } in &recipe.setting.eval.rewards {

@@ -2,10 +2,12 @@
 
 mod adapter;
 mod embedded;
+mod resolution;
 #[cfg(test)]
 mod tests;
 
 pub use embedded::{nano, pixels};
+pub use resolution::Resolution;
 
 use crate::{
     error::{At, Error, Result},
@@ -17,10 +19,9 @@ use elbow_models::{
     folder::{Checkpoint, Folder, FrozenWeights},
     linear::Precision,
     lora::LoraConfig,
-    pipeline::{Options, STEM, Setup, Source},
+    pipeline::{Options, STEM, Setup, Source, scheduler_of},
     policy::{NetworkPolicy, Tuning},
     recompute::Checkpointing,
-    scheduler::Scheduler,
 };
 use elbow_world::scene::SIDE;
 use schemars::JsonSchema;
@@ -91,9 +92,9 @@ pub struct Diffusers {
     /// In which type of number the weights of network, autoencoder and text encoders are held. Results do not depend on it.
     #[serde(default)]
     pub frozen_weights: FrozenWeights,
-    /// Height and width of images in pixels.
+    /// Height and width of images in pixels: one number for both, or `[height, width]`.
     #[serde(default = "resolution")]
-    pub resolution: usize,
+    pub resolution: Resolution,
     /// T5 tokens of a prompt (SD3, FLUX.1): the field trains SD3.5 with 128 and FLUX.1 with 512.
     #[serde(default = "text_length")]
     pub text_length: usize,
@@ -113,8 +114,8 @@ fn full() -> Tuning {
     Tuning::Full
 }
 
-fn resolution() -> usize {
-    512
+fn resolution() -> Resolution {
+    Resolution::square(512)
 }
 
 fn text_length() -> usize {
@@ -159,11 +160,10 @@ impl Model {
         }
         let Self::Diffusers(folder) = self else { return problems };
         problems.extend(hub::validate(folder.path.as_deref(), folder.hub.as_deref(), folder.revision.as_deref()));
-        for (key, value) in [
-            ("resolution", folder.resolution),
-            ("text_length", folder.text_length),
-            ("decode_slice", folder.decode_slice),
-        ] {
+        if folder.resolution.sides().contains(&0) {
+            problems.push(format!("model.resolution = {}: must be at least 1", folder.resolution));
+        }
+        for (key, value) in [("text_length", folder.text_length), ("decode_slice", folder.decode_slice)] {
             if value == 0 {
                 problems.push(format!("model.{key} = 0: must be at least 1"));
             }
@@ -175,9 +175,9 @@ impl Model {
     }
 
     /// Height and width of its images in pixels.
-    pub fn resolution(&self) -> usize {
+    pub fn resolution(&self) -> Resolution {
         match self {
-            Self::Nano { .. } => SIDE,
+            Self::Nano { .. } => Resolution::square(SIDE),
             Self::Diffusers(folder) => folder.resolution,
         }
     }
@@ -188,7 +188,7 @@ impl Model {
         match self {
             Self::Nano { schedule, .. } => *schedule,
             Self::Diffusers(Diffusers { path: Some(path), .. }) => {
-                scheduler(path).map(|scheduler| scheduler.schedule).unwrap_or_default()
+                scheduler_of(path).map(|(scheduler, _)| scheduler.schedule).unwrap_or_default()
             }
             Self::Diffusers(_) => Schedule::default(),
         }
@@ -204,20 +204,22 @@ impl Model {
                 let pinned = folder.revision.as_ref().is_some_and(|revision| revision.len() == 40);
                 let hub = || pinned.then(|| folder.folder().ok()).flatten();
                 let place = folder.path.clone().or_else(hub)?;
-                // A token is 2 × 2 of a latent that is an eighth of the picture to a side.
-                let side = folder.resolution / 16;
-                Some(scheduler(&place)?.shift.by(side * side))
+                let (scheduler, reduction) = scheduler_of(&place)?;
+                // A token is 2 × 2 of a latent.
+                let [rows, columns] = folder.resolution.sides().map(|side| side / reduction / 2);
+                Some(scheduler.shift.by(rows * columns))
             }
         }
     }
 
     /// The policy and the SHA-256 of its base. All that can be wrong with a folder is found before its weights are read. Its network
-    /// is read after `prepare`: text encoders that are loaded for prompts there are gone by then.
+    /// is read after `prepare`, which also sees what of the folder is worth a warning: text encoders that are loaded for prompts there are
+    /// gone by then.
     pub fn policy(
         &self,
         seed: u64,
         device: &Device,
-        prepare: impl FnOnce(&dyn TextEncoder) -> Result<()>,
+        prepare: impl FnOnce(&dyn TextEncoder, &[String]) -> Result<()>,
     ) -> Result<(NetworkPolicy, String)> {
         match self {
             Self::Nano { weights, schedule, tuning, adapter, precision, checkpointing } => {
@@ -229,7 +231,7 @@ impl Model {
                 policy.checkpointing = *checkpointing;
                 policy.precision = *precision;
                 no_problems(policy.validate())?;
-                prepare(&*policy.text)?;
+                prepare(&*policy.text, &[])?;
                 Ok((policy, hash))
             }
             Self::Diffusers(folder) => folder.policy(seed, device, prepare),
@@ -326,9 +328,14 @@ impl Diffusers {
 
     /// Opens and checks the folder.
     pub fn open(&self) -> Result<Source> {
+        self.open_at(Some(self.resolution))
+    }
+
+    /// The same for pictures of another size; `None` is the size that the model was made for.
+    pub fn open_at(&self, resolution: Option<Resolution>) -> Result<Source> {
         let options = Options {
             variant: self.variant.as_deref(),
-            resolution: self.resolution,
+            resolution: resolution.map(Resolution::sides),
             text_length: self.text_length,
             guidance: self.guidance,
         };
@@ -359,7 +366,7 @@ impl Diffusers {
         &self,
         seed: u64,
         device: &Device,
-        prepare: impl FnOnce(&dyn TextEncoder) -> Result<()>,
+        prepare: impl FnOnce(&dyn TextEncoder, &[String]) -> Result<()>,
     ) -> Result<(NetworkPolicy, String)> {
         let place = || format!("cannot use model {}", self.name());
         let source = self.open().at(place)?;
@@ -383,7 +390,7 @@ impl Diffusers {
             adapter,
             seed,
         };
-        prepare(&source.text(&setup, device).at(place)?)?;
+        prepare(&source.text(&setup, device).at(place)?, &source.warnings)?;
         Ok((source.load(setup, device).at(place)?, hash))
     }
 }
@@ -400,10 +407,4 @@ fn user_cache() -> PathBuf {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let root = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")));
     root.unwrap_or_else(std::env::temp_dir).join("elbow/text")
-}
-
-/// What a model folder's `scheduler_config.json` says.
-fn scheduler(folder: &Path) -> Option<Scheduler> {
-    let json = std::fs::read_to_string(folder.join("scheduler/scheduler_config.json")).ok()?;
-    Scheduler::from_json(&json).ok()
 }

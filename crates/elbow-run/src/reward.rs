@@ -2,7 +2,9 @@
 
 use crate::{
     error::{At, Error, Result},
-    machine, self_test,
+    machine,
+    model::Resolution,
+    self_test,
 };
 use elbow::{
     Prompt, Reward, RewardError,
@@ -174,8 +176,8 @@ pub struct Tools {
 pub struct Probe {
     /// A prompt of those that it is to score.
     pub prompt: Prompt,
-    /// Width and height of its pictures.
-    pub side: u32,
+    /// The size of its pictures.
+    pub size: Resolution,
     /// Whether pictures of a known order are given, so that nothing is asked but these.
     pub given: bool,
 }
@@ -292,8 +294,8 @@ impl RewardConfig {
     }
 
     /// An error if images are of a size at which its detector sees nothing.
-    pub fn check_resolution(&self, resolution: usize) -> Result<()> {
-        if resolution == SIDE || !self.wants_records() {
+    pub fn check_resolution(&self, resolution: Resolution) -> Result<()> {
+        if resolution == Resolution::square(SIDE) || !self.wants_records() {
             return Ok(());
         }
         Err(Error::new(

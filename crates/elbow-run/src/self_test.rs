@@ -49,9 +49,11 @@ fn jpeg(reward: &dyn Reward, aim: Aim, unit: Unit) -> Result<String> {
 
 /// Two pictures of the model's size have scores.
 fn any(reward: &dyn Reward, probe: &Probe) -> Result<String> {
-    let side = probe.side;
-    let ramp = RgbImage::from_fn(side, side, |x, y| image::Rgb([(x * 255 / side) as u8, (y * 255 / side) as u8, 128]));
-    let board = RgbImage::from_fn(side, side, |x, y| image::Rgb([if (x / 8 + y / 8) % 2 == 0 { 230 } else { 30 }; 3]));
+    let [height, width] = probe.size.sides().map(|side| side as u32);
+    let ramp = |x, y| image::Rgb([(x * 255 / width) as u8, (y * 255 / height) as u8, 128]);
+    let ramp = RgbImage::from_fn(width, height, ramp);
+    let board =
+        RgbImage::from_fn(width, height, |x, y| image::Rgb([if (x / 8 + y / 8) % 2 == 0 { 230 } else { 30 }; 3]));
     let [ramp, board] = numbers(reward, [ramp, board], &probe.prompt)?;
     let name = reward.name();
     Ok(format!("{name}: {ramp} for a color ramp and {board} for a checkerboard, prompt {:?}", probe.prompt.text))

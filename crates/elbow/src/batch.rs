@@ -29,6 +29,8 @@ pub struct Sample {
     pub walk: Arc<[Step]>,
     /// The decoded picture.
     pub image: Arc<RgbImage>,
+    /// Whether all values of the picture were finite when it was decoded.
+    pub decoded: bool,
     /// What it scored, or why it has no score.
     pub reward: Result<Score, RewardError>,
     /// How much the objective's loss counts: 1, but for samples of earlier weights.
@@ -48,6 +50,7 @@ impl Sample {
             shared_key: key,
             walk: Arc::new([]),
             image: Arc::default(),
+            decoded: true,
             reward: Err(RewardError::Failed("it was not scored".into())),
             importance: 1.0,
             replayed: false,

@@ -6,7 +6,7 @@ use crate::{
     lanes,
     noise::{self, Key},
     observer::Observer,
-    policy::{Conditioning, Policy, VelocityField},
+    policy::{Conditioning, Decoded, Policy, VelocityField},
     prompts::Prompt,
     reward::{Needs, Request},
     sampler::{self, Keep, Sampling},
@@ -80,6 +80,8 @@ pub struct Judged<T> {
 struct Part {
     number: usize,
     images: Vec<RgbImage>,
+    /// Whether the values of each picture were finite.
+    finite: Vec<bool>,
     latents: Tensor<2>,
 }
 
@@ -108,8 +110,9 @@ impl Drawing<'_> {
             let cond = prompts.select(&conditions);
             let path = sampler::walk(self.field, &grid, start, &cond, &walks, alike(seats), self.keep);
             let latents = path.points.last().expect("invariant: a walk ends").clone();
-            let images = self.policy.decode(latents.clone());
-            send.send(Part { number, images, latents }).expect("invariant: the judge outlives the senders");
+            let decoded = self.policy.decode(latents.clone()).into_iter().map(|d| (d.picture, d.finite));
+            let (images, finite) = decoded.unzip();
+            send.send(Part { number, images, finite, latents }).expect("invariant: the judge outlives the senders");
             let done = done.fetch_add(rows.len(), Ordering::Relaxed) + rows.len();
             self.observer.progress(self.phase, done, total);
             path
@@ -125,7 +128,11 @@ impl Drawing<'_> {
             drop(send);
             ((points, velocities), judging.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         });
-        let drawn = |(seat, image): (Seat, RgbImage)| Sample { image: Arc::new(image), ..seat.sample };
+        let drawn = |(seat, Decoded { picture, finite }): (Seat, Decoded)| Sample {
+            image: Arc::new(picture),
+            decoded: finite,
+            ..seat.sample
+        };
         let samples = seats.into_iter().zip(images).map(drawn).collect();
         let stds = (0..grid.steps()).map(|k| self.sampling.rule.step(&grid, k).std).collect();
         let guidance = self.sampling.guidance;
@@ -140,7 +147,7 @@ impl Drawing<'_> {
         seats: &[Seat],
         receive: mpsc::Receiver<Part>,
         judge: &(impl Fn(&Request<'_>) -> Vec<T> + Sync),
-    ) -> (Vec<RgbImage>, Vec<T>, Duration) {
+    ) -> (Vec<Decoded>, Vec<T>, Duration) {
         let prompts: Vec<Arc<Prompt>> = seats.iter().map(|seat| Arc::clone(&seat.sample.prompt)).collect();
         let groups: Vec<usize> = seats.iter().map(|seat| seat.sample.group).collect();
         let time = Mutex::new(Duration::ZERO);
@@ -171,16 +178,18 @@ impl Drawing<'_> {
         let mut parts: Vec<(Part, Vec<T>)> = parts.into_inner().unwrap_or_else(PoisonError::into_inner);
         parts.sort_by_key(|(part, _)| part.number);
         let latents: Vec<Tensor<2>> = parts.iter().map(|(part, _)| part.latents.clone()).collect();
-        let (mut images, mut verdicts) = (Vec::new(), Vec::new());
+        let (mut images, mut finite, mut verdicts) = (Vec::new(), Vec::new(), Vec::new());
         for (part, verdicts_of_part) in parts {
             images.extend(part.images);
+            finite.extend(part.finite);
             verdicts.extend(verdicts_of_part);
         }
         if together && !images.is_empty() {
             verdicts = ask(0, &images, &Tensor::cat(latents, 0));
         }
         let time = *time.lock().unwrap_or_else(PoisonError::into_inner);
-        (images, verdicts, time)
+        let pictures = images.into_iter().zip(finite).map(|(picture, finite)| Decoded { picture, finite });
+        (pictures.collect(), verdicts, time)
     }
 }
 

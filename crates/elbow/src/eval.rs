@@ -155,12 +155,12 @@ pub fn measure(
         reward.wake();
     }
     let mut drawn = drawing.draw(seats, prompts, judge);
-    let finite = missing::finite(&drawn.batch);
+    let broken = missing::broken(&drawn.batch);
     let mut scores_of = |reward: &dyn Reward| {
         let mut column: Vec<_> = drawn.verdicts.iter_mut().map(|row| row.remove(0)).collect();
         // Scores that no waiting brings stay missing: a summary counts them.
         let patience = Patience { most: 0.0, then: on_missing };
-        if missing::settle(reward, &drawn.batch, &finite, &mut column, patience, observer) == Err(Unsettled::Stopped) {
+        if missing::settle(reward, &drawn.batch, &broken, &mut column, patience, observer) == Err(Unsettled::Stopped) {
             return Err(MeasureError::Stopped(reward.name().to_owned()));
         }
         let values = column.into_iter().map(|score| score.ok().map(|score| score.value)).collect();

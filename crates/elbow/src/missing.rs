@@ -47,19 +47,22 @@ pub(crate) enum Unsettled {
     Stopped,
 }
 
-/// Asks again for the scores that may still come, as far as `patience` says. What is not `finite` has none.
+/// Asks again for the scores that may still come, as far as `patience` says. A sample that is `broken` has none.
 pub(crate) fn settle(
     reward: &dyn Reward,
     batch: &Batch,
-    finite: &[bool],
+    broken: &[Option<&str>],
     scores: &mut [Result<Score, RewardError>],
     patience: Patience,
     observer: &dyn Observer,
 ) -> Result<(), Unsettled> {
-    for (score, _) in scores.iter_mut().zip(finite).filter(|(_, finite)| !**finite) {
-        *score = Err(RewardError::Failed("the sample is not finite".into()));
-    }
     for attempt in 0.. {
+        // Whole groups that are asked again have them among them.
+        for (score, broken) in scores.iter_mut().zip(broken) {
+            if let Some(reason) = broken {
+                *score = Err(RewardError::Failed((*reason).into()));
+            }
+        }
         let errors: Vec<&RewardError> = scores.iter().filter_map(|score| score.as_ref().err()).collect();
         if errors.len() as f64 <= patience.most * scores.len() as f64 || patience.then == OnMissing::GoOn {
             return Ok(());
@@ -103,9 +106,15 @@ fn ask(reward: &dyn Reward, batch: &Batch, rows: &[usize]) -> Vec<Result<Score, 
     reward::ask(reward, &pictures.request())
 }
 
-/// Which samples of a batch are finite numbers.
-pub(crate) fn finite(batch: &Batch) -> Vec<bool> {
+/// Why a sample of a batch is of no use whatever it shows, one entry a sample.
+pub(crate) fn broken(batch: &Batch) -> Vec<Option<&'static str>> {
     let values: Vec<f32> = batch.clean().clone().into_data().iter::<f32>().collect();
     let dims = (values.len() / batch.len().max(1)).max(1);
-    values.chunks(dims).map(|sample| sample.iter().all(|value| value.is_finite())).collect()
+    let finite = values.chunks(dims).map(|sample| sample.iter().all(|value| value.is_finite()));
+    let reason = |(finite, decoded): (bool, bool)| match (finite, decoded) {
+        (false, _) => Some("the sample is not finite"),
+        (true, false) => Some("its picture is not finite: the decoder overflows on a sample that is"),
+        (true, true) => None,
+    };
+    finite.zip(batch.samples.iter().map(|sample| sample.decoded)).map(reason).collect()
 }

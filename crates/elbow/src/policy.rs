@@ -98,7 +98,22 @@ pub trait Policy: Send + Sync {
     fn encode(&self, prompts: &[Prompt]) -> Result<Conditioning, EncodeError>;
 
     /// Latents `[N, D]` to N pictures.
-    fn decode(&self, latents: Tensor<2>) -> Vec<RgbImage>;
+    fn decode(&self, latents: Tensor<2>) -> Vec<Decoded>;
+}
+
+/// A picture as 8 bits have room for it, and whether that is what was decoded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decoded {
+    /// The picture; values that are not finite are black or white in it.
+    pub picture: RgbImage,
+    /// Whether all its values are finite: another picture is worth no reward.
+    pub finite: bool,
+}
+
+impl From<RgbImage> for Decoded {
+    fn from(picture: RgbImage) -> Self {
+        Self { picture, finite: true }
+    }
 }
 
 /// A prompt the text encoder cannot take.
@@ -120,5 +135,10 @@ pub trait TextEncoder: Send + Sync {
     /// how many of how many are done, where that takes long.
     fn prepare(&self, prompts: &[Prompt], _progress: &dyn Fn(usize, usize)) -> Result<(), EncodeError> {
         self.encode(prompts).map(drop)
+    }
+
+    /// Says of which encoder how many of these prompts are too long and are cut, a sentence an encoder; nothing where none is.
+    fn cut(&self, _prompts: &[Prompt]) -> Vec<String> {
+        Vec::new()
     }
 }

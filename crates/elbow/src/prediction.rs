@@ -48,7 +48,10 @@ impl Prediction {
     pub fn customary(schedule: Schedule) -> Self {
         match schedule {
             Schedule::RectifiedFlow => Self::Velocity,
-            Schedule::VariancePreserving { .. } | Schedule::ScaledLinear { .. } => Self::Noise,
+            Schedule::VariancePreserving { .. }
+            | Schedule::ScaledLinear { .. }
+            | Schedule::Linear { .. }
+            | Schedule::SquaredCosine => Self::Noise,
         }
     }
 

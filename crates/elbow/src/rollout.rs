@@ -186,7 +186,7 @@ impl Rollout<'_> {
     /// Makes of what samples scored what may be used, or says why nothing may.
     fn settle(&self, batch: &Batch, scores: &mut [Result<Score, RewardError>]) -> Result<(), RolloutError> {
         let (name, epoch) = (|| self.reward.name().to_owned(), self.epoch);
-        missing::settle(self.reward, batch, &missing::finite(batch), scores, self.patience, self.observer).map_err(
+        missing::settle(self.reward, batch, &missing::broken(batch), scores, self.patience, self.observer).map_err(
             |error| match error {
                 Unsettled::Stopped => RolloutError::Stopped { name: name(), epoch },
                 Unsettled::Missing { missing, first } => RolloutError::Missing {

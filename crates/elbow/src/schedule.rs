@@ -38,9 +38,20 @@ pub enum Schedule {
         #[serde(default = "beta_end")]
         beta_end: f64,
     },
+    /// The same with β itself linear: DDPM as it was published (arXiv 2006.11239).
+    Linear {
+        /// β of the first step.
+        #[serde(default = "linear_start")]
+        beta_start: f64,
+        /// β of the last step.
+        #[serde(default = "linear_end")]
+        beta_end: f64,
+    },
+    /// The same with α² = cos² of an angle that grows evenly, and no β above 0.999 (arXiv 2102.09672): `squaredcos_cap_v2` of diffusers.
+    SquaredCosine,
 }
 
-/// Steps that models on [`Schedule::ScaledLinear`] are trained on.
+/// Steps that models on [`Schedule::ScaledLinear`], [`Schedule::Linear`] and [`Schedule::SquaredCosine`] are trained on.
 pub const SCALED_LINEAR_STEPS: usize = 1000;
 
 fn beta_start() -> f64 {
@@ -49,6 +60,14 @@ fn beta_start() -> f64 {
 
 fn beta_end() -> f64 {
     0.012
+}
+
+fn linear_start() -> f64 {
+    0.0001
+}
+
+fn linear_end() -> f64 {
+    0.02
 }
 
 fn beta_min() -> f64 {
@@ -113,9 +132,13 @@ impl Schedule {
                 variance_preserving(log_alpha, -(t * (beta_max - beta_min) + beta_min) / 2.0)
             }
             Self::ScaledLinear { beta_start, beta_end } => {
-                let [log_alpha, rate] = scaled_linear(beta_start, beta_end, t);
-                variance_preserving(log_alpha, rate)
+                let (first, rise) = (beta_start.sqrt(), beta_end.sqrt() - beta_start.sqrt());
+                discrete(t, |i| (first + rise * i / (STEPS - 1.0)).powi(2))
             }
+            Self::Linear { beta_start, beta_end } => {
+                discrete(t, |i| beta_start + (beta_end - beta_start) * i.min(STEPS - 1.0) / (STEPS - 1.0))
+            }
+            Self::SquaredCosine => discrete(t, squared_cosine),
         }
     }
 
@@ -153,19 +176,51 @@ fn variance_preserving(log_alpha: f64, rate: f64) -> Level {
     Level { alpha, sigma, d_alpha, d_sigma: -alpha * d_alpha / sigma }
 }
 
-/// ln α and its derivative. Step i takes `log(i)` from ln α; between steps, ln α is the cubic whose slope at a step is the
-/// mean of what the steps before and after it take, so that the derivative has no jumps.
-fn scaled_linear(beta_start: f64, beta_end: f64, t: f64) -> [f64; 2] {
-    let (steps, rise) = (SCALED_LINEAR_STEPS as f64, beta_end.sqrt() - beta_start.sqrt());
-    let log = |i: f64| (-(beta_start.sqrt() + rise * i / (steps - 1.0)).powi(2)).ln_1p() / 2.0;
-    let at = (t * steps).clamp(0.0, steps);
-    let whole = at.floor().min(steps - 1.0);
+/// [`SCALED_LINEAR_STEPS`] as a number to divide by.
+const STEPS: f64 = SCALED_LINEAR_STEPS as f64;
+
+/// The level of a thousand steps whose β is given. Step i takes `log(i)` from ln α; between steps, ln α is the cubic whose slope at a step
+/// is the mean of what the steps before and after it take, so that the derivative has no jumps.
+fn discrete(t: f64, beta: impl Fn(f64) -> f64) -> Level {
+    let log = |i: f64| (-beta(i)).ln_1p() / 2.0;
+    let at = (t * STEPS).clamp(0.0, STEPS);
+    let whole = at.floor().min(STEPS - 1.0);
     let before: f64 = (0..whole as usize).map(|i| log(i as f64)).sum();
     let (f, step) = (at - whole, log(whole));
     let (from, to) = (f64::midpoint(log(whole - 1.0), step), f64::midpoint(step, log(whole + 1.0)));
     let (square, cube) = (3.0 * step - 2.0 * from - to, from + to - 2.0 * step);
     let slope = from + f * (2.0 * square + f * 3.0 * cube);
-    [before + f * (from + f * (square + f * cube)), slope * steps]
+    variance_preserving(before + f * (from + f * (square + f * cube)), slope * STEPS)
+}
+
+/// β of a step of [`Schedule::SquaredCosine`]; those before the first and after the last are these.
+fn squared_cosine(i: f64) -> f64 {
+    let i = i.clamp(0.0, STEPS - 1.0);
+    let square = |t: f64| ((t + 0.008) / 1.008 * std::f64::consts::FRAC_PI_2).cos().powi(2);
+    (1.0 - square((i + 1.0) / STEPS) / square(i / STEPS)).min(0.999)
+}
+
+/// α² after each of the thousand steps of these β.
+fn products(betas: impl Iterator<Item = f64>) -> Vec<f64> {
+    let step = |product: &mut f64, beta: f64| {
+        *product *= 1.0 - beta;
+        Some(*product)
+    };
+    betas.scan(1.0, step).collect()
+}
+
+impl Schedule {
+    /// The schedule whose thousand β these are, to 10⁻⁴ of α² after each step; `None` if they are not those of a formula that is known here.
+    pub fn of_betas(betas: &[f64]) -> Option<Self> {
+        let (&[beta_start, .., beta_end], SCALED_LINEAR_STEPS) = (betas, betas.len()) else { return None };
+        let given = products(betas.iter().copied());
+        let known =
+            [Self::ScaledLinear { beta_start, beta_end }, Self::Linear { beta_start, beta_end }, Self::SquaredCosine];
+        known.into_iter().find(|schedule| {
+            let alpha_squared = |k: usize| schedule.level((k + 1) as f64 / STEPS).alpha.powi(2);
+            given.iter().enumerate().all(|(k, &given)| (alpha_squared(k) / given - 1.0).abs() < 1e-4)
+        })
+    }
 }
 
 /// One number a row, shaped `[N, 1]` to multiply latents with.
@@ -394,11 +449,34 @@ mod tests {
     }
 
     const STABLE_DIFFUSION: Schedule = Schedule::ScaledLinear { beta_start: 0.00085, beta_end: 0.012 };
+    const LINEAR: Schedule = Schedule::Linear { beta_start: 0.0001, beta_end: 0.02 };
 
     /// Each schedule.
     fn any() -> impl Strategy<Value = Schedule> {
         let vp = Schedule::VariancePreserving { beta_min: 0.1, beta_max: 20.0 };
-        proptest::sample::select(vec![Schedule::RectifiedFlow, vp, STABLE_DIFFUSION])
+        proptest::sample::select(vec![Schedule::RectifiedFlow, vp, STABLE_DIFFUSION, LINEAR, Schedule::SquaredCosine])
+    }
+
+    /// A table of β is known by its formula, also where it was rounded to float32, and no other is taken for one.
+    #[test]
+    fn betas_are_known_by_their_formula() {
+        let root = |i: f64| (0.00085f64.sqrt() + (0.012f64.sqrt() - 0.00085f64.sqrt()) * i / 999.0).powi(2);
+        let table = |beta: &dyn Fn(f64) -> f64| -> Vec<f64> {
+            (0..1000).map(|i| f64::from(beta(f64::from(i)) as f32)).collect()
+        };
+        let scaled = table(&root);
+        let Some(Schedule::ScaledLinear { beta_start, beta_end }) = Schedule::of_betas(&scaled) else {
+            panic!("unknown")
+        };
+        assert!((beta_start - 0.00085).abs() < 1e-9 && (beta_end - 0.012).abs() < 1e-8);
+        let linear = table(&|i| 0.0001 + 0.0199 * i / 999.0);
+        assert!(matches!(Schedule::of_betas(&linear), Some(Schedule::Linear { .. })));
+        assert_eq!(Schedule::of_betas(&table(&squared_cosine)), Some(Schedule::SquaredCosine));
+        let mut other = scaled.clone();
+        other[500] *= 1.1;
+        assert_eq!(Schedule::of_betas(&other), None);
+        assert_eq!(Schedule::of_betas(&scaled[..999]), None);
+        assert_eq!(Schedule::of_betas(&[]), None);
     }
 
     /// ᾱ is a product of 1 − β, and the ends are clean data and nearly pure noise.

@@ -6,7 +6,7 @@
 use crate::{
     noise::{Key, Purpose},
     params::{Params, Tensors},
-    policy::{Conditioning, EncodeError, Policy, VelocityField},
+    policy::{Conditioning, Decoded, EncodeError, Policy, VelocityField},
     prompts::Prompt,
     schedule::Schedule,
 };
@@ -84,9 +84,9 @@ impl Policy for Toy {
         Ok(Conditioning { tokens: Tensor::zeros([n, 1, 1], &device), mask: None, pooled: None })
     }
 
-    fn decode(&self, latents: Tensor<2>) -> Vec<RgbImage> {
+    fn decode(&self, latents: Tensor<2>) -> Vec<Decoded> {
         let values: Vec<f32> = latents.into_data().iter::<f32>().collect();
         let byte = |v: f32| ((v / EXTENT + 1.0) * 127.5).round().clamp(0.0, 255.0) as u8;
-        values.chunks(2).map(|p| RgbImage::from_pixel(1, 1, Rgb([byte(p[0]), byte(p[1]), 0]))).collect()
+        values.chunks(2).map(|p| RgbImage::from_pixel(1, 1, Rgb([byte(p[0]), byte(p[1]), 0])).into()).collect()
     }
 }

@@ -1,6 +1,6 @@
 //! Rewards that are missing, late, slow or asleep: what is trained on is never a made-up number.
 
-use burn::tensor::Device;
+use burn::tensor::{Device, Tensor};
 use elbow::{
     Needs, Policy, Prompt, Request, Reward, RewardError, Score,
     advantage::StandardizeParts,
@@ -10,8 +10,11 @@ use elbow::{
     missing::OnMissing,
     noise::{Key, Purpose},
     observer::{Observer, Waiting},
+    params::{Params, Tensors},
+    policy::{Conditioning, Decoded, EncodeError, VelocityField},
     reward::{Part, Shape, Sum, Weighted},
     rollout::RolloutError,
+    schedule::Schedule,
     toy::{Toy, point},
     train::{State, TrainError, Trainer},
 };
@@ -287,4 +290,63 @@ fn parts_are_standardized_before_any_advantage_sees_them() {
     let (a, b) = (1.5f64.sqrt(), 275f64.sqrt());
     let z = |x: f64, y: f64| 2.0 * (x - 3.0) / a + 0.5 * (y - 15.0) / b;
     close(seen(StandardizeParts::ByBatch), [z(1.0, 20.0), z(3.0, 40.0), z(4.0, 0.0), z(4.0, 0.0)]);
+}
+
+/// The toy, whose decoder overflows far above: latents are finite there, and pictures are not.
+struct Overflows(Toy);
+
+impl Policy for Overflows {
+    fn schedule(&self) -> Schedule {
+        self.0.schedule()
+    }
+
+    fn dims(&self) -> usize {
+        self.0.dims()
+    }
+
+    fn initial(&self) -> Params {
+        self.0.initial()
+    }
+
+    fn bind(&self, trained: Option<&Tensors>) -> Box<dyn VelocityField> {
+        self.0.bind(trained)
+    }
+
+    fn encode(&self, prompts: &[Prompt]) -> Result<Conditioning, EncodeError> {
+        self.0.encode(prompts)
+    }
+
+    fn decode(&self, latents: Tensor<2>) -> Vec<Decoded> {
+        let all = self.0.decode(latents).into_iter();
+        all.map(|decoded| Decoded { finite: point(&decoded.picture)[1] <= 0.5, ..decoded }).collect()
+    }
+}
+
+#[test]
+fn a_picture_that_is_not_finite_has_no_reward() {
+    let (policy, prompts) = (Overflows(Toy::default()), vec![Prompt::from("a"), Prompt::from("b")]);
+    let epoch = |config: &Config, reward: &Shop, observer: &dyn Observer| {
+        let method = config.build(policy.schedule()).expect("valid");
+        let mut trainer = Trainer::new(method, &policy, &prompts, reward, Device::flex()).expect("valid");
+        trainer.epoch(observer)
+    };
+    let record = epoch(&config(OnMissing::GoOn, 0.0), &shop(0), &()).expect("trains").record;
+    let missing = record["reward_missing"].as_u64().expect("a number");
+    assert!(
+        missing > 0 && record["trained_samples"].as_u64().is_some_and(|trained| trained + missing <= 32),
+        "{record:?}"
+    );
+    let error = epoch(&config(OnMissing::Stop, 0.0), &shop(0), &()).expect_err("too many").to_string();
+    assert!(error.contains("its picture is not finite: the decoder overflows"), "{error}");
+    // Groups that are asked again whole do not bring it back.
+    let whole = Shop { needs: Needs { whole_groups: true, ..Needs::default() }, ..shop(3) };
+    let share = missing as f64 / 32.0;
+    let again = epoch(&config(OnMissing::Wait, share), &whole, &patient(100)).expect("trains").record;
+    assert_eq!(again["reward_missing"], record["reward_missing"]);
+    let eval = EvalConfig { images_per_prompt: 16, micro_batch: 8, ..EvalConfig::default() };
+    let (rewards, device) = ([&shop(0) as &dyn Reward], Device::flex());
+    let measured = eval::measure(&policy, policy.bind(None), &prompts, &rewards, &eval, OnMissing::Stop, &device, &())
+        .expect("measured");
+    let far = measured.images.iter().filter(|image| point(image)[1] > 0.5).count();
+    assert!(far > 0 && measured.summary("shop").expect("a reward").missing == far, "{far}");
 }

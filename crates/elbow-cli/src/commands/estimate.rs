@@ -5,7 +5,7 @@ use anyhow::{Context, Result};
 use elbow::kl::Anchor;
 use elbow_models::{
     cost::{self, Row},
-    folder::{FolderError, FrozenWeights, Shapes, read_json},
+    folder::{FolderError, FrozenWeights, Shapes, read_json, read_text},
     layout::Layout,
     policy::{Network, Tuning},
     recompute::Checkpointing,
@@ -97,7 +97,7 @@ impl Sizes {
                 "give a model folder as `diffusers` saves it; its weights need not be there",
             ));
         };
-        let json = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+        let json = read_text(file)?;
         let raw: Value = read_json(file)?;
         let class = raw["_class_name"].as_str().unwrap_or("absent");
         let Some(network) = Network::from_json(class, &json, model.guidance) else {
@@ -110,7 +110,7 @@ impl Sizes {
         let vae = folder.join("vae/config.json");
         let vae = vae.is_file().then(|| {
             let place = || format!("cannot use {}", vae.display());
-            VaeConfig::from_json(&std::fs::read_to_string(&vae).with_context(place)?).with_context(place)
+            VaeConfig::from_json(&read_text(&vae)?).with_context(place)
         });
         let encoders = ["text_encoder", "text_encoder_2", "text_encoder_3"];
         let text = encoders.map(|part| encoder(&folder.join(part).join("config.json"), model.frozen_weights));
@@ -152,9 +152,9 @@ impl Estimate {
     fn new(recipe: &Recipe, model: &Diffusers, sizes: Sizes) -> Result<Self> {
         let method = &recipe.method;
         let reduction = sizes.vae.as_ref().map_or(8, VaeConfig::reduction);
-        let side = model.resolution / reduction;
+        let [height, width] = model.resolution.sides().map(|side| side / reduction);
         let channels = sizes.network.latent_channels();
-        let row = Row { latent: [channels, side, side], text: sizes.network.text_tokens(model.text_length) };
+        let row = Row { latent: [channels, height, width], text: sizes.network.text_tokens(model.text_length) };
         let tuning = Tuning::Lora(model.lora.clone()).of(&sizes.network);
         let problems = sizes.network.validate(row.latent, &tuning, model.checkpointing);
         if !problems.is_empty() {

@@ -1,7 +1,7 @@
 //! The sizes of a FLUX transformer.
 
 use crate::{
-    config_json::{self, ConfigError, other_channels},
+    config_json::{self, ConfigError, Others, Told, other_channels},
     joint::Sizes,
     layout::Tokens,
 };
@@ -60,9 +60,14 @@ fn published_axes() -> Vec<usize> {
 impl FluxConfig {
     /// Reads `transformer/config.json` of a `FluxTransformer2DModel`.
     pub fn from_json(json: &str) -> Result<Self, ConfigError> {
-        let config: Self = config_json::read(json, "FluxTransformer2DModel")?;
+        Ok(Self::read(json)?.0)
+    }
+
+    /// The same, with what is worth a warning.
+    pub(crate) fn read(json: &str) -> Result<Told<Self>, ConfigError> {
+        let (config, warnings) = config_json::read::<Self>(json, "FluxTransformer2DModel", Others::default())?;
         let problems = config.validate();
-        config_json::checked(config, problems)
+        Ok((config_json::checked(config, problems)?, warnings))
     }
 
     /// Width of the network.

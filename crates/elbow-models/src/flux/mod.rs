@@ -171,6 +171,11 @@ impl Architecture for Guided {
         self.config.latent_channels()
     }
 
+    fn own_side(&self) -> usize {
+        // As its pipeline has it: 1024 pixels.
+        128
+    }
+
     fn latent_problem(&self, latent: [usize; 3]) -> Option<String> {
         self.config.latent_problem(latent)
     }

@@ -1,6 +1,6 @@
 //! Weights on disk: one safetensors file or shards with an index, mapped into memory.
 
-use super::{error::FolderError, json::read_json};
+use super::{error::FolderError, json::read_json, recognize};
 use burn::tensor::{DType, Device, TensorData};
 use elbow::params::{Params, Tensors, to_f32};
 use half::{bf16, f16};
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    fs::File,
+    fs::{self, File},
     ops::Range,
     path::{Path, PathBuf},
 };
@@ -66,19 +66,24 @@ struct Stored {
 
 impl Checkpoint {
     /// The weights in `folder` under the names `<stem>.safetensors` or `<stem>.safetensors.index.json`. With a variant
-    /// `v`, `<stem>.v.safetensors` or `<stem>.safetensors.index.v.json` come first; without one, `fp16` comes last.
+    /// `v`, `<stem>.v.safetensors` or `<stem>.safetensors.index.v.json` come first; without one, `fp16` comes last. Shards whose index is
+    /// missing are read if all of them are there.
     pub fn open(folder: &Path, stem: &str, variant: Option<&str>) -> Result<Self, FolderError> {
         let plain = [format!("{stem}.safetensors"), format!("{stem}.safetensors.index.json")];
         let other = variant.unwrap_or("fp16");
         let varied = [format!("{stem}.{other}.safetensors"), format!("{stem}.safetensors.index.{other}.json")];
         let names = if variant.is_some() { [varied, plain] } else { [plain, varied] }.concat();
         let Some(found) = names.iter().find(|name| folder.join(name).is_file()) else {
-            let pickled = ["bin", "ckpt", "msgpack"].iter().any(|e| {
-                let old = if *e == "bin" && stem == "model" { "pytorch_model" } else { stem };
-                folder.join(format!("{old}.{e}")).is_file()
-            });
-            let hint = if pickled { ": its weights are pickled; save them with safe_serialization=True" } else { "" };
-            return Err(FolderError::Missing { folder: folder.into(), files: names, hint: hint.into() });
+            let stems = [stem.to_owned(), format!("{stem}.{other}")];
+            let order = if variant.is_some() { [1, 0] } else { [0, 1] };
+            for stem in order.map(|i| &stems[i]) {
+                if let Some(checkpoint) = Self::open_without_index(folder, stem)? {
+                    return Ok(checkpoint);
+                }
+            }
+            recognize::check_links(names.iter().map(|name| folder.join(name)))?;
+            let hint = in_their_place(folder);
+            return Err(FolderError::Missing { folder: folder.into(), files: names, hint });
         };
         if found.ends_with(".safetensors") {
             let mut checkpoint = Self::open_file(&folder.join(found))?;
@@ -113,16 +118,7 @@ impl Checkpoint {
         let index_path = folder.join(index);
         let Index { weight_map } = read_json(&index_path)?;
         let shards: BTreeSet<&String> = weight_map.values().collect();
-        let absent: Vec<String> = shards.iter().filter(|s| !folder.join(s).is_file()).map(|s| (**s).clone()).collect();
-        if !absent.is_empty() {
-            let problems = absent.iter().map(|s| format!("  {s}: this shard is missing")).collect();
-            return Err(FolderError::Mismatch { folder: folder.into(), problems });
-        }
-        let mut all = Self::empty(folder);
-        for shard in shards {
-            let path = folder.join(shard);
-            all.add(&path, map(&path)?)?;
-        }
+        let all = Self::open_all(folder, shards.into_iter().map(String::as_str))?;
         let elsewhere = |(name, shard): (&String, &String)| match all.tensors.get(name) {
             None => Some(format!("  {shard}: {name}: listed in {index}, and not in the shard")),
             Some(t) if all.file_name(t.file) != *shard => Some(format!("  {shard}: {name}: it is in another shard")),
@@ -132,11 +128,42 @@ impl Checkpoint {
         if problems.is_empty() { Ok(all) } else { Err(FolderError::Mismatch { folder: folder.into(), problems }) }
     }
 
+    /// Shards that number themselves, `<stem>-00001-of-00002.safetensors`; `None` if there is none.
+    fn open_without_index(folder: &Path, stem: &str) -> Result<Option<Self>, FolderError> {
+        let number = |name: &str| {
+            let (_, of) =
+                name.strip_prefix(stem)?.strip_prefix('-')?.strip_suffix(".safetensors")?.split_once("-of-")?;
+            of.parse::<usize>().ok().filter(|_| of.len() == 5)
+        };
+        let Some(count) = names_in(folder).iter().find_map(|name| number(name)) else { return Ok(None) };
+        let names: Vec<String> = (1..=count).map(|i| format!("{stem}-{i:05}-of-{count:05}.safetensors")).collect();
+        Self::open_all(folder, names.iter().map(String::as_str)).map(Some)
+    }
+
+    /// Shards, all of which must be there.
+    fn open_all<'a>(folder: &Path, shards: impl Iterator<Item = &'a str>) -> Result<Self, FolderError> {
+        let (there, absent): (Vec<&str>, Vec<&str>) = shards.partition(|shard| folder.join(shard).is_file());
+        recognize::check_links(absent.iter().map(|shard| folder.join(shard)))?;
+        if !absent.is_empty() {
+            let problems = absent.iter().map(|shard| format!("  {shard}: this shard is missing")).collect();
+            return Err(FolderError::Mismatch { folder: folder.into(), problems });
+        }
+        let mut all = Self::empty(folder);
+        for shard in there {
+            let path = folder.join(shard);
+            all.add(&path, map(&path)?)?;
+        }
+        Ok(all)
+    }
+
     fn empty(place: &Path) -> Self {
         Self { place: place.into(), files: Vec::new(), tensors: BTreeMap::new(), metadata: HashMap::new() }
     }
 
     fn add(&mut self, path: &Path, map: Mmap) -> Result<(), FolderError> {
+        if let Some(foreign) = recognize::in_place_of_weights(&map[..map.len().min(recognize::HEAD)]) {
+            return Err(foreign.at(path));
+        }
         let (header, metadata) = SafeTensors::read_metadata(&map)
             .map_err(|error| FolderError::Damaged { path: path.into(), reason: truncation(&map, &error) })?;
         let data = header + 8;
@@ -151,6 +178,13 @@ impl Checkpoint {
         self.metadata.extend(metadata.metadata().clone().unwrap_or_default());
         self.files.push((path.into(), map));
         Ok(())
+    }
+
+    /// Without the tensors that `not_wanted` names.
+    #[must_use]
+    pub fn without(mut self, not_wanted: impl Fn(&str) -> bool) -> Self {
+        self.tensors.retain(|name, _| !not_wanted(name));
+        self
     }
 
     /// The same tensors under other names.
@@ -213,6 +247,11 @@ impl Checkpoint {
         let known: BTreeSet<&str> = shapes.iter().map(|(name, _)| name.as_str()).chain(extra.iter().copied()).collect();
         let unknown = self.tensors.iter().filter(|(name, _)| !known.contains(name.as_str()));
         problems.extend(unknown.map(|(name, t)| format!("  {}: {name}: not in the network", self.file_name(t.file))));
+        let lacks = shapes.iter().any(|(name, _)| !self.contains(name));
+        if let Some(foreign) = lacks.then(|| recognize::layout(self.shapes())).flatten() {
+            let file = self.files.first().map_or(&self.place, |(path, _)| path);
+            return Err(foreign.at(file));
+        }
         if problems.is_empty() { Ok(()) } else { Err(FolderError::Mismatch { folder: self.place.clone(), problems }) }
     }
 
@@ -275,6 +314,37 @@ impl Checkpoint {
 
     fn file_name(&self, file: usize) -> &str {
         self.files[file].0.file_name().and_then(|name| name.to_str()).unwrap_or("?")
+    }
+}
+
+/// Names of the files in a folder, in order.
+fn names_in(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    names.sort();
+    names
+}
+
+/// What a folder has in place of weights of the usual names.
+fn in_their_place(folder: &Path) -> String {
+    let names = names_in(folder);
+    let ending = |ends: &'static [&'static str]| {
+        let found = names.iter().filter(move |name| ends.iter().any(|end| name.ends_with(end)));
+        found.map(String::as_str).collect::<Vec<_>>().join(", ")
+    };
+    let (pickled, quantized) = (ending(&[".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5"]), ending(&[".gguf"]));
+    let (unfinished, others) =
+        (ending(&[".incomplete", ".crdownload", ".part", ".aria2", ".download"]), ending(&[".safetensors"]));
+    if !unfinished.is_empty() {
+        format!(": {unfinished} shows that a download was not finished")
+    } else if !others.is_empty() {
+        format!(": there is {others}; if that is a variant, name it with model.variant")
+    } else if !pickled.is_empty() {
+        format!(": its weights are pickled ({pickled}); save them with safe_serialization=True")
+    } else if !quantized.is_empty() {
+        format!(": its weights are quantized ({quantized}); take them in f32, f16 or bf16")
+    } else {
+        String::new()
     }
 }
 

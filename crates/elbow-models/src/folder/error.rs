@@ -1,5 +1,7 @@
 //! What can be wrong with a model folder.
 
+use super::recognize::dangling;
+use crate::config_json::ConfigError;
 use std::path::{Path, PathBuf};
 
 /// A model folder, or a file of it, that cannot be used.
@@ -31,6 +33,32 @@ pub enum FolderError {
         /// What to do, or nothing.
         hint: String,
     },
+    /// A link leads to something that is not there, such as a file of the hub's cache whose download was not finished.
+    #[error("{} is a link to {}, which is not there", link.display(), target.display())]
+    Dangling {
+        /// The link.
+        link: PathBuf,
+        /// Where it leads.
+        target: PathBuf,
+    },
+    /// A file is something else than it is taken for.
+    #[error("{}: this is {what}", path.display())]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        what: String,
+        /// What to do.
+        hint: String,
+    },
+    /// A configuration of a model that cannot be used here.
+    #[error("{}: {source}", path.display())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: ConfigError,
+    },
     /// JSON that does not say what it must.
     #[error("{}: {reason}", path.display())]
     Json {
@@ -60,7 +88,7 @@ pub enum FolderError {
         reason: String,
     },
     /// Tensors that are missing, unknown, of another shape or of a type that is not read: all of them.
-    #[error("the weights in {} do not fit the network:\n{}", folder.display(), problems.join("\n"))]
+    #[error("the weights in {} do not fit the network:\n{}", folder.display(), listed(problems))]
     Mismatch {
         /// The folder, or the only file.
         folder: PathBuf,
@@ -88,7 +116,10 @@ pub enum FolderError {
 impl FolderError {
     /// For `map_err` of operations on `path`.
     pub(crate) fn read(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
-        move |source| Self::Read { path: path.to_path_buf(), source }
+        move |source| match dangling(path) {
+            Some((link, target)) => Self::Dangling { link, target },
+            None => Self::Read { path: path.to_path_buf(), source },
+        }
     }
 
     /// For `map_err` of operations on `path`.
@@ -105,4 +136,11 @@ impl FolderError {
             accepted: format!("this version reads {accepted}"),
         }
     }
+}
+
+/// The first lines, and how many more there are: the weights of another network are wrong in hundreds of tensors.
+fn listed(problems: &[String]) -> String {
+    let (shown, rest) = problems.split_at(problems.len().min(20));
+    let more = if rest.is_empty() { String::new() } else { format!("\n  and {} more", rest.len()) };
+    shown.join("\n") + &more
 }

@@ -4,7 +4,7 @@
 //! <folder>/model_index.json                   which pipeline, and the class of each component
 //! <folder>/transformer/config.json            (or unet/)
 //! <folder>/transformer/diffusion_pytorch_model.safetensors
-//! <folder>/text_encoder/model.safetensors     or shards, listed in model.safetensors.index.json
+//! <folder>/text_encoder/model.safetensors     or shards, mostly listed in model.safetensors.index.json
 //! <folder>/text_encoder/model.fp16.safetensors    a variant
 //! <folder>/tokenizer/vocab.json, merges.txt
 //! <folder>/vae/, scheduler/, …
@@ -16,11 +16,12 @@
 mod checkpoint;
 mod error;
 mod json;
+pub mod recognize;
 
 pub(crate) use checkpoint::unreadable;
 pub use checkpoint::{Checkpoint, FrozenWeights, Shapes};
 pub use error::FolderError;
-pub use json::read_json;
+pub use json::{read_json, read_text};
 
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -61,19 +62,23 @@ impl Folder {
     /// Reads `model_index.json`. Of weights that exist in the given variant (`fp16`), that one is used; others as they are.
     pub fn open(path: &Path, variant: Option<&str>) -> Result<Self, FolderError> {
         let file = path.join("model_index.json");
+        if path.is_file() {
+            return Err(recognize::given_as_model(path));
+        }
         if !file.is_file() {
-            let hint = ": a model is a local folder as `diffusers` saves it".into();
-            return Err(FolderError::Missing { folder: path.into(), files: vec!["model_index.json".into()], hint });
+            return Err(missing(path, "model_index.json", || recognize::elsewhere(path)));
         }
         let index: Map<String, Value> = read_json(&file)?;
         let class = index.get("_class_name").and_then(Value::as_str).unwrap_or("absent");
         let pipeline = match class {
-            "StableDiffusion3Pipeline" => Pipeline::StableDiffusion3,
-            "FluxPipeline" => Pipeline::Flux,
-            "StableDiffusionPipeline" => Pipeline::StableDiffusion,
+            // Those that start from a picture are made of the same parts.
+            "StableDiffusion3Pipeline" | "StableDiffusion3Img2ImgPipeline" => Pipeline::StableDiffusion3,
+            "FluxPipeline" | "FluxImg2ImgPipeline" => Pipeline::Flux,
+            "StableDiffusionPipeline" | "StableDiffusionImg2ImgPipeline" => Pipeline::StableDiffusion,
             other => {
                 let accepted = "StableDiffusion3Pipeline, FluxPipeline and StableDiffusionPipeline";
-                return Err(FolderError::unsupported(&file, "_class_name", other, accepted));
+                let what = kind(other).map_or_else(|| other.to_owned(), |kind| format!("{other} ({kind})"));
+                return Err(FolderError::unsupported(&file, "_class_name", what, accepted));
             }
         };
         Ok(Self { path: path.into(), pipeline, variant: variant.map(String::from), index })
@@ -100,8 +105,12 @@ impl Folder {
         if folder.is_dir() {
             return Ok(folder);
         }
-        let hint = ", which model_index.json lists: download the whole model".into();
-        Err(FolderError::Missing { folder: self.path.clone(), files: vec![format!("{component}/")], hint })
+        Err(missing(&self.path, &format!("{component}/"), || {
+            let t5 = self.pipeline == Pipeline::StableDiffusion3 && component.ends_with("_3");
+            let way_out =
+                "; to go without T5, put [null, null] for text_encoder_3 and tokenizer_3 into model_index.json";
+            format!(", which model_index.json lists: download the whole model{}", if t5 { way_out } else { "" })
+        }))
     }
 
     /// The configuration of a component.
@@ -113,4 +122,28 @@ impl Folder {
     pub fn checkpoint(&self, component: &str, stem: &str) -> Result<Checkpoint, FolderError> {
         Checkpoint::open(&self.path.join(component), stem, self.variant.as_deref())
     }
+}
+
+/// A file or folder that is not there: a link to nowhere, or missing with a hint.
+fn missing(folder: &Path, file: &str, hint: impl FnOnce() -> String) -> FolderError {
+    let lost = recognize::check_links([folder.join(file.trim_end_matches('/'))]).err();
+    lost.unwrap_or_else(|| FolderError::Missing { folder: folder.into(), files: vec![file.into()], hint: hint() })
+}
+
+/// What a pipeline of another kind does, in a few words.
+fn kind(class: &str) -> Option<&'static str> {
+    let kinds = [
+        ("StableDiffusionXL", "Stable Diffusion XL"),
+        ("Inpaint", "a model for inpainting"),
+        ("FluxFill", "a model for inpainting"),
+        ("ControlNet", "a model that is told shapes by a picture"),
+        ("FluxControl", "a model that is told shapes by a picture"),
+        ("FluxKontext", "a model that edits pictures"),
+        ("InstructPix2Pix", "a model that edits pictures"),
+        ("Upscale", "a model that enlarges pictures"),
+        ("Flux2", "FLUX.2"),
+        ("LatentConsistency", "a model that was distilled to a few steps"),
+        ("Video", "a model of video"),
+    ];
+    kinds.into_iter().find(|(part, _)| class.contains(part)).map(|(_, kind)| kind)
 }

@@ -1,7 +1,7 @@
 //! The sizes of an MMDiT.
 
 use crate::{
-    config_json::{self, ConfigError, other_channels},
+    config_json::{self, ConfigError, Others, Told, other_channels},
     joint::Sizes,
     layout::Tokens,
 };
@@ -73,9 +73,14 @@ impl Default for MmditConfig {
 impl MmditConfig {
     /// Reads `transformer/config.json` of an `SD3Transformer2DModel`.
     pub fn from_json(json: &str) -> Result<Self, ConfigError> {
-        let config: Self = config_json::read(json, "SD3Transformer2DModel")?;
+        Ok(Self::read(json)?.0)
+    }
+
+    /// The same, with what is worth a warning.
+    pub(crate) fn read(json: &str) -> Result<Told<Self>, ConfigError> {
+        let (config, warnings) = config_json::read::<Self>(json, "SD3Transformer2DModel", Others::default())?;
         let problems = config.validate();
-        config_json::checked(config, problems)
+        Ok((config_json::checked(config, problems)?, warnings))
     }
 
     /// Width of the network.
@@ -179,8 +184,11 @@ mod tests {
 
     #[test]
     fn every_unknown_field_is_named() {
-        let message = error(&json(r#", "use_pos_embed": false, "_note": 1, "pos_embed_type": null"#));
-        assert!(message.ends_with("use_pos_embed, pos_embed_type"), "{message}");
+        let message = error(&json(r#", "use_pos_embed": true, "_note": 1, "pos_embed_type": "learned""#));
+        assert!(message.ends_with(r#"use_pos_embed = true, pos_embed_type = "learned""#), "{message}");
+        let (_, warnings) =
+            MmditConfig::read(&json(r#", "use_pos_embed": false, "pos_embed_type": null"#)).expect("reads");
+        assert!(warnings.len() == 2 && warnings[0].starts_with("use_pos_embed = false: "), "{warnings:?}");
     }
 
     #[test]

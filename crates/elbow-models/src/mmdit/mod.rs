@@ -155,6 +155,10 @@ impl Architecture for MmditConfig {
         self.in_channels
     }
 
+    fn own_side(&self) -> usize {
+        self.sample_size
+    }
+
     fn latent_problem(&self, latent: [usize; 3]) -> Option<String> {
         MmditConfig::latent_problem(self, latent)
     }

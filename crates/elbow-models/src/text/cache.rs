@@ -1,7 +1,7 @@
 //! Embeddings on disk: text encoders are large, frozen, and needed once a prompt.
 
 use super::{BATCH, Part, TextParts};
-use crate::folder::{Checkpoint, FolderError, FrozenWeights};
+use crate::folder::{Checkpoint, FolderError, FrozenWeights, Pipeline};
 use burn::tensor::{Device, Tensor, TensorData};
 use elbow::{
     Prompt,
@@ -102,6 +102,9 @@ impl TextParts {
     pub fn digest(&self) -> Result<[u8; 32], FolderError> {
         let mut hash = Sha256::new();
         hash.update(format!("elbow-text/1 {:?} {}\n", self.pipeline, self.width));
+        if self.t5.is_none() && self.pipeline == Pipeline::StableDiffusion3 {
+            hash.update(format!("zeros {}\n", self.length));
+        }
         for part in &self.clips {
             digest(part, &mut hash)?;
         }
@@ -130,6 +133,10 @@ impl TextEncoder for Cached {
         }
         let rows: Vec<&Conditioning> = rows.iter().flatten().collect();
         Ok(Conditioning::cat(&rows))
+    }
+
+    fn cut(&self, prompts: &[Prompt]) -> Vec<String> {
+        self.parts.cut(prompts)
     }
 }
 

@@ -4,19 +4,22 @@
 //! A transformer with a causal mask: h ← h + attention(norm(h)), h ← h + mlp(norm(h)). The pooled output is the last
 //! hidden state at the end-of-text token.
 
+use super::TRANSFORMERS;
 use super::layers::{Ids, LayerNorm, Table, attention, pick};
 use crate::{
+    config_json::{self, Others, Told},
     folder::{Checkpoint, FolderError, FrozenWeights, Shapes, read_json},
     layout::Layout,
     linear::{Linear, Weights},
     weight_source::WeightSource,
 };
 use burn::tensor::{Device, Tensor, TensorData, activation};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use std::path::Path;
 
-/// The fields of `config.json` that matter; others are ignored. Defaults are `transformers`'.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+/// The fields of `config.json` that matter. Defaults are `transformers`'.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ClipConfig {
     /// Entries of the token table.
@@ -39,12 +42,13 @@ pub struct ClipConfig {
     pub projection_dim: usize,
     /// The end-of-text token. 2 is a mistake of old files and means: the highest id of the sequence.
     pub eos_token_id: u32,
-    /// Names the class; with `CLIPTextModelWithProjection` the pooled output is projected.
+    /// Names the class; with `CLIPTextModelWithProjection` the pooled output is projected. `CLIPModel` is the whole of CLIP, which a folder
+    /// uses as one or the other.
     pub architectures: Vec<String>,
 }
 
 /// The function inside the MLP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Activation {
     /// x σ(1.702 x)
@@ -52,6 +56,15 @@ pub enum Activation {
     /// x Φ(x)
     Gelu,
 }
+
+/// Initial values and dropout are for training.
+const OTHERS: Others = Others {
+    only: "",
+    ignored: &[
+        TRANSFORMERS,
+        &["attention_dropout", "dropout", "initializer_factor", "initializer_range", "logit_scale_init_value"],
+    ],
+};
 
 impl Default for ClipConfig {
     fn default() -> Self {
@@ -74,8 +87,24 @@ impl Default for ClipConfig {
 impl ClipConfig {
     /// Reads and checks `config.json`.
     pub fn read(file: &Path) -> Result<Self, FolderError> {
-        let config: Self = read_json(file)?;
-        let classes = ["CLIPTextModel", "CLIPTextModelWithProjection"];
+        Ok(Self::told(file)?.0)
+    }
+
+    /// The same, with what is worth a warning.
+    pub(crate) fn told(file: &Path) -> Result<Told<Self>, FolderError> {
+        let mut fields: Map<String, Value> = read_json(file)?;
+        if let Some(Value::Object(mut text)) = fields.remove("text_config") {
+            // The whole of CLIP: its other half makes no difference, and this one has no class of its own.
+            for shared in ["architectures", "projection_dim"] {
+                if text.get(shared).is_none_or(Value::is_null) {
+                    text.extend(fields.remove_entry(shared));
+                }
+            }
+            fields = text;
+        }
+        let (config, warnings): Told<Self> = config_json::read_fields(fields, OTHERS)
+            .map_err(|source| FolderError::Config { path: file.into(), source })?;
+        let classes = ["CLIPTextModel", "CLIPTextModelWithProjection", "CLIPModel"];
         let class = config.architectures.first().map_or("absent", String::as_str);
         if !classes.contains(&class) {
             return Err(FolderError::unsupported(file, "architectures", class, &classes.join(" and ")));
@@ -88,7 +117,7 @@ impl ClipConfig {
         if config.num_hidden_layers == 0 {
             return Err(FolderError::unsupported(file, "num_hidden_layers", 0, "1 or more"));
         }
-        Ok(config)
+        Ok((config, warnings))
     }
 
     /// Whether the pooled output is projected.
@@ -238,13 +267,18 @@ impl Layer {
 }
 
 /// `transformers` 5 saves a bare `CLIPTextModel` without the prefix.
-fn prefix(checkpoint: &Checkpoint) -> &'static str {
+pub(super) fn prefix(checkpoint: &Checkpoint) -> &'static str {
     if checkpoint.contains("embeddings.token_embedding.weight") { "" } else { "text_model." }
 }
 
 /// The place of a prefix that ends in a dot, or is empty.
 fn below<'a>(w: &WeightSource<'a>, prefix: &str) -> WeightSource<'a> {
     prefix.strip_suffix('.').map_or_else(|| w.clone(), |name| w.at(name))
+}
+
+/// Whether a tensor is of the rest of CLIP, beside its text encoder.
+pub(super) fn is_beside_text(name: &str) -> bool {
+    ["vision_model.", "visual_projection.", "logit_scale"].iter().any(|start| name.starts_with(start))
 }
 
 /// A table 0, 1, 2, … that old files carry.

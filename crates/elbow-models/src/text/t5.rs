@@ -3,19 +3,21 @@
 //! RMS norms without bias, attention without scale but with a learned bias by distance, and an MLP gated by GELU:
 //! h ← h + attention(norm(h)), h ← h + wo(gelu(wi₀ x) ⊙ wi₁ x), x = norm(h). Layer 0 holds the bias for all layers.
 
+use super::TRANSFORMERS;
 use super::layers::{Ids, RmsNorm, Table, attention};
 use crate::{
+    config_json::{self, Others, Told},
     folder::{Checkpoint, FolderError, FrozenWeights, Shapes, read_json},
     layout::Layout,
     linear::{Linear, Weights},
     weight_source::WeightSource,
 };
 use burn::tensor::{Device, Tensor};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::path::Path;
 
-/// The fields of `config.json` that matter; others are ignored.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+/// The fields of `config.json` that matter.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct T5Config {
     /// Entries of the token table.
     pub vocab_size: usize,
@@ -60,10 +62,37 @@ fn relu() -> String {
     "relu".into()
 }
 
+/// The decoder is of no use here, and initial values and dropout are for training; what `feed_forward_proj` says, two fields say again.
+const OTHERS: Others = Others {
+    only: "",
+    ignored: &[
+        TRANSFORMERS,
+        &[
+            "architectures",
+            "classifier_dropout",
+            "dense_act_fn",
+            "dropout_rate",
+            "eos_token_id",
+            "initializer_factor",
+            "is_gated_act",
+            "n_positions",
+            "num_decoder_layers",
+            "output_past",
+            "scale_decoder_outputs",
+        ],
+    ],
+};
+
 impl T5Config {
     /// Reads and checks `config.json`.
     pub fn read(file: &Path) -> Result<Self, FolderError> {
-        let config: Self = read_json(file)?;
+        Ok(Self::told(file)?.0)
+    }
+
+    /// The same, with what is worth a warning.
+    pub(crate) fn told(file: &Path) -> Result<Told<Self>, FolderError> {
+        let (config, warnings): Told<Self> = config_json::read_fields(read_json(file)?, OTHERS)
+            .map_err(|source| FolderError::Config { path: file.into(), source })?;
         if config.feed_forward_proj != "gated-gelu" {
             let value = &config.feed_forward_proj;
             return Err(FolderError::unsupported(file, "feed_forward_proj", value, "gated-gelu (T5 version 1.1)"));
@@ -73,7 +102,7 @@ impl T5Config {
             let accepted = "4 buckets or more, and distances beyond a quarter of their number";
             return Err(FolderError::unsupported(file, "relative_attention_num_buckets", buckets, accepted));
         }
-        Ok(config)
+        Ok((config, warnings))
     }
 
     /// Every tensor.
@@ -100,6 +129,17 @@ impl T5Config {
 
 /// The token table once more, in some files.
 const COPY: &str = "encoder.embed_tokens.weight";
+
+/// Whether a tensor is of the rest of T5, beside its encoder.
+pub(super) fn is_beside_encoder(name: &str) -> bool {
+    name.starts_with("decoder.") || name.starts_with("lm_head.")
+}
+
+/// The name that a tensor has here: some files have the token table under that of its copy alone.
+pub(super) fn usual_name(checkpoint: &Checkpoint) -> impl Fn(&str) -> String + use<> {
+    let copy_alone = checkpoint.contains(COPY) && !checkpoint.contains("shared.weight");
+    move |name| if copy_alone && name == COPY { "shared.weight".to_owned() } else { name.to_owned() }
+}
 
 /// A text encoder with its weights, frozen.
 #[derive(Clone, Debug)]

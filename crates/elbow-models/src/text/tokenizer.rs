@@ -1,9 +1,9 @@
 //! Prompts to token ids, as the `transformers` tokenizers that are built on the `tokenizers` library do it.
 
 use super::spiece::{Kind, SentencePieces};
-use crate::folder::{FolderError, read_json};
-use serde_json::{Map, Value};
-use std::path::Path;
+use crate::folder::{FolderError, read_json, read_text, recognize};
+use serde_json::{Map, Value, json};
+use std::{fs, path::Path};
 use tokenizers::{
     AddedToken, NormalizerWrapper, PreTokenizerWrapper, SplitDelimiterBehavior, Tokenizer, TruncationParams,
     models::{bpe::BPE, unigram::Unigram},
@@ -43,6 +43,7 @@ impl TextTokenizer {
         let inner = if folder.join(json).is_file() {
             from_json(&folder.join(json))?
         } else {
+            recognize::check_links([&folder.join(json), &vocabulary, &merges])?;
             let absent = [&vocabulary, &merges].into_iter().filter(|p| !p.is_file());
             let absent: Vec<String> =
                 absent.filter_map(|p| Some(p.file_name()?.to_string_lossy().into_owned())).collect();
@@ -50,7 +51,7 @@ impl TextTokenizer {
                 let hint = " (nor tokenizer.json): a CLIP tokenizer is vocab.json and merges.txt".into();
                 return Err(FolderError::Missing { folder: folder.into(), files: absent, hint });
             }
-            settings.clip(&vocabulary, &merges).map_err(tokenizer_error(&vocabulary))?
+            settings.clip(&read_json(&vocabulary)?, &read_text(&merges)?).map_err(tokenizer_error(&vocabulary))?
         };
         let length = settings.length.map_or(longest, |own| own.min(longest));
         Self::new(folder, inner, settings.token("pad_token", "<|endoftext|>"), length)
@@ -62,8 +63,15 @@ impl TextTokenizer {
         let (json, pieces) = (folder.join("tokenizer.json"), folder.join("spiece.model"));
         let inner = match (json.is_file(), pieces.is_file()) {
             (true, _) => from_json(&json)?,
-            (false, true) => settings.t5(&pieces).map_err(tokenizer_error(&pieces))?,
+            (false, true) => {
+                let file = fs::read(&pieces).map_err(FolderError::read(&pieces))?;
+                if let Some(foreign) = recognize::bytes(&file) {
+                    return Err(foreign.at(&pieces));
+                }
+                settings.t5(&file).map_err(tokenizer_error(&pieces))?
+            }
             (false, false) => {
+                recognize::check_links([&json, &pieces])?;
                 let files = vec!["tokenizer.json".into(), "spiece.model".into()];
                 let hint = ": a T5 tokenizer is one of them".into();
                 return Err(FolderError::Missing { folder: folder.into(), files, hint });
@@ -100,10 +108,17 @@ impl TextTokenizer {
         };
         texts.into_iter().map(row).collect()
     }
+
+    /// The tokens that each text has before it is cut, those that begin and end it included.
+    pub fn lengths<'a>(&self, texts: impl IntoIterator<Item = &'a str>) -> Result<Vec<usize>, Reason> {
+        let mut whole = self.inner.clone();
+        whole.with_truncation(None)?;
+        texts.into_iter().map(|text| Ok(whole.encode_fast(text, true)?.len())).collect()
+    }
 }
 
 fn from_json(path: &Path) -> Result<Tokenizer, FolderError> {
-    Tokenizer::from_file(path).map_err(tokenizer_error(path))
+    read_text(path)?.parse().map_err(tokenizer_error(path))
 }
 
 fn tokenizer_error(path: &Path) -> impl FnOnce(Reason) -> FolderError {
@@ -142,15 +157,14 @@ impl Settings {
     }
 
     /// NFC, one space for any white space, lower case; words; bytes; merges; start and end token.
-    fn clip(&self, vocabulary: &Path, merges: &Path) -> Result<Tokenizer, Reason> {
+    fn clip(&self, vocabulary: &Map<String, Value>, merges: &str) -> Result<Tokenizer, Reason> {
         let end = self.token("eos_token", "<|endoftext|>");
         let [unknown, pad] = ["unk_token", "pad_token"].map(|role| self.token(role, &end));
         let start = self.token("bos_token", "<|startoftext|>");
-        let path = |p: &Path| p.to_str().map(String::from).ok_or("its path is not UTF-8");
-        let model = BPE::from_file(&path(vocabulary)?, &path(merges)?)
-            .unk_token(unknown.clone())
-            .end_of_word_suffix("</w>".into())
-            .build()?;
+        let merges: Vec<&str> = merges.lines().filter(|line| !line.is_empty()).collect();
+        let model: BPE = serde_json::from_value(json!({
+            "vocab": vocabulary, "merges": merges, "unk_token": unknown, "end_of_word_suffix": "</w>"
+        }))?;
         let mut tokenizer = Tokenizer::new(model);
         let spaces = Replace::new(ReplacePattern::Regex(r"\s+".into()), " ")?;
         let steps: Vec<NormalizerWrapper> = vec![NFC.into(), spaces.into(), Lowercase.into()];
@@ -168,8 +182,8 @@ impl Settings {
     }
 
     /// The file's normalization; words by white space, each with ▁ before it; the likeliest pieces; end token.
-    fn t5(&self, file: &Path) -> Result<Tokenizer, Reason> {
-        let SentencePieces { pieces, charsmap, unknown } = SentencePieces::read(&std::fs::read(file)?)?;
+    fn t5(&self, file: &[u8]) -> Result<Tokenizer, Reason> {
+        let SentencePieces { pieces, charsmap, unknown } = SentencePieces::read(file)?;
         let sentinels: Vec<String> = (0..self.extra_ids).rev().map(|i| format!("<extra_id_{i}>")).collect();
         let control = pieces.iter().filter(|p| matches!(p.kind, Kind::Control | Kind::UserDefined));
         let [end, none, pad] =

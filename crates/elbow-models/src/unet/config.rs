@@ -1,17 +1,18 @@
 //! The sizes of a UNet.
 
 use crate::{
-    config_json::{self, ConfigError, other_channels},
+    config_json::{self, ConfigError, Others, Told, other_channels, same_for_all},
     layout::Tokens,
     resnet::{Level, Resample},
 };
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// The sizes of a UNet, in the words of `diffusers`' `unet/config.json`, whose defaults these are.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct UnetConfig {
-    /// Height and width of the latent that the model was made for.
+    /// Height and width of the latent that the model was made for; of a list, which has both, the first.
+    #[serde(deserialize_with = "first")]
     pub sample_size: Option<usize>,
     /// Channels of the latent.
     pub in_channels: usize,
@@ -24,12 +25,14 @@ pub struct UnetConfig {
     /// Channels of each level.
     pub block_out_channels: Vec<usize>,
     /// Residual blocks of a level on the way down; there is one more on the way up.
+    #[serde(deserialize_with = "same_for_all")]
     pub layers_per_block: usize,
     /// Groups of every group norm.
     pub norm_num_groups: usize,
     /// ε of the group norms of residual blocks and of the output.
     pub norm_eps: f64,
     /// Width of a text token.
+    #[serde(deserialize_with = "same_for_all")]
     pub cross_attention_dim: usize,
     /// Number of heads, in spite of its name: `diffusers` keeps the mistake for the sake of published files.
     pub attention_head_dim: Heads,
@@ -80,11 +83,14 @@ pub(super) struct Stage {
     pub(super) heads: usize,
 }
 
-/// Fields of which one value is implemented: the one of Stable Diffusion.
-const ONLY: &str = r#"{
-    "act_fn": "silu", "addition_embed_type": null, "addition_embed_type_num_heads": 64, "addition_time_embed_dim": null,
+/// The value of Stable Diffusion is the one that is implemented. Heads of additional embeddings matter where there are such, and dropout
+/// where diffusers trains.
+const OTHERS: Others = Others {
+    ignored: &[&["addition_embed_type_num_heads", "dropout"]],
+    only: r#"{
+    "act_fn": "silu", "addition_embed_type": null, "addition_time_embed_dim": null,
     "attention_type": "default", "center_input_sample": false, "class_embed_type": null, "class_embeddings_concat": false,
-    "conv_in_kernel": 3, "conv_out_kernel": 3, "cross_attention_norm": null, "downsample_padding": 1, "dropout": 0.0,
+    "conv_in_kernel": 3, "conv_out_kernel": 3, "cross_attention_norm": null, "downsample_padding": 1,
     "dual_cross_attention": false, "encoder_hid_dim": null, "encoder_hid_dim_type": null, "flip_sin_to_cos": true,
     "freq_shift": 0, "mid_block_only_cross_attention": null, "mid_block_scale_factor": 1,
     "mid_block_type": "UNetMidBlock2DCrossAttn", "num_attention_heads": null, "num_class_embeds": null,
@@ -92,7 +98,22 @@ const ONLY: &str = r#"{
     "resnet_skip_time_act": false, "resnet_time_scale_shift": "default", "reverse_transformer_layers_per_block": null,
     "time_cond_proj_dim": null, "time_embedding_act_fn": null, "time_embedding_dim": null,
     "time_embedding_type": "positional", "timestep_post_act": null, "transformer_layers_per_block": 1
-}"#;
+}"#,
+};
+
+/// A number, none, or the first of a list.
+fn first<'de, D: Deserializer<'de>>(from: D) -> Result<Option<usize>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected an integer of at least 0, or two of them")]
+    enum Given {
+        Side(Option<usize>),
+        Size([usize; 2]),
+    }
+    Ok(match Given::deserialize(from)? {
+        Given::Side(side) => side,
+        Given::Size([height, _]) => Some(height),
+    })
+}
 
 impl Default for UnetConfig {
     fn default() -> Self {
@@ -117,9 +138,14 @@ impl Default for UnetConfig {
 impl UnetConfig {
     /// Reads `unet/config.json` of a `UNet2DConditionModel`.
     pub fn from_json(json: &str) -> Result<Self, ConfigError> {
-        let config: Self = config_json::read_only(json, "UNet2DConditionModel", ONLY)?;
+        Ok(Self::read(json)?.0)
+    }
+
+    /// The same, with what is worth a warning.
+    pub(crate) fn read(json: &str) -> Result<Told<Self>, ConfigError> {
+        let (config, warnings) = config_json::read::<Self>(json, "UNet2DConditionModel", OTHERS)?;
         let problems = config.validate();
-        config_json::checked(config, problems)
+        Ok((config_json::checked(config, problems)?, warnings))
     }
 
     /// What makes these sizes unusable, a line each.
@@ -276,9 +302,18 @@ mod tests {
         }
         let message = error(r#"{"down_block_types": ["DownBlock2D", "AttnDownBlock2D"]}"#);
         assert!(message.starts_with("down_block_types[1]: unknown variant `AttnDownBlock2D`"), "{message}");
-        assert!(error(r#"{"new_field": 1}"#).ends_with("new_field"));
+        assert!(error(r#"{"new_field": 1}"#).ends_with("new_field = 1"));
+        assert!(error(r#"{"in_channels": 9}"#).contains("9 channels are those of inpainting"));
         assert!(error(r#"{"_class_name": "UNet2DModel"}"#).contains("expected `UNet2DConditionModel`"));
-        assert!(UnetConfig::from_json(r#"{"_note": 1, "dropout": 0, "mid_block_scale_factor": 1.0}"#).is_ok());
+        assert!(UnetConfig::from_json(r#"{"_note": 1, "dropout": 0.1, "mid_block_scale_factor": 1.0}"#).is_ok());
+        let lists = r#"{"sample_size": [64, 96], "layers_per_block": [2, 2, 2, 2], "cross_attention_dim": [768, 768, 768, 768],
+            "only_cross_attention": [false, false, false, false], "transformer_layers_per_block": [1, 1, 1, 1]}"#;
+        let config = UnetConfig::from_json(lists).expect("one value for all levels");
+        assert_eq!((config.sample_size, config.layers_per_block, config.cross_attention_dim), (Some(64), 2, 768));
+        assert!(
+            error(r#"{"layers_per_block": [2, 1, 2, 2]}"#)
+                .starts_with("layers_per_block: [2, 1, 2, 2]: only one number")
+        );
     }
 
     #[test]

@@ -171,6 +171,11 @@ impl Architecture for UnetConfig {
         self.in_channels
     }
 
+    fn own_side(&self) -> usize {
+        // Stable Diffusion 1: 512 pixels.
+        self.sample_size.unwrap_or(64)
+    }
+
     fn latent_problem(&self, latent: [usize; 3]) -> Option<String> {
         UnetConfig::latent_problem(self, latent)
     }

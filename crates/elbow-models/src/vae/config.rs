@@ -1,7 +1,7 @@
 //! The sizes of an autoencoder.
 
 use crate::{
-    config_json::{self, ConfigError},
+    config_json::{self, ConfigError, Others, Told},
     layout::Tokens,
     resnet::{Level, Resample},
 };
@@ -57,10 +57,11 @@ pub enum UpBlock {
     Decoder,
 }
 
-/// Fields of which one value is implemented: the one of every published latent diffusion model.
-const ONLY: &str = r#"{
-    "act_fn": "silu", "latents_mean": null, "latents_std": null, "mid_block_add_attention": true
-}"#;
+/// The value of every published latent diffusion model is the one that is implemented.
+const OTHERS: Others = Others {
+    ignored: &[],
+    only: r#"{"act_fn": "silu", "latents_mean": null, "latents_std": null, "mid_block_add_attention": true}"#,
+};
 
 impl Default for VaeConfig {
     fn default() -> Self {
@@ -86,9 +87,14 @@ impl Default for VaeConfig {
 impl VaeConfig {
     /// Reads `vae/config.json` of an `AutoencoderKL`.
     pub fn from_json(json: &str) -> Result<Self, ConfigError> {
-        let config: Self = config_json::read_only(json, "AutoencoderKL", ONLY)?;
+        Ok(Self::read(json)?.0)
+    }
+
+    /// The same, with what is worth a warning.
+    pub(crate) fn read(json: &str) -> Result<Told<Self>, ConfigError> {
+        let (config, warnings) = config_json::read::<Self>(json, "AutoencoderKL", OTHERS)?;
         let problems = config.validate();
-        config_json::checked(config, problems)
+        Ok((config_json::checked(config, problems)?, warnings))
     }
 
     /// What makes these sizes unusable, a line each.

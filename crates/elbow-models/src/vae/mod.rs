@@ -18,7 +18,7 @@ use crate::{
     weight_source::WeightSource,
 };
 use burn::tensor::Tensor;
-use elbow::{RgbImage, noise::Key, params::Params};
+use elbow::{noise::Key, params::Params, policy::Decoded};
 
 /// ε of every group norm.
 const EPSILON: f64 = 1e-6;
@@ -99,7 +99,7 @@ impl Vae {
     }
 
     /// The same as 8-bit pictures, at most `slice` at a time: memory grows with the slice, not with N.
-    pub fn pictures(&self, latents: Tensor<4>, slice: usize) -> Vec<RgbImage> {
+    pub fn pictures(&self, latents: Tensor<4>, slice: usize) -> Vec<Decoded> {
         let (n, slice) = (latents.dims()[0], slice.max(1));
         let part = |from: usize| pictures(self.decode(latents.clone().narrow(0, from, slice.min(n - from))));
         (0..n).step_by(slice).flat_map(part).collect()

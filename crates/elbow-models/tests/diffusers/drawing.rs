@@ -19,7 +19,8 @@ use elbow_models::{
 };
 use std::path::Path;
 
-pub(crate) const OPTIONS: Options<'static> = Options { variant: None, resolution: 32, text_length: 24, guidance: 3.5 };
+pub(crate) const OPTIONS: Options<'static> =
+    Options { variant: None, resolution: Some([32; 2]), text_length: 24, guidance: 3.5 };
 const PROMPTS: [&str; 2] = ["a photo of a red cat left of 3 dogs!", "a horse, and on and on"];
 
 pub(crate) fn open(folder: &Path) -> Result<Source, SourceError> {
@@ -34,11 +35,15 @@ pub(crate) fn setup(cache: &Path, tuning: Tuning, decode_slice: usize) -> Setup<
 }
 
 pub(crate) fn load(folder: &Path, tuning: Tuning, decode_slice: usize) -> NetworkPolicy {
-    let cache = folder.join("cache");
-    open(folder).expect("a model").load(setup(&cache, tuning, decode_slice), &Device::flex()).expect("weights")
+    loaded(folder, open(folder).expect("a model"), tuning, decode_slice)
 }
 
-/// The latents `[2, C, 8, 8]` that the solver and the guidance of the pipeline end with, from `start` at the first of `times`.
+pub(crate) fn loaded(folder: &Path, source: Source, tuning: Tuning, decode_slice: usize) -> NetworkPolicy {
+    let cache = folder.join("cache");
+    source.load(setup(&cache, tuning, decode_slice), &Device::flex()).expect("weights")
+}
+
+/// The latents `[2, C, h, w]` that the solver and the guidance of the pipeline end with, from `start` at the first of `times`.
 pub(crate) fn draw(
     pipeline: &str,
     policy: &NetworkPolicy,

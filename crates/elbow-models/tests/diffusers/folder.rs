@@ -123,11 +123,14 @@ fn another_architecture_is_refused_by_field_and_value() {
     let config = |part: &'static str, from: &'static str, to: &'static str| {
         refusal(move |folder| replace(&folder.join(part).join("config.json"), from, to))
     };
-    says(&config("text_encoder_2", "\"gelu\"", "\"gelu_new\""), &["config.json", "`hidden_act`", "gelu_new"]);
+    says(&config("text_encoder_2", "\"gelu\"", "\"gelu_new\""), &["config.json", "hidden_act: ", "gelu_new"]);
     says(&config("text_encoder_3", "\"gated-gelu\"", "\"relu\""), &["feed_forward_proj", "relu", "gated-gelu"]);
     says(&config("text_encoder", "\"num_attention_heads\": 2", "\"num_attention_heads\": 3"), &["num_attention_heads"]);
     says(&config("text_encoder", "CLIPTextModelWithProjection", "CLIPTextModel"), &["architectures", "WithProjection"]);
-    says(&config("text_encoder", "\"hidden_size\": 16", "\"hidden_size\": \"16\""), &["config.json", "`hidden_size`"]);
+    says(
+        &config("text_encoder", "\"hidden_size\": 16", "\"hidden_size\": \"16\""),
+        &["config.json", "hidden_size: invalid type"],
+    );
 }
 
 #[test]

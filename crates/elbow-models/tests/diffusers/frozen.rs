@@ -20,7 +20,7 @@ use safetensors::tensor::Dtype;
 use std::path::Path;
 
 fn load(folder: &Path, tuning: &Tuning, frozen_weights: FrozenWeights, checkpointing: Checkpointing) -> NetworkPolicy {
-    let options = Options { variant: None, resolution: 32, text_length: 24, guidance: 3.5 };
+    let options = Options { variant: None, resolution: Some([32; 2]), text_length: 24, guidance: 3.5 };
     let setup = Setup {
         precision: Precision::F32,
         tuning: tuning.clone(),

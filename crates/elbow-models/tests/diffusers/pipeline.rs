@@ -2,15 +2,16 @@
 //! which several things are wrong.
 
 use crate::{
-    drawing::{OPTIONS, Reference, draw, load, open, setup},
+    drawing::{OPTIONS, Reference, draw, load, loaded, open, setup},
     model_folder::{fixtures, whole},
     ruined::ruin,
 };
 use burn::tensor::{Device, Tensor};
 use elbow::{
-    Prompt, RgbImage,
+    Prompt,
     policy::{Policy, TextEncoder},
     prediction::Prediction,
+    schedule::Spacing,
 };
 use elbow_models::{
     lora_file::read,
@@ -35,7 +36,8 @@ fn check(pipeline: &str) {
     close("image", policy.decoder.values(x.clone()));
     let x: Tensor<2> = x.reshape([2, -1]);
     let images = policy.decode(x.clone());
-    assert_eq!(images.iter().map(RgbImage::dimensions).collect::<Vec<_>>(), [(32, 32); 2]);
+    assert_eq!(images.iter().map(|image| image.picture.dimensions()).collect::<Vec<_>>(), [(32, 32); 2]);
+    assert!(images.iter().all(|image| image.finite));
     assert_eq!(load(folder.path(), Tuning::default(), 2).decode(x), images, "slices");
 }
 
@@ -52,6 +54,41 @@ fn flux() {
 #[test]
 fn stable_diffusion_1() {
     check("sd1");
+}
+
+/// Pictures of 24 x 40 pixels: positions, patches and the shift by tokens know height from width.
+#[test]
+fn pictures_need_not_be_square() {
+    for pipeline in ["sd3", "flux", "sd1"] {
+        let folder = whole(pipeline);
+        let source = Source::open(folder.path(), &Options { resolution: Some([24, 40]), ..OPTIONS }).expect("a model");
+        assert_eq!(source.latent[1..], [6, 10], "{pipeline}");
+        let reference = Reference::open(&fixtures().join(format!("pipeline/{pipeline}.wide.safetensors")));
+        let times = reference.times();
+        if pipeline == "flux" {
+            // 3 x 5 tokens of 2 x 2.
+            let expected = Spacing::Uniform.times(4, source.scheduler.shift.by(15));
+            let off = expected.iter().zip(&times).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+            assert!(expected.len() == times.len() && off < 1e-6, "{expected:?} {times:?}");
+        }
+        let policy = loaded(folder.path(), source, Tuning::default(), 1);
+        let x = draw(pipeline, &policy, None, reference.tensor("start"), &times);
+        for (name, got) in [("latent", x.clone()), ("image", policy.decoder.values(x.clone()))] {
+            let (off, size) = reference.off(name, got);
+            assert!(off <= TOLERANCE * size, "{pipeline} {name}: off by {off:e} of {size:e}");
+        }
+        let pictures = policy.decode(x.reshape([2, -1]));
+        assert_eq!(pictures.iter().map(|image| image.picture.dimensions()).collect::<Vec<_>>(), [(40, 24); 2]);
+    }
+}
+
+#[test]
+fn a_model_has_a_size_of_its_own() {
+    for (pipeline, side) in [("sd3", 8 * 4), ("sd1", 8 * 4), ("flux", 128 * 4)] {
+        let folder = whole(pipeline);
+        let source = Source::open(folder.path(), &Options { resolution: None, ..OPTIONS }).expect("a model");
+        assert_eq!(source.resolution, [side; 2], "{pipeline}");
+    }
 }
 
 #[test]
@@ -171,8 +208,10 @@ fn parts_must_fit_each_other_and_the_resolution() {
     {
         fs::copy(fixtures().join(from), folder.path().join("vae").join(to)).expect("copied");
     }
-    let error = Source::open(folder.path(), &Options { resolution: 30, ..OPTIONS }).expect_err("refused").to_string();
-    for part in ["resolution 30", "4 x 4 pixels", "latents of 16 x 7 x 7: this network takes 4 channels"] {
+    let error = Source::open(folder.path(), &Options { resolution: Some([30, 32]), ..OPTIONS })
+        .expect_err("refused")
+        .to_string();
+    for part in ["resolution 30 x 32", "4 x 4 pixels", "latents of 16 x 7 x 8: this network takes 4 channels"] {
         assert!(error.contains(part), "{part:?} is not in: {error}");
     }
 }

@@ -200,3 +200,31 @@ fn ids_of_a_thousand_prompts_are_those_of_transformers() {
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
+
+/// Both encoders say what they cut: CLIP at its 77 tokens, T5 at the text length.
+#[test]
+fn prompts_that_are_cut_are_counted_by_encoder() {
+    let cut = |pipeline: &str, prompts: &[&str]| {
+        let folder = assemble(pipeline);
+        let parts =
+            TextParts::open(&Folder::open(folder.path(), None).expect("a folder"), LENGTH).expect("text encoders");
+        parts.cut(&prompts.iter().map(|text| Prompt::from(*text)).collect::<Vec<_>>())
+    };
+    let (long, longer) = ("a ".repeat(76), "a ".repeat(101));
+    let fits = "a ".repeat(75);
+    // 76 words with a start and an end are one too many, and 75 are not.
+    assert_eq!(cut("sd1", &["a", &fits, ""]), [""; 0]);
+    assert_eq!(
+        cut("sd1", &["a", &long, &longer, &long]),
+        ["2 of 3 prompts are longer than the 77 tokens of CLIP and are cut; the longest has 103"]
+    );
+    for pipeline in ["sd3", "flux"] {
+        let told = cut(pipeline, &["a", &long]);
+        assert_eq!(told[0], "1 of 2 prompts is longer than the 77 tokens of CLIP and is cut; it has 78", "{pipeline}");
+        assert!(
+            told[1].starts_with("1 of 2 prompts is longer than the 24 tokens of T5 (text_length) and is cut; it has ")
+        );
+        let told = cut(pipeline, &["a", &"a ".repeat(30)]);
+        assert!(told.len() == 1 && told[0].contains("T5"), "{pipeline}: {told:?}");
+    }
+}

@@ -12,6 +12,7 @@ use elbow::{
     schedule::Schedule,
 };
 use elbow_models::{
+    folder::recognize,
     linear::Precision,
     mmdit::MmditConfig,
     policy::{Decoder, Network, NetworkPolicy, Tuning},
@@ -73,7 +74,13 @@ pub(super) fn weights(weights: Option<&Path>, schedule: Schedule) -> Result<Vec<
     match weights {
         None if schedule == Schedule::RectifiedFlow => Ok(NANO.to_vec()),
         None => Ok(NANO_VP.to_vec()),
-        Some(path) => std::fs::read(path).at(|| format!("cannot read weights {}", path.display())),
+        Some(path) => {
+            let bytes = std::fs::read(path).at(|| format!("cannot read weights {}", path.display()))?;
+            match recognize::bytes(&bytes) {
+                Some(foreign) => Err(foreign.at(path)).at(|| format!("cannot use weights {}", path.display())),
+                None => Ok(bytes),
+            }
+        }
     }
 }
 

@@ -12,9 +12,13 @@ fn a_folders_network_is_read_after_its_prompts_were_prepared() {
     let folder = model_folder::whole("sd3");
     let weights = folder.path().join("transformer/diffusion_pytorch_model.safetensors");
     let cache = Some(folder.path().join("cache"));
-    let model = Model::Diffusers(Diffusers { resolution: 32, cache, ..Diffusers::at(folder.path().to_owned()) });
+    let model = Model::Diffusers(Diffusers {
+        resolution: Resolution::square(32),
+        cache,
+        ..Diffusers::at(folder.path().to_owned())
+    });
     // The file is mapped before: what is written into it is seen by who reads later.
-    let ruin = |_: &dyn TextEncoder| {
+    let ruin = |_: &dyn TextEncoder, _: &[String]| {
         let mut bytes = fs::read(&weights)?;
         let (header, _) = SafeTensors::read_metadata(&bytes)?;
         bytes[8 + header..].fill(0xff);
@@ -57,6 +61,10 @@ fn the_shift_is_the_models_own() {
     // 32 × 32 tokens lie a fifth of the way from 256 to 4096: μ = 0.5 + 0.65 (1024 − 256)/3840.
     let expected = (0.5f64 + 0.65 * 768.0 / 3840.0).exp();
     assert!((shift(&open(&[])) - expected).abs() < 1e-12, "{} {expected}", shift(&open(&[])));
+    // 32 × 64 tokens.
+    let expected = (0.5f64 + 0.65 * (2048.0 - 256.0) / 3840.0).exp();
+    let wide = shift(&open(&["model.resolution=[512, 1024]"]));
+    assert!((wide - expected).abs() < 1e-12, "{wide} {expected}");
     let (_, nano) = crate::recipe::load(Some(&base), &["model.kind=nano".to_owned()]).expect("a recipe");
     assert!((shift(&nano) - 1.0).abs() < 1e-12);
 }

@@ -1,5 +1,6 @@
 //! The recipes that come with the program, so that it runs them by name from any folder.
 
+use elbow::text;
 use std::{io, path::Path};
 
 macro_rules! recipes {
@@ -73,12 +74,13 @@ pub const ALL: &[(&str, &str)] = recipes![
     "sd1.5-ddpo-compressibility",
 ];
 
-/// The text of a recipe: that of the file, or where there is none, of the recipe of that name (`nano-geneval` or
+/// The text of a recipe: that of the file, as editors of all systems write it, or where there is none, of the recipe of that name (`nano-geneval` or
 /// `nano-geneval.toml`).
 pub fn read(path: &Path) -> io::Result<String> {
-    match std::fs::read_to_string(path) {
+    match std::fs::read(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => named(path).map(str::to_owned).ok_or(error),
-        result => result,
+        Err(error) => Err(error),
+        Ok(bytes) => text::decode(&bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error)),
     }
 }
 

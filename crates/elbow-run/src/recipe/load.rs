@@ -4,7 +4,7 @@ use super::{check, check::Layer, fields::Recipe, library, merge::merge, place::d
 use crate::error::{At, Error, Result};
 use elbow::config::{MicroBatch, Reuse};
 use elbow_runlog::RunFolder;
-use std::path::Path;
+use std::{io::ErrorKind, path::Path};
 use toml::{Table, Value};
 
 /// Recipes that may extend each other in a row.
@@ -132,10 +132,11 @@ fn add_file(path: &Path, layers: &mut Vec<Layer>) -> Result<()> {
 fn parse(path: &Path) -> Result<(Table, Option<String>)> {
     let place = path.display();
     let text = library::read(path).map_err(|error| {
-        Error::new(
-            format!("cannot read recipe {place}: {error}"),
-            "name a file, or a recipe that `elbow methods` lists",
-        )
+        let hint = match error.kind() {
+            ErrorKind::InvalidData => "save the recipe as UTF-8",
+            _ => "name a file, or a recipe that `elbow methods` lists",
+        };
+        Error::new(format!("cannot read recipe {place}: {error}"), hint)
     })?;
     let mut table: Table = toml::from_str(&text).map_err(|error| {
         let message = format!("recipe {place} is not valid TOML: {}", error.to_string().trim_end());

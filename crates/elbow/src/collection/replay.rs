@@ -205,7 +205,7 @@ impl Replay {
         let pictures = rollout.policy.decode(earlier.clean().clone());
         for (((sample, kept), now), picture) in earlier.samples.iter_mut().zip(due).zip(now).zip(pictures) {
             sample.importance = (now - kept.log_prob).exp().min(self.max_weight);
-            sample.image = Arc::new(picture);
+            sample.image = Arc::new(picture.picture);
         }
         earlier
     }

@@ -77,6 +77,7 @@ pub(super) fn level(schedule: Schedule, t: f64) -> [f64; 4] {
             let (alpha, sigma) = (log_alpha.exp(), (1.0 - (2.0 * log_alpha).exp()).sqrt());
             [alpha, sigma, alpha * rate, -alpha * alpha * rate / sigma]
         }
+        Schedule::Linear { .. } | Schedule::SquaredCosine => unreachable!("the cases are on other paths"),
     }
 }
 

@@ -17,7 +17,7 @@ use elbow::{
     noise::{Key, Purpose},
     objective::ObjectiveKind,
     params::{Params, Tensors},
-    policy::{Conditioning, EncodeError, Policy, VelocityField},
+    policy::{Conditioning, Decoded, EncodeError, Policy, VelocityField},
     sampler::{Keep, SamplerConfig, SamplerKind},
     schedule::Schedule,
     setting::StartNoise,
@@ -93,8 +93,8 @@ impl Policy for Tiny {
         Ok(Conditioning { tokens: Tensor::zeros([n, 1, 1], &device), mask: None, pooled: Some(pooled) })
     }
 
-    fn decode(&self, latents: Tensor<2>) -> Vec<RgbImage> {
-        vec![RgbImage::new(1, 1); latents.dims()[0]]
+    fn decode(&self, latents: Tensor<2>) -> Vec<Decoded> {
+        vec![RgbImage::new(1, 1).into(); latents.dims()[0]]
     }
 }
 
