@@ -17,8 +17,8 @@ mod checkpoint;
 mod error;
 mod json;
 
-pub(crate) use checkpoint::unreadable;
 pub use checkpoint::{Checkpoint, FrozenWeights, Shapes};
+pub(crate) use checkpoint::{finite, unreadable};
 pub use error::FolderError;
 pub use json::read_json;
 
