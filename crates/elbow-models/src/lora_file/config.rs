@@ -23,7 +23,7 @@ pub(super) struct Config {
 }
 
 /// Fields under which the factors would mean something else, unless they are empty.
-const UNUSED: [&str; 8] = [
+const UNUSED: [&str; 10] = [
     "use_qalora",
     "trainable_token_indices",
     "target_parameters",
@@ -31,7 +31,9 @@ const UNUSED: [&str; 8] = [
     "alora_invocation_tokens",
     "arrow_config",
     "use_bdlora",
-    "megatron_core_config",
+    "kasa_config",
+    "monteclora_config",
+    "velora_config",
 ];
 /// What `init_lora_weights` begins with where the base weights were changed before the first step: what was trained is to be
 /// added to those. Of a PiSSA, an OLoRA, a CorDA and a LoRA-GA `peft` makes plain LoRA when it saves, and then says so.
@@ -139,13 +141,14 @@ mod tests {
         );
         let ranks = ["blocks.0.to_q", "blocks.0.to_k", "blocks.2.to_k", "to_v", "blocks.0.to_v", "to_qx"];
         assert_eq!(ranks.map(|layer| config.rank(layer)), [8, 3, 2, 5, 2, 2].map(Some));
-        assert_eq!(["blocks.0.to_q", "a.blocks.0.to_q", "blocks.1.to_q"].map(|l| config.alpha(l)), [1.0, 1.0, 4.0]);
+        let layers = ["blocks.0.to_q", "a.blocks.0.to_q", "blocks.1.to_q"];
+        assert_eq!(layers.map(|layer| config.alpha(layer)).to_vec(), [1.0, 1.0, 4.0]);
     }
 
     #[test]
     fn rank_stabilized_scales_divide_by_the_root() {
         let [plain, stable] = ["false", "true"]
             .map(|on| config(&format!(r#"{{"r": 16, "lora_alpha": 8, "use_rslora": {on}}}"#)).scale("x", 16));
-        assert_eq!([plain, stable], [0.5, 2.0]);
+        assert_eq!(vec![plain, stable], [0.5, 2.0]);
     }
 }
