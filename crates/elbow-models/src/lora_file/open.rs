@@ -15,6 +15,9 @@ const DIFFUSERS: &str = "pytorch_lora_weights.safetensors";
 /// PEFT's configuration, beside its file.
 const CONFIG: &str = "adapter_config.json";
 
+const PICKLED: &str = "pickled by Python: such a file can run any program when it is read";
+const UNPICKLE: &str = "have Python write it as safetensors: safetensors.torch.save_file(torch.load(FILE, weights_only=True), \"adapter_model.safetensors\")";
+
 /// An open file.
 pub(super) struct Opened {
     pub(super) checkpoint: Checkpoint,
@@ -50,9 +53,9 @@ fn in_folder(folder: &Path) -> Result<PathBuf, LoraFileError> {
         [] => {
             let pickled = |name: &&String| [".bin", ".pt", ".pth", ".ckpt"].iter().any(|end| name.ends_with(end));
             if let Some(name) = files.iter().find(pickled) {
-                // Whatever it is named: an adapter is what is asked for, and this is the file that would be one.
-                refuse_other_formats(&folder.join(name))?;
-                return Ok(folder.join(name));
+                // By its name: whoever reads a folder of this kind unpickles such a file, whatever is in it.
+                let path = folder.join(name);
+                return Err(LoraFileError::Format { path, what: PICKLED, hint: UNPICKLE });
             }
             let below = below(folder, 2)?;
             match &below[..] {
@@ -103,10 +106,7 @@ fn refuse_other_formats(path: &Path) -> Result<(), LoraFileError> {
     file.take(64).read_to_end(&mut start).map_err(FolderError::read(path))?;
     let text = String::from_utf8_lossy(&start).trim_start().to_lowercase();
     let (what, hint) = if start.starts_with(b"PK\x03\x04") || matches!(start[..], [0x80, 2..=5, ..]) {
-        (
-            "pickled by Python, which can run any program when it is read",
-            "have Python write it as safetensors: safetensors.torch.save_file(torch.load(FILE, weights_only=True), \"adapter.safetensors\")",
-        )
+        (PICKLED, UNPICKLE)
     } else if text.starts_with("version https://git-lfs") {
         ("a pointer of git-lfs in place of the file", "fetch the file itself with `git lfs pull`, or download it")
     } else if text.starts_with("<!doctype") || text.starts_with("<html") {
