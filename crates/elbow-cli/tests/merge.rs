@@ -365,7 +365,7 @@ fn every_kind_that_the_help_names_is_merged() {
         ("sd1", "lycoris-differences.safetensors", "2 layers changed by differences, scale 1"),
         ("sd1", "original-sd1.safetensors", "83 layers changed, rank 1, scale 1"),
         ("sd3", "original-sd3.safetensors", "55 layers changed, rank 1, scale 1"),
-        ("sd3", "peft-patterns", "11 layers changed, rank 2 to 4, scale 0.25 to 4"),
+        ("sd3", "peft-patterns", "11 layers changed, rank 2 to 4, scale 0.25 to 3"),
         ("flux", "original-flux.safetensors", "30 layers changed, rank 1, scale 1"),
         ("flux", "kohya-xlabs.safetensors", "12 layers changed, rank 2, scale 1"),
         ("flux", "diffusers-bf16.safetensors", "11 layers changed, rank 2, scale 1"),
