@@ -219,7 +219,19 @@ fn adapter(error: &LoraFileError) -> Option<String> {
     let text = match error {
         LoraFileError::OtherModel { .. } => "give the base that the adapter was trained on, in diffusers' names",
         LoraFileError::Unsupported { .. } => "save the adapter again without that, or use another one",
+        LoraFileError::ChangedBase { .. } => {
+            "have peft make plain LoRA of it: save_pretrained(FOLDER, path_initial_model_for_weight_conversion=START), where START is the adapter as it was saved before training"
+        }
+        LoraFileError::OtherKind { .. } => "merge it with the program that made it, or use a LoRA",
+        LoraFileError::Unusable { .. } => {
+            "a training that diverged or a tool damaged it: take an earlier file, or make it again"
+        }
         LoraFileError::Empty { .. } => "give a file of low-rank factors, or a folder with adapter_model.safetensors",
+        LoraFileError::NoAdapter { .. } => "give the file itself, or a folder with one adapter",
+        LoraFileError::Format { hint, .. } => hint,
+        LoraFileError::NotFinite { .. } => {
+            "where values are beyond the type's largest, store them with --dtype bf16 or f32; a base that is not finite is damaged"
+        }
         LoraFileError::Folder(error) => return Some(folder(error)),
         LoraFileError::Write(error) => return error.hint().map(str::to_owned),
     };

@@ -5,7 +5,7 @@ use crate::{output, target};
 use anyhow::Result;
 use elbow_models::{
     folder::{Checkpoint, Folder, Shapes},
-    lora_file::{self, Merge, Provenance, Trained, write_merged, write_merged_file},
+    lora_file::{AdapterFile, Merge, Provenance, Trained, write_merged, write_merged_file},
     pipeline::STEM,
 };
 use std::path::{Path, PathBuf};
@@ -17,10 +17,15 @@ use std::path::{Path, PathBuf};
   elbow merge my-lora.safetensors --base stable-diffusion-v1-5 --out unet --dtype f16
   elbow merge my-lora.safetensors --base diffusion_pytorch_model.safetensors --out merged.safetensors
 
-Adapters are read in the formats of PEFT (a folder), diffusers and kohya (files). Of a model folder the transformer/ or
-unet/ is written, in one file or, beyond 10 GB, in shards with their index; put it in the place of the one of the base.")]
+Adapters are read as PEFT, diffusers, kohya's scripts, LyCORIS, ComfyUI, ai-toolkit and XLabs write them: LoRA of dense layers
+and convolutions, DoRA, LoHa, LoKr and differences of weights, each layer with its own rank and scale. Layers may have
+diffusers' names or those of the original code of FLUX, SD3 and Stable Diffusion. Layers of text encoders are left out, and
+counted. The base may be SD3, SD3.5, FLUX.1 or Stable Diffusion 1 and 2.
+
+Of a model folder the transformer/ or unet/ is written, in one file or, beyond 10 GB, in shards with their index; put it in
+the place of the one of the base.")]
 pub struct Args {
-    /// A file of low-rank factors, or a folder as PEFT writes it.
+    /// A `.safetensors` file, or a folder of PEFT, of diffusers or of a trainer.
     lora: PathBuf,
     /// A model folder, its transformer/ or unet/, or one safetensors file with diffusers' names.
     #[arg(long, value_name = "PATH")]
@@ -46,24 +51,41 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let base = open(&args.base)?;
     let shapes: Shapes = base.shapes().map(|(name, shape)| (name.to_owned(), shape.to_vec())).collect();
-    let adapter = lora_file::read(&args.lora, &shapes)?;
+    let adapter = AdapterFile::read(&args.lora, &shapes)?;
     // What the adapter says of its base is not said of this one.
     let base_name = args.base.display().to_string();
-    let about =
-        Provenance { base: base_name, revision: String::new(), base_sha256: String::new(), ..provenance(&args.lora)? };
-    let merge = Merge { base: &base, trained: Trained::Adapter(&adapter), dtype: args.dtype.dtype(), about: &about };
+    let own = Provenance::of(adapter.header());
+    let about = Provenance { base: base_name, revision: String::new(), base_sha256: String::new(), ..own };
+    let merge = Merge { base: &base, trained: Trained::File(&adapter), dtype: args.dtype.dtype(), about: &about };
     if single {
         write_merged_file(&merge, &args.out)?;
     } else {
         write_merged(&merge, STEM, SHARD, &args.out)?;
     }
-    let (layers, scale) = (adapter.factors.entries().len() / 2, adapter.config.scale());
-    output::line(&format!(
-        "{layers} layers changed, rank {}, scale {scale}: {}",
-        adapter.config.rank,
-        args.out.display()
-    ));
+    output::line(&format!("{}: {}", summary(&adapter), args.out.display()));
+    if !adapter.alpha_is_written() {
+        output::line("alpha is not written for every layer; where it is not, it is taken for the rank");
+    }
+    if let Some(left_out) = adapter.left_out() {
+        output::line(&format!("left out, as it is not of the network: {left_out}"));
+    }
     Ok(())
+}
+
+/// What was changed, and by how much.
+fn summary(adapter: &AdapterFile) -> String {
+    let layers = adapter.layers();
+    let kinds = adapter.kinds();
+    let by = if kinds == ["LoRA"] || kinds.is_empty() { String::new() } else { format!(" by {}", kinds.join(" and ")) };
+    let mut parts = vec![format!("{layers} {} changed{by}", if layers == 1 { "layer" } else { "layers" })];
+    parts.extend(adapter.ranks().map(|(low, high)| format!("rank {}", range(low, high))));
+    parts.extend(adapter.scales().map(|(low, high)| format!("scale {}", range(low, high))));
+    parts.join(", ")
+}
+
+/// One number, or two.
+fn range<T: PartialEq + std::fmt::Display>(low: T, high: T) -> String {
+    if low == high { low.to_string() } else { format!("{low} to {high}") }
 }
 
 /// The network's weights of a model folder, of one component, or of a file.
@@ -76,10 +98,4 @@ fn open(path: &Path) -> Result<Checkpoint> {
     }
     let folder = Folder::open(path, None)?;
     Ok(folder.checkpoint(folder.pipeline().network().0, STEM)?)
-}
-
-/// What the adapter says of itself.
-fn provenance(lora: &Path) -> Result<Provenance> {
-    let file = if lora.is_dir() { lora.join("adapter_model.safetensors") } else { lora.to_owned() };
-    Ok(Provenance::of(Checkpoint::open_file(&file)?.metadata()))
 }

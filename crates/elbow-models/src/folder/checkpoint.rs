@@ -349,7 +349,7 @@ fn in_their_place(folder: &Path) -> String {
 }
 
 /// Whether all values are finite: none has all bits of its exponent set. Types that are not read count as finite.
-fn finite(dtype: Dtype, bytes: &[u8]) -> bool {
+pub(crate) fn finite(dtype: Dtype, bytes: &[u8]) -> bool {
     let halves =
         |mask: u16| bytes.chunks_exact(2).fold(true, |all, b| all & (u16::from_le_bytes([b[0], b[1]]) & mask != mask));
     match dtype {

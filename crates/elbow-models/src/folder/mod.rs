@@ -18,8 +18,8 @@ mod error;
 mod json;
 pub mod recognize;
 
-pub(crate) use checkpoint::unreadable;
 pub use checkpoint::{Checkpoint, FrozenWeights, Shapes};
+pub(crate) use checkpoint::{finite, unreadable};
 pub use error::FolderError;
 pub use json::{read_json, read_text};
 

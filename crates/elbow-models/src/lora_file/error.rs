@@ -21,6 +21,27 @@ pub enum LoraFileError {
         /// What can be used.
         accepted: String,
     },
+    /// The base weights were changed before training began, and the file does not say how.
+    #[error(
+        "{}: `init_lora_weights` is {start:?}: its training began by changing the base weights, and the file does not hold what was taken from them",
+        path.display()
+    )]
+    ChangedBase {
+        /// The configuration.
+        path: PathBuf,
+        /// How the factors started.
+        start: String,
+    },
+    /// An adapter that is none of those that are read.
+    #[error("{}: {kind} (`{tensor}`); LoRA, DoRA, LoHa, LoKr and differences of weights are read", path.display())]
+    OtherKind {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        kind: &'static str,
+        /// The tensor that shows it.
+        tensor: String,
+    },
     /// Its layers are not those of the model.
     #[error("{} is an adapter for another model, or for other layers of it:\n{}", path.display(), listed(problems))]
     OtherModel {
@@ -29,11 +50,45 @@ pub enum LoraFileError {
         /// One line a tensor.
         problems: Vec<String>,
     },
-    /// Nothing in the file is an adapter's factor.
-    #[error("{}: no low-rank factor in it (lora_A and lora_B, or lora_down and lora_up)", path.display())]
+    /// Factors that are missing, empty or not finite.
+    #[error("{} cannot be used as an adapter:\n{}", path.display(), listed(problems))]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// One line a tensor.
+        problems: Vec<String>,
+    },
+    /// Nothing in the file is an adapter of the network.
+    #[error("{}: no adapter of the network in it{left_out}", path.display())]
     Empty {
         /// The file.
         path: PathBuf,
+        /// What is in it, or nothing.
+        left_out: String,
+    },
+    /// A folder without an adapter, or with several.
+    #[error("{} {problem}", folder.display())]
+    NoAdapter {
+        /// The folder.
+        folder: PathBuf,
+        /// What is in it.
+        problem: String,
+    },
+    /// A file that is no safetensors file.
+    #[error("{}: {what}", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        what: &'static str,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// Merged weights that are NaN or infinite.
+    #[error("the merged weights are not finite:\n{}", listed(problems))]
+    NotFinite {
+        /// One line a tensor.
+        problems: Vec<String>,
     },
     /// The files could not be put in place.
     #[error(transparent)]

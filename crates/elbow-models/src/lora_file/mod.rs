@@ -1,5 +1,7 @@
 //! Adapters in the formats that other programs read and write.
 //!
+//! What is written:
+//!
 //! | format | file | read by | scale |
 //! |---|---|---|---|
 //! | PEFT | folder of `adapter_config.json`, `adapter_model.safetensors` | `peft` | `lora_alpha`, `r` |
@@ -11,11 +13,26 @@
 //! A file in the second format without that header entry is read by diffusers as alpha = rank: trained with alpha = 2 rank,
 //! it works at half its strength. It is always written here; but ComfyUI does not read it (`comfy/weight_adapter/lora.py`: without
 //! `.alpha` the scale is 1), so for ComfyUI there are the formats that have an `.alpha`.
+//!
+//! What is read ([`AdapterFile`]), each layer with its own rank and scale:
+//!
+//! | | |
+//! |---|---|
+//! | kinds | LoRA with its `rank_pattern`, `alpha_pattern`, rsLoRA and trained biases; LoRA of convolutions, `lora_mid` too; DoRA; LoHa; LoKr; differences of weights (`diff`, `diff_b`) |
+//! | names | PEFT; diffusers, new and old (`processor.to_q_lora.down`); kohya and LyCORIS (`lora_unet_…`, `lycoris_…`); ComfyUI (`diffusion_model.…`); ai-toolkit; XLabs; within them diffusers' names of the layers or those of the original code of FLUX, SD3 and Stable Diffusion, where q, k and v are one layer; with what DDP, FSDP and `torch.compile` put into names |
+//! | places | a file; a folder of PEFT, of diffusers or of a trainer |
+//!
+//! Layers of text encoders are left out and counted. Other kinds of adapters are named and refused, and so are factors and
+//! results that are not finite.
 
 mod comfyui;
+mod config;
+mod delta;
 mod error;
 mod fit;
 mod merge;
+mod names;
+mod open;
 mod read;
 mod write;
 
@@ -23,7 +40,7 @@ pub use crate::network::{Component as Network, Family};
 pub use comfyui::write_comfyui;
 pub use error::LoraFileError;
 pub use merge::{Merge, Trained, write_merged, write_merged_file};
-pub use read::read;
+pub use read::{AdapterFile, read};
 pub use write::{write_diffusers, write_kohya, write_peft};
 
 use crate::{lora::LoraConfig, network};

@@ -236,12 +236,10 @@ fn an_adapter_for_another_model_is_refused() {
 #[test]
 fn what_means_something_else_is_refused_by_field_and_value() {
     for (from, to, parts) in [
-        ("\"bias\": \"none\"", "\"bias\": \"all\"", ["`bias`", "all"]),
-        ("\"bias\": \"none\"", "\"use_dora\": true", ["`use_dora`", "true"]),
-        ("\"bias\": \"none\"", "\"use_rslora\": true", ["`use_rslora`", "true"]),
-        ("\"alpha_pattern\": {}", "\"alpha_pattern\": {\"to_q\": 8}", ["`alpha_pattern`", "to_q"]),
+        ("\"bias\": \"none\"", "\"use_qalora\": true", ["`use_qalora`", "true"]),
+        ("\"alpha_pattern\": {}", "\"alpha_pattern\": {\"to_q\": \"8\"}", ["`alpha_pattern`", "to_q"]),
         ("\"gaussian\"", "\"pissa\"", ["`init_lora_weights`", "pissa"]),
-        ("\"LORA\"", "\"LOHA\"", ["`peft_type`", "LOHA"]),
+        ("\"LORA\"", "\"OFT\"", ["`peft_type`", "OFT"]),
         ("\"r\": 2", "\"r\": 8", ["`r`", "rank 2"]),
         ("\"lora_alpha\": 4", "\"lora_alpha\": \"4\"", ["`lora_alpha`", "number"]),
     ] {

@@ -1,5 +1,6 @@
 //! Files of `diffusers`, `transformers` and `peft`: read as they read them, and written so that they can be read there.
 
+mod adapters;
 mod comfyui;
 mod drawing;
 mod folder;
