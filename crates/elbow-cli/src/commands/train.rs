@@ -116,7 +116,7 @@ enum Target {
 }
 
 /// A flag that Ctrl-C sets, a cluster's SIGTERM and a closed terminal's SIGHUP too: finish the epoch, save, stop.
-fn watch_for_signals() -> Result<Arc<AtomicBool>> {
+pub(super) fn watch_for_signals() -> Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     let pressed = stop.clone();
     let answer = move || {
