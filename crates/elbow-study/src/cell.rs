@@ -136,6 +136,18 @@ impl Store {
         Ok(Some(cell))
     }
 
+    /// Whether all cells that are there can be read.
+    pub fn check(&self) -> Result<()> {
+        let Ok(entries) = fs::read_dir(&self.folder) else { return Ok(()) };
+        for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
+            let name = path.file_name().and_then(|name| name.to_str()).filter(|name| !name.starts_with('.'));
+            if let Some(key) = name.and_then(|name| name.strip_suffix(".json")) {
+                self.read(key)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Keeps a cell, whole or not at all.
     pub fn write(&self, cell: &Finished) -> Result<()> {
         fs::create_dir_all(&self.folder).at(|| format!("cannot create {}", self.folder.display()))?;

@@ -94,6 +94,8 @@ impl Study {
         let study = Self { file, variants, counted: Mutex::default() };
         for variant in &study.variants {
             study.check_measures(variant).at(|| format!("method `{}`", variant.name))?;
+            // A trial is shorter than a run, and needs an epoch too.
+            study.trials(variant, 0)?;
         }
         study.check_keys()?;
         Ok(study)

@@ -73,6 +73,7 @@ pub struct Standing {
 impl Study {
     /// Runs what is not finished: comparisons as published, then trials, then comparisons of what they chose.
     pub fn run(&self, shop: &Workshop<'_>) -> Result<Standing> {
+        shop.store.check()?;
         let mut standing = Standing::default();
         for stage in self.stages() {
             if stage == Stage::Tuned {

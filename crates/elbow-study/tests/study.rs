@@ -1,8 +1,8 @@
 //! Studies through the library: what runs they are made of, what they refuse, and what their report says of cells that are known.
 
-use elbow_run::{Recipe, recipe};
+use elbow_run::{Device, Recipe, recipe};
 use elbow_study::{
-    Cell, Finished, Report, Stage, Store, Study, StudyFile,
+    Cell, Finished, Report, Stage, Store, Study, StudyFile, Workshop,
     cell::Point,
     cost,
     file::{Budget, Cost},
@@ -12,6 +12,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::Path,
+    sync::Arc,
 };
 
 /// Methods that take no time to plan.
@@ -353,4 +354,74 @@ fn the_studies_of_the_repository_can_be_planned() {
         names.insert(study.file.name.clone());
     }
     assert_eq!(names, ["efficiency", "first", "methods", "paper-table", "updates"].map(str::to_owned).into());
+}
+
+/// Of every study of the repository the first cell runs, at a size that takes seconds.
+#[test]
+fn the_first_cell_of_every_study_runs() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../studies");
+    let root = tempfile::tempdir().expect("a folder");
+    for entry in fs::read_dir(&folder).expect("studies") {
+        let mut file = StudyFile::read(&entry.expect("an entry").path()).expect("valid");
+        let tiny = "batch = { groups = 2, group_size = 2, micro_batch = 4, reuse_velocities = false }
+                    eval = { prompts_per_task = 1, measure = { images_per_prompt = 1, sampler = { steps = 2 } } }";
+        file.set = toml::from_str(tiny).expect("TOML");
+        (file.budget, file.points, file.tune) = (Budget::Epochs(2), 1, None);
+        let study = Study::new(file, &folder).expect("valid");
+        let store = Store::new(root.path().join(&study.file.name));
+        let shop = Workshop {
+            store: store.clone(),
+            runs: root.path().join("runs"),
+            device: Device::flex(),
+            stop: Arc::default(),
+            most: 1,
+            watch: &|_| {},
+        };
+        let standing = study.run(&shop).unwrap_or_else(|error| panic!("{}: {}", study.file.name, error.chain()));
+        assert!(standing.finished == 1 && standing.left > 0 && !standing.stopped, "{standing:?}");
+        let cell = study.cell(&study.variants[0], 0, study.file.seeds[0]).expect("a cell");
+        let finished = store.read(&cell.key).expect("whole").expect("finished");
+        let last = finished.points.last().expect("measured");
+        assert_eq!((finished.points.len(), last.epoch, last.images), (2, 2, 8));
+        // Groups may agree, which saves passes of updates and none of rollouts.
+        let (least, most) = (2.0 * cell.passes.draw, 2.0 * cell.passes.evaluations());
+        assert!(least <= last.evaluations() && last.evaluations() <= most, "{last:?} and {:?}", cell.passes);
+        assert!(finished.last("geneval").is_some() && finished.last("judge").is_some() && last.reward.is_some());
+        let report = Report::make(&study, &store).expect("a report");
+        assert_eq!(report.arms[0].seeds, study.file.seeds[..1]);
+    }
+}
+
+/// A run whose gradient is not finite is a result: it counts with its last measurement, and a trial like that is never chosen.
+#[test]
+fn a_run_that_diverges_is_told_and_not_chosen() {
+    let study = study(
+        "name = 'wild'\nseeds = [0]\nbudget = { epochs = 6 }\npoints = 6\n[set]\nbatch = { groups = 2, group_size = 2, micro_batch = 4 }\n\
+         objective = { kind = 'epg', ratio = false }\nsampler.steps = 2\nlikelihood.timesteps = { kind = 'one' }\n\
+         optimizer = { max_grad_norm = 1e30, weight_decay = 0.0 }\nreward = { kind = 'jpeg' }\nadvantage = { kind = 'standard' }\n\
+         eval = { prompts_per_task = 1, measure = { images_per_prompt = 1, sampler = { steps = 2 } } }\n\
+         [[method]]\nname = 'wild'\nset = { optimizer.learning_rate = 1e30 }\n\
+         [tune]\nfields = { 'optimizer.learning_rate' = [1e-4] }\nbudget = 2\nshare = 1.0",
+    );
+    let root = tempfile::tempdir().expect("a folder");
+    let store = Store::new(root.path().join("cells"));
+    let shop = Workshop {
+        store: store.clone(),
+        runs: root.path().join("runs"),
+        device: Device::flex(),
+        stop: Arc::default(),
+        most: usize::MAX,
+        watch: &|_| {},
+    };
+    study.run(&shop).unwrap_or_else(|error| panic!("{}", error.chain()));
+    let report = Report::make(&study, &store).expect("a report");
+    let [published, tuned] = &report.arms[..] else { panic!("two stages") };
+    assert_eq!((published.seeds.clone(), published.stopped.clone()), (vec![0], vec![0]));
+    assert!(published.last.is_some(), "it was measured before");
+    let cell = study.cell(&study.variants[0], 0, 0).expect("a cell");
+    let stopped = store.read(&cell.key).expect("whole").expect("finished").stopped.expect("it stopped");
+    assert!(stopped.contains("the gradient was not finite"), "{stopped}");
+    assert_eq!((report.tuning[0].chosen, report.tuning[0].candidates[0].1), (Some(1), None));
+    assert!(tuned.stopped.is_empty() && tuned.seeds == [0]);
+    assert!(report.markdown().contains("as in the recipe: stopped; `optimizer.learning_rate=0.0001`: "));
 }

@@ -105,7 +105,8 @@ pub fn run(args: &Args, device: DeviceName) -> Result<()> {
     let standing = study.run(&shop)?;
     Report::make(&study, &store)?.write(&out)?;
     let Standing { finished, left, stopped } = standing;
-    let mut text = format!("{finished} cells finished now");
+    let cells = if finished == 1 { "cell" } else { "cells" };
+    let mut text = format!("{finished} {cells} finished now");
     if left > 0 || stopped {
         let _ = write!(text, ", {left} left: go on with the same command");
     }
