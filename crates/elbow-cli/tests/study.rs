@@ -223,6 +223,21 @@ fn a_plan_tells_the_hours_and_writes_nothing() {
     assert!(finished.contains(", 0.0 left"), "{finished}");
 }
 
+/// The hours at the head of every study of the repository are those that it plans.
+#[test]
+fn studies_say_their_hours() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../studies");
+    let root = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let printed = succeed(elbow(["study", "--plan"]).arg(&path).current_dir(root.path()));
+        let hours = printed.lines().find_map(|line| line.split_once(" hours in all")).unwrap().0;
+        let study = fs::read_to_string(&path).unwrap();
+        let told = format!("# Hours     {hours} on two idle cores, by --plan\n");
+        assert!(study.contains(&told), "{}: {told}", path.display());
+    }
+}
+
 /// The finished study in another folder.
 fn straight_copy(root: &Path) -> Command {
     let folder = root.join("finished");

@@ -89,6 +89,9 @@ impl Finished {
                 });
             }
         }
+        let epoch = |record: Option<&Record>| record.and_then(|record| record.get("epoch")).and_then(Value::as_u64);
+        let unscored = points.last().map(|point| point.epoch) < epoch(records.last());
+        let stopped = stopped.or_else(|| unscored.then(|| "its last images have no score".to_owned()));
         let made_by = elbow_run::machine::facts();
         let Cell { key, recipe, trial, .. } = cell;
         Self { format: FORMAT, key: key.clone(), seed: recipe.method.seed, trial: *trial, stopped, made_by, points }

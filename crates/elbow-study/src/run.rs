@@ -5,7 +5,7 @@ use crate::{
     plan::{Cell, Stage, Study, Variant},
     trial,
 };
-use elbow::train::TrainError;
+use elbow::{missing, rollout::RolloutError, train::TrainError};
 use elbow_run::{Components, Device, Error, Event, Result, Run, Status, error::At, recipe};
 use elbow_runlog::{RunFolder, metrics};
 use std::{
@@ -211,7 +211,7 @@ impl Workshop<'_> {
         let (stopped, last) = match run.steps() {
             Ok(Status::Stopped) => return Ok(None),
             Ok(_) => (None, Some(run.finish()?)),
-            Err(error) if diverged(&error) => (Some(error.chain()), None),
+            Err(error) if diverged(&error) => (Some(cause(&error)), None),
             Err(error) => return Err(error),
         };
         let measures = names.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -227,11 +227,20 @@ impl Workshop<'_> {
     }
 }
 
-/// Whether a run ended since its gradient was not finite: that is a result, and nothing else is.
+/// Whether a run ended since its gradients or its samples were not finite: that is a result, and nothing else is.
 fn diverged(error: &Error) -> bool {
     match error {
         Error::At { source, .. } => diverged(source),
         Error::Train(TrainError::NotFinite { .. }) => true,
+        Error::Train(TrainError::Rollout(RolloutError::Missing { first, .. })) => first == missing::NOT_FINITE,
         _ => false,
+    }
+}
+
+/// The last link of an error, which names no place.
+fn cause(error: &Error) -> String {
+    match error {
+        Error::At { source, .. } => cause(source),
+        error => error.to_string(),
     }
 }

@@ -5,7 +5,7 @@ use elbow_study::{
     Cell, Finished, Report, Stage, Store, Study, StudyFile, Workshop,
     cell::Point,
     cost,
-    file::{Budget, Cost},
+    file::{Budget, Cost, flat},
     passes::{self, Passes},
 };
 use std::{
@@ -83,7 +83,7 @@ fn every_recipe_of_the_embedded_model_is_counted() {
     for (name, _) in recipe::library::ALL.iter().filter(|(name, _)| name.starts_with("nano") || name.starts_with("abl"))
     {
         // Some split a prompt's samples by 24.
-        let passes = counted(name, &["batch.groups=12", "batch.group_size=24"]);
+        let passes = counted(name, &["batch.groups=24", "batch.group_size=24"]);
         assert!(passes.drawn > 0.0 && passes.images >= passes.drawn && passes.draw > 0.0, "{name}: {passes:?}");
         assert!(passes.trained > 0.0 && passes.backward > 0.0, "{name}: {passes:?}");
     }
@@ -363,10 +363,11 @@ fn the_first_cell_of_every_study_runs() {
     let root = tempfile::tempdir().expect("a folder");
     for entry in fs::read_dir(&folder).expect("studies") {
         let mut file = StudyFile::read(&entry.expect("an entry").path()).expect("valid");
-        let tiny = "batch = { groups = 2, group_size = 2, micro_batch = 4, reuse_velocities = false }
+        let tiny = "batch = { groups = 12, group_size = 4, micro_batch = 8 }
                     eval = { prompts_per_task = 1, measure = { images_per_prompt = 1, sampler = { steps = 2 } } }";
         file.set = toml::from_str(tiny).expect("TOML");
         (file.budget, file.points, file.tune) = (Budget::Epochs(2), 1, None);
+        file.grid.values_mut().for_each(|values| values.truncate(1));
         let study = Study::new(file, &folder).expect("valid");
         let store = Store::new(root.path().join(&study.file.name));
         let shop = Workshop {
@@ -382,7 +383,7 @@ fn the_first_cell_of_every_study_runs() {
         let cell = study.cell(&study.variants[0], 0, study.file.seeds[0]).expect("a cell");
         let finished = store.read(&cell.key).expect("whole").expect("finished");
         let last = finished.points.last().expect("measured");
-        assert_eq!((finished.points.len(), last.epoch, last.images), (2, 2, 8));
+        assert_eq!((finished.points.len(), last.epoch, last.images), (2, 2, 96));
         // Groups may agree, which saves passes of updates and none of rollouts.
         let (least, most) = (2.0 * cell.passes.draw, 2.0 * cell.passes.evaluations());
         assert!(least <= last.evaluations() && last.evaluations() <= most, "{last:?} and {:?}", cell.passes);
@@ -392,7 +393,7 @@ fn the_first_cell_of_every_study_runs() {
     }
 }
 
-/// A run whose gradient is not finite is a result: it counts with its last measurement, and a trial like that is never chosen.
+/// A run whose samples are not finite is a result: it counts with its last measurement, and a trial like that is never chosen.
 #[test]
 fn a_run_that_diverges_is_told_and_not_chosen() {
     let study = study(
@@ -420,8 +421,34 @@ fn a_run_that_diverges_is_told_and_not_chosen() {
     assert!(published.last.is_some(), "it was measured before");
     let cell = study.cell(&study.variants[0], 0, 0).expect("a cell");
     let stopped = store.read(&cell.key).expect("whole").expect("finished").stopped.expect("it stopped");
-    assert!(stopped.contains("the gradient was not finite"), "{stopped}");
+    assert!(stopped.ends_with("the first: the sample is not finite"), "{stopped}");
     assert_eq!((report.tuning[0].chosen, report.tuning[0].candidates[0].1), (Some(1), None));
     assert!(tuned.stopped.is_empty() && tuned.seeds == [0]);
+    let gain = report.gains.first().expect("another candidate was chosen");
+    assert_eq!(
+        (&*gain.one, &*gain.other, gain.verdict),
+        ("wild, tuned", "wild, as in the recipe", "fewer than five seeds")
+    );
     assert!(report.markdown().contains("as in the recipe: stopped; `optimizer.learning_rate=0.0001`: "));
+}
+
+/// The example of the documentation is a study, and names every field of one.
+#[test]
+fn the_documented_study_has_every_field() {
+    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/studies.md")).expect("a page");
+    let example = page.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).expect("an example");
+    let study = study(example);
+    assert_eq!(study.variants.len(), 6);
+    let written = toml::Table::try_from(&study.file).expect("plain data");
+    let told: toml::Table = toml::from_str(example).expect("TOML");
+    let fields = |table: &toml::Table| flat(table).into_iter().map(|(field, _)| field).collect::<BTreeSet<_>>();
+    let missing: Vec<String> = fields(&written).difference(&fields(&told)).cloned().collect();
+    assert!(missing.is_empty(), "{missing:?} are not in the example");
+    let defaults =
+        "name = 'a'\nseeds = [0]\nbudget = { samples = 1000 }\n[[method]]\nname = 'a'\n[tune]\nfields = {}\nbudget = 1";
+    let defaults: StudyFile = toml::from_str(defaults).expect("TOML");
+    assert_eq!((defaults.recipe, defaults.points, defaults.measure), (study.file.recipe.clone(), 10, "geneval".into()));
+    assert_eq!(defaults.hacking, study.file.hacking);
+    let (own, told) = (defaults.tune.expect("given"), study.file.tune.as_ref().expect("given"));
+    assert_eq!((own.seeds, own.share, own.before), (told.seeds.clone(), told.share, told.before));
 }

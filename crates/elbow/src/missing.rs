@@ -57,7 +57,7 @@ pub(crate) fn settle(
     observer: &dyn Observer,
 ) -> Result<(), Unsettled> {
     for (score, _) in scores.iter_mut().zip(finite).filter(|(_, finite)| !**finite) {
-        *score = Err(RewardError::Failed("the sample is not finite".into()));
+        *score = Err(RewardError::Failed(NOT_FINITE.into()));
     }
     for attempt in 0.. {
         let errors: Vec<&RewardError> = scores.iter().filter_map(|score| score.as_ref().err()).collect();
@@ -102,6 +102,9 @@ fn ask(reward: &dyn Reward, batch: &Batch, rows: &[usize]) -> Vec<Result<Score, 
     };
     reward::ask(reward, &pictures.request())
 }
+
+/// Why a sample that is not finite has no reward: the policy has diverged, which is not the reward's fault.
+pub const NOT_FINITE: &str = "the sample is not finite";
 
 /// Which samples of a batch are finite numbers.
 pub(crate) fn finite(batch: &Batch) -> Vec<bool> {

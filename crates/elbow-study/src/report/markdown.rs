@@ -22,11 +22,12 @@ impl Report {
             self.methods(&arms, &mut out);
             self.threshold(&arms, &mut out);
             let pairs: Vec<&Comparison> = self.comparisons.iter().filter(|pair| pair.stage == stage).collect();
-            self.pairs(&pairs, &mut out);
+            self.pairs("### Differences", &pairs, &mut out);
             for split in self.variances.iter().filter(|split| split.stage == stage) {
                 variance(split, &mut out);
             }
         }
+        self.pairs("## What tuning changed", &self.gains.iter().collect::<Vec<_>>(), &mut out);
         let _ = writeln!(out, "{}", NOTES.replace("RESAMPLES", &RESAMPLES.to_string()).trim());
         out
     }
@@ -153,7 +154,7 @@ impl Report {
         out.push('\n');
     }
 
-    fn pairs(&self, pairs: &[&Comparison], out: &mut String) {
+    fn pairs(&self, title: &str, pairs: &[&Comparison], out: &mut String) {
         if pairs.is_empty() {
             return;
         }
@@ -163,7 +164,7 @@ impl Report {
         };
         let _ = writeln!(
             out,
-            "### Differences\n\nBy {test}, p corrected for these {} pairs (Holm). No word is said on fewer than {ENOUGH} seeds.\n\n\
+            "{title}\n\nBy {test}, p corrected for these {} pairs (Holm). No word is said on fewer than {ENOUGH} seeds.\n\n\
              | first | second | difference | Hedges' g | p | corrected | the first is |\n|---|---|---|---|---|---|---|",
             pairs.len()
         );
@@ -269,7 +270,7 @@ const NOTES: &str = "## How to read this
 Intervals are of 95 %. Means and their differences have Student's, curves and ratios percentile bootstrap intervals of RESAMPLES resamples of seeds (with
 few seeds these are too narrow), medians Kaplan and Meier's. A threshold counts as reached at the first measurement that shows it. A seed that
 does not arrive is censored at its last measurement and never left out; an infinite bound is one that the seeds do not tell. A run that stopped,
-since its gradient was not finite, counts with its last measurement. A run hacked its reward if, after its best measurement of what the reward should serve, the training
+since its gradients or its samples were not finite, counts with its last measurement. A run hacked its reward if, after its best measurement of what the reward should serve, the training
 reward rose and that fell. Shares of variance are of balanced grids: η² adds up to 1 with what is within cells, ω² takes off what chance explains.
 An evaluation is one image through the network once; guidance makes it two.";
 

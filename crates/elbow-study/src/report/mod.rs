@@ -40,6 +40,8 @@ pub struct Report {
     pub arms: Vec<Arm>,
     /// Every two of a stage, or every one with the one that others are compared with.
     pub comparisons: Vec<Comparison>,
+    /// Every method after its trials with itself before, where these chose other values.
+    pub gains: Vec<Comparison>,
     /// Shares of variance.
     pub variances: Vec<Split>,
 }
@@ -165,7 +167,7 @@ pub struct Arrivals {
 /// Two methods of a stage.
 #[derive(Clone, Debug, Serialize)]
 pub struct Comparison {
-    /// Published or tuned, in words.
+    /// Published or tuned, in words, of the first.
     pub stage: &'static str,
     /// The first.
     pub one: String,
@@ -229,6 +231,7 @@ pub struct Split {
 struct Group<'a> {
     stage: Stage,
     variant: &'a Variant,
+    candidate: Option<usize>,
     cells: Vec<Finished>,
 }
 
@@ -251,6 +254,7 @@ impl Report {
             }
         }
         let (mut arms, mut comparisons, mut variances) = (Vec::new(), Vec::new(), Vec::new());
+        let mut stages = Vec::new();
         for stage in study.stages() {
             let mut groups = Vec::new();
             for variant in &study.variants {
@@ -265,12 +269,14 @@ impl Report {
                 }
                 let epochs = study.cell(variant, candidate.unwrap_or(0), file.seeds[0])?.recipe.method.epochs;
                 arms.push(arm(file, stage, variant, epochs, &cells));
-                groups.push(Group { stage, variant, cells });
+                groups.push(Group { stage, variant, candidate, cells });
             }
-            comparisons.extend(compare(file, &groups));
+            comparisons.extend(compare(file, &pairs(file, &groups)));
             variances.extend(file.variances.iter().map(|asked| split(file, asked, &groups)));
+            stages.push(groups);
         }
-        Ok(Self { format: FORMAT, study: file.clone(), tuning, arms, comparisons, variances })
+        let gains = if let [published, tuned] = &stages[..] { gains(file, published, tuned) } else { Vec::new() };
+        Ok(Self { format: FORMAT, study: file.clone(), tuning, arms, comparisons, gains, variances })
     }
 
     /// Writes `results.json`, `cells.csv`, `curves.csv` and `report.md` into a folder.
@@ -411,18 +417,33 @@ fn verdict(seeds: [usize; 2], corrected: Option<f64>, ahead: bool, words: [&'sta
     }
 }
 
-/// All pairs of a stage that are compared, and their p-values corrected.
-fn compare(file: &StudyFile, groups: &[Group<'_>]) -> Vec<Comparison> {
-    let mut comparisons = Vec::new();
+/// The pairs of a stage that are compared.
+fn pairs<'a, 'b>(file: &StudyFile, groups: &'a [Group<'b>]) -> Vec<[&'a Group<'b>; 2]> {
+    let of_interest = |group: &Group<'_>| file.against.as_ref().is_none_or(|name| *name == group.variant.method);
+    let mut pairs = Vec::new();
     for (i, one) in groups.iter().enumerate() {
-        for other in &groups[i + 1..] {
-            let against = file.against.as_ref();
-            let wanted = against.is_none_or(|name| *name == one.variant.method || *name == other.variant.method);
-            if wanted && !one.cells.is_empty() && !other.cells.is_empty() {
-                comparisons.push(pair(file, one, other));
-            }
-        }
+        let others = groups[i + 1..].iter().filter(|other| of_interest(one) || of_interest(other));
+        pairs.extend(others.map(|other| [one, other]));
     }
+    pairs
+}
+
+/// Methods after their trials with themselves before, where these chose other values.
+fn gains(file: &StudyFile, published: &[Group<'_>], tuned: &[Group<'_>]) -> Vec<Comparison> {
+    let changed = |[after, _]: &[&Group<'_>; 2]| after.candidate.is_some_and(|candidate| candidate > 0);
+    let pairs: Vec<_> = tuned.iter().zip(published).map(|(after, before)| [after, before]).filter(changed).collect();
+    let mut gains = compare(file, &pairs);
+    for gain in &mut gains {
+        gain.one = format!("{}, {}", gain.one, Stage::Tuned.name());
+        gain.other = format!("{}, {}", gain.other, Stage::Published.name());
+    }
+    gains
+}
+
+/// Compares pairs of which both have finished cells, and corrects their p-values.
+fn compare(file: &StudyFile, pairs: &[[&Group<'_>; 2]]) -> Vec<Comparison> {
+    let finished = pairs.iter().filter(|pair| pair.iter().all(|group| !group.cells.is_empty()));
+    let mut comparisons: Vec<Comparison> = finished.map(|[one, other]| pair(file, one, other)).collect();
     correct(
         &mut comparisons,
         |c| c.p,
