@@ -56,6 +56,7 @@ Examples:
   elbow reward new my_reward.py                       a reward of your own, in Python
   elbow doctor                                        whether everything works here
   elbow plan nano-flow-grpo                           seconds and memory, before a run
+  elbow study studies/first.toml                      methods compared, with several seeds
   elbow methods                                       what there is to choose from
   elbow config --explain                              every field with its meaning";
 
@@ -79,6 +80,8 @@ enum Command {
     Doctor(commands::doctor::Args),
     /// Say what a recipe costs on this machine, before it runs.
     Plan(commands::plan::Args),
+    /// Run methods × seeds, matched and tuned alike, and report what their numbers allow to say.
+    Study(commands::study::Args),
     /// List every objective, likelihood, sampler, advantage and recipe, each with its paper.
     Methods(commands::methods::Args),
     /// Show a recipe with all defaults filled in, or explain every field.
@@ -115,6 +118,7 @@ fn run(command: Command, device: device::DeviceName) -> anyhow::Result<()> {
         Command::Reward(args) => commands::reward::run(&args),
         Command::Doctor(args) => commands::doctor::run(&args, device),
         Command::Plan(args) => commands::plan::run(&args, device),
+        Command::Study(args) => commands::study::run(&args, device),
         Command::Methods(args) => {
             commands::methods::run(&args);
             Ok(())

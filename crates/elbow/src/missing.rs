@@ -106,14 +106,19 @@ fn ask(reward: &dyn Reward, batch: &Batch, rows: &[usize]) -> Vec<Result<Score, 
     reward::ask(reward, &pictures.request())
 }
 
+/// Why a sample that is not finite has no reward: the policy has diverged, which is not the reward's fault.
+pub const NOT_FINITE: &str = "the sample is not finite";
+/// The same of one whose picture is not finite.
+pub const NOT_DECODED: &str = "its picture is not finite: the decoder overflows on a sample that is";
+
 /// Why a sample of a batch is of no use whatever it shows, one entry a sample.
 pub(crate) fn broken(batch: &Batch) -> Vec<Option<&'static str>> {
     let values: Vec<f32> = batch.clean().clone().into_data().iter::<f32>().collect();
     let dims = (values.len() / batch.len().max(1)).max(1);
     let finite = values.chunks(dims).map(|sample| sample.iter().all(|value| value.is_finite()));
     let reason = |(finite, decoded): (bool, bool)| match (finite, decoded) {
-        (false, _) => Some("the sample is not finite"),
-        (true, false) => Some("its picture is not finite: the decoder overflows on a sample that is"),
+        (false, _) => Some(NOT_FINITE),
+        (true, false) => Some(NOT_DECODED),
         (true, true) => None,
     };
     finite.zip(batch.samples.iter().map(|sample| sample.decoded)).map(reason).collect()

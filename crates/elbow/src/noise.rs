@@ -30,6 +30,8 @@ pub enum Purpose {
     Window,
     /// Noise that a reward adds to a sample.
     Probe,
+    /// Which values a resample of a statistic takes, and which trials a study makes.
+    Resampling,
 }
 
 /// Names a stream of random numbers.

@@ -265,6 +265,7 @@ fn a_missing_reward_is_counted_and_left_out() {
     let mut trainer = trainer(&config(), &policy, &prompts, &reward);
     let record = trainer.epoch(&()).expect("an epoch").record;
     assert_eq!((&record["reward_missing"], &record["trained_samples"]), (&8.into(), &56.into()));
+    assert_eq!(record["drawn_samples"], 64);
     assert!(record["reward_near"].as_f64().is_some_and(f64::is_finite));
 }
 

@@ -13,4 +13,5 @@ pub mod pretrain;
 pub mod progress;
 pub mod reward;
 pub mod sample;
+pub mod study;
 pub mod train;

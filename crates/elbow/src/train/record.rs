@@ -42,6 +42,7 @@ pub(super) fn report(trainer: &Trainer<'_>, collected: &Collected, outcome: &Out
     record.insert("epoch".into(), trainer.state.epoch.into());
     record.insert("step".into(), trainer.state.optimizer.step.into());
     rewards(trainer, &collected.batch.samples, &mut record);
+    record.insert("drawn_samples".into(), collected.drawn.into());
     update(outcome, &mut record);
     times(collected.drawn, timing, &mut record);
     record.extend(collected.log.iter().cloned());
