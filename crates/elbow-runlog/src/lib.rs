@@ -8,7 +8,7 @@
 //! <run>/manifest.json        what produced the run
 //! <run>/metrics.jsonl        one record per epoch             metrics
 //! <run>/events.out.tfevents* the same for TensorBoard         tensorboard
-//! <run>/images/              grids of samples                 grid
+//! <run>/images/              grids of samples                 grid, sheet
 //! <run>/checkpoints/         checkpoint-<step>/ folders       checkpoint
 //! ```
 //!
@@ -23,6 +23,7 @@ mod folder;
 pub mod grid;
 pub mod metrics;
 mod png;
+pub mod sheet;
 pub mod tensorboard;
 mod text;
 
