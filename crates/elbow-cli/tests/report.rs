@@ -53,7 +53,8 @@ fn what_cannot_be_reported_is_named_with_a_hint() {
     for (folder, file) in [("empty", None), ("begun", Some("config.toml")), ("broken", Some("config.toml"))] {
         fs::create_dir(root.path().join(folder)).unwrap();
         if let Some(file) = file {
-            fs::write(root.path().join(folder).join(file), if folder == "broken" { "epochs = " } else { "epochs = 1" }).unwrap();
+            fs::write(root.path().join(folder).join(file), if folder == "broken" { "epochs = " } else { "epochs = 1" })
+                .unwrap();
         }
     }
     copy(finished(), &root.path().join("run-1"));

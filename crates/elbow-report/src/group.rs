@@ -1,10 +1,6 @@
 //! Runs of one recipe, which differ in nothing but their seeds.
 
-use crate::{
-    interval::Interval,
-    recipe::differences,
-    run::Run,
-};
+use crate::{interval::Interval, recipe::differences, run::Run};
 use std::collections::BTreeSet;
 
 /// Runs of one recipe.

@@ -82,7 +82,10 @@ mod tests {
     }
 
     fn expected(measures: &[(&str, &[&str])]) -> Vec<(String, Vec<String>)> {
-        measures.iter().map(|(name, tags)| ((*name).to_owned(), tags.iter().map(ToString::to_string).collect())).collect()
+        measures
+            .iter()
+            .map(|(name, tags)| ((*name).to_owned(), tags.iter().map(ToString::to_string).collect()))
+            .collect()
     }
 
     #[test]

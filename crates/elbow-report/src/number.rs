@@ -6,7 +6,13 @@ pub(crate) fn score(value: f64) -> String {
     if size > 0.0 && size < 1e-3 {
         return format!("{value:.1e}").replace('-', "−");
     }
-    let decimals = if size < 10.0 { 3 } else if size < 1000.0 { 1 } else { 0 };
+    let decimals = if size < 10.0 {
+        3
+    } else if size < 1000.0 {
+        1
+    } else {
+        0
+    };
     minus(format!("{value:.decimals$}"))
 }
 
@@ -61,9 +67,18 @@ mod tests {
 
     #[test]
     fn numbers_have_the_digits_that_tell_them_apart() {
-        assert_eq!([0.0, 0.31049, -1.1442, 12.345, 12345.6, 2.5e-5].map(score), ["0.000", "0.310", "−1.144", "12.3", "12346", "2.5e−5"]);
-        assert_eq!([0.0, 999.0, 23040.0, 1_234_567.0].map(count), ["0", "999", "23\u{202f}040", "1\u{202f}234\u{202f}567"]);
-        assert_eq!([0.01, 4.21, 59.2, 451.0, 7322.0].map(duration), ["under 0.1 s", "4.2 s", "59 s", "7 min 31 s", "2 h 02 min"]);
+        assert_eq!(
+            [0.0, 0.31049, -1.1442, 12.345, 12345.6, 2.5e-5].map(score),
+            ["0.000", "0.310", "−1.144", "12.3", "12346", "2.5e−5"]
+        );
+        assert_eq!(
+            [0.0, 999.0, 23040.0, 1_234_567.0].map(count),
+            ["0", "999", "23\u{202f}040", "1\u{202f}234\u{202f}567"]
+        );
+        assert_eq!(
+            [0.01, 4.21, 59.2, 451.0, 7322.0].map(duration),
+            ["under 0.1 s", "4.2 s", "59 s", "7 min 31 s", "2 h 02 min"]
+        );
         assert_eq!([1, 2].map(|n| plural(n, "epoch")), ["1 epoch", "2 epochs"]);
         assert_eq!(score(-0.0001).as_str(), "−1.0e−4");
     }

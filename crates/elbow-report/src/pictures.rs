@@ -48,7 +48,7 @@ impl Picture {
         let longest = image.width().max(image.height());
         let pixels = longest <= SMALL;
         let scaled;
-        let image = if pixels {
+        let image = if longest <= SIDE {
             image
         } else {
             let side = |length: u32| (u64::from(length) * u64::from(SIDE) / u64::from(longest)).max(1) as u32;
@@ -199,7 +199,10 @@ fn of_kept(run: &Run, epoch: u64, path: &Path) -> Option<Gallery> {
 /// The picture of a line, which lies inside the run folder.
 fn inside(root: &Path, line: &Record) -> Option<PathBuf> {
     let file = Path::new(line.get("file")?.as_str()?);
-    file.components().all(|part| matches!(part, Component::Normal(_))).then(|| root.join(file)).filter(|path| path.is_file())
+    file.components()
+        .all(|part| matches!(part, Component::Normal(_)))
+        .then(|| root.join(file))
+        .filter(|path| path.is_file())
 }
 
 fn prompt(line: &Record) -> String {
@@ -234,7 +237,10 @@ fn rows(rewards: &[Option<f64>], sample: impl Fn(usize) -> Option<Sample>) -> Ve
     if !missing.is_empty() {
         chosen.push(("no reward", missing));
     }
-    let row = |(name, indices): (&'static str, Vec<usize>)| Row { name, samples: indices.into_iter().filter_map(&sample).collect() };
+    let row = |(name, indices): (&'static str, Vec<usize>)| Row {
+        name,
+        samples: indices.into_iter().filter_map(&sample).collect(),
+    };
     chosen.into_iter().map(row).filter(|row| !row.samples.is_empty()).collect()
 }
 
@@ -288,11 +294,14 @@ mod tests {
         let small = RgbImage::from_fn(32, 32, |x, y| Rgb([x as u8, y as u8, 7]));
         let picture = Picture::of(&small);
         assert!(picture.pixels && decode(&picture) == small);
-        let noise = RgbImage::from_fn(512, 256, |x, y| Rgb([(x * 7919 + y * 104_729) as u8, (x * y) as u8, (x ^ y) as u8]));
+        let noise =
+            RgbImage::from_fn(512, 256, |x, y| Rgb([(x * 7919 + y * 104_729) as u8, (x * y) as u8, (x ^ y) as u8]));
         let picture = Picture::of(&noise);
         assert_eq!((picture.width, picture.height, picture.pixels), (SIDE, SIDE / 2, false));
         assert_eq!(decode(&picture).dimensions(), (SIDE, SIDE / 2));
         assert!(picture.url.len() < 110_000, "{}", picture.url.len());
+        let between = Picture::of(&RgbImage::new(128, 100));
+        assert_eq!((between.width, between.height, between.pixels), (128, 100, false));
     }
 
     #[test]

@@ -68,8 +68,8 @@ impl Run {
         let mut notes = Vec::new();
         let manifest = json(&folder.manifest(), &mut notes).unwrap_or(Value::Null);
         let text = fs::read_to_string(folder.config()).map_err(RunLogError::io("read", &folder.config()))?;
-        let recipe = Recipe::read(text, &manifest)
-            .map_err(|reason| ReportError::Config { path: folder.config(), reason })?;
+        let recipe =
+            Recipe::read(text, &manifest).map_err(|reason| ReportError::Config { path: folder.config(), reason })?;
         let records = records(&folder.metrics(), &mut notes)?;
         if records.is_empty() {
             return Err(ReportError::NoRecords { path: path.to_path_buf() });

@@ -115,11 +115,14 @@ pub(crate) fn band(runs: &[BTreeMap<u64, (f64, Option<f64>)>]) -> Band {
     for epoch in epochs {
         let there: Vec<(f64, f64)> =
             runs.iter().filter_map(|run| run.get(&epoch)).filter_map(|(x, y)| Some((*x, (*y)?))).collect();
-        let [x, y] = [|p: &(f64, f64)| p.0, |p: &(f64, f64)| p.1].map(|part| there.iter().map(part).collect::<Vec<_>>());
+        let [x, y] =
+            [|p: &(f64, f64)| p.0, |p: &(f64, f64)| p.1].map(|part| there.iter().map(part).collect::<Vec<_>>());
         let Some(interval) = Interval::of(&y) else { continue };
         let x = x.iter().sum::<f64>() / x.len() as f64;
         mean.push((x, Some(interval.mean)));
-        ends.extend(interval.half.filter(|_| interval.count > 2).map(|half| (x, interval.mean - half, interval.mean + half)));
+        ends.extend(
+            interval.half.filter(|_| interval.count > 2).map(|half| (x, interval.mean - half, interval.mean + half)),
+        );
     }
     Band { mean, ends }
 }
@@ -175,8 +178,14 @@ mod tests {
 
     #[test]
     fn a_band_is_the_interval_of_each_epoch_where_there_are_several_runs() {
-        let run = |y: [Option<f64>; 3]| (1..).zip(y).map(|(epoch, y)| (epoch, (epoch as f64, y))).collect();
-        let mut runs = vec![run([Some(0.5), None, Some(0.7)]), run([Some(0.7), Some(0.4), None]), run([Some(0.6), Some(0.2), None])];
+        let run = |y: [Option<f64>; 3]| -> BTreeMap<u64, (f64, Option<f64>)> {
+            (1..).zip(y).map(|(epoch, y)| (epoch, (epoch as f64, y))).collect()
+        };
+        let mut runs = vec![
+            run([Some(0.5), None, Some(0.7)]),
+            run([Some(0.7), Some(0.4), None]),
+            run([Some(0.6), Some(0.2), None]),
+        ];
         runs[2].remove(&3);
         let Band { mean, ends } = band(&runs);
         assert_eq!(mean.iter().map(|(x, _)| *x).collect::<Vec<_>>(), [1.0, 2.0, 3.0]);

@@ -30,7 +30,7 @@ fn rewards(page: &Page<'_>) -> Markup {
         @for (index, name) in names.into_iter().enumerate() {
             @let key = format!("reward_{name}");
             @let charts: Vec<(X, Chart)> = page.xs.iter().map(|x| (*x, chart(page, &key, name, *x))).collect();
-            figure.card {
+            @if charts.iter().all(|(_, chart)| !chart.is_empty()) { figure.card {
                 h3 { "Training reward" @if name != "geneval" { ": " (measure::words(name)) } }
                 div.switch role="radiogroup" aria-label="Horizontal axis" {
                     @for (place, (x, _)) in charts.iter().enumerate() {
@@ -43,7 +43,7 @@ fn rewards(page: &Page<'_>) -> Markup {
                     }
                 }
                 figcaption { (reward_caption(page, name)) }
-            }
+            } }
         }
     }
 }
@@ -68,7 +68,8 @@ pub(super) fn lines(page: &Page<'_>, key: &str, x: X) -> Vec<Line> {
             lines.push(line(name("average"), Look::Bold, average, Vec::new()));
         } else {
             let averages: Vec<Points> = seeds.iter().map(|run| smooth(&curve(run, key, x))).collect();
-            let all: Vec<BTreeMap<_, _>> = seeds.iter().zip(&averages).map(|(run, points)| by_epoch(run, key, points)).collect();
+            let all: Vec<BTreeMap<_, _>> =
+                seeds.iter().zip(&averages).map(|(run, points)| by_epoch(run, key, points)).collect();
             let Band { mean, ends } = band(&all);
             let name = |what: &str| if alone { what.to_owned() } else { group.label.clone() };
             for (run, points) in seeds.iter().zip(averages) {
@@ -83,9 +84,13 @@ pub(super) fn lines(page: &Page<'_>, key: &str, x: X) -> Vec<Line> {
 }
 
 fn reward_caption(page: &Page<'_>, name: &str) -> Markup {
-    let seeds = page.groups.iter().any(|group| group.seeds().len() > 1 && group.first().reward.as_deref() == Some(name));
+    let seeds =
+        page.groups.iter().any(|group| group.seeds().len() > 1 && group.first().reward.as_deref() == Some(name));
     let long = page.runs.iter().any(|run| run.trained().count() > MOST);
-    let dense = page.runs.iter().any(|run| run.reward.as_deref() == Some("geneval") && run.recipe.field("reward.mode") == Some("dense"));
+    let dense = page
+        .runs
+        .iter()
+        .any(|run| run.reward.as_deref() == Some("geneval") && run.recipe.field("reward.mode") == Some("dense"));
     html! {
         "What the run pleases: the mean over the pictures of an epoch, which were drawn for training prompts with the weights of that moment. "
         @if name == "geneval" && dense { "It gives credit for what is partly right, so it is above the strict score. " }
@@ -99,7 +104,13 @@ fn reward_caption(page: &Page<'_>, name: &str) -> Markup {
 /// Held-out scores, for one run all measures in one figure; for several a figure a measure.
 fn held_out_scores(page: &Page<'_>) -> Markup {
     let mut charts: Vec<(String, Chart)> = Vec::new();
-    let chart = |title: &str, lines| Chart { title: title.into(), x: "epoch".into(), y: "score".into(), lines, ..Chart::default() };
+    let chart = |title: &str, lines| Chart {
+        title: title.into(),
+        x: "epoch".into(),
+        y: "score".into(),
+        lines,
+        ..Chart::default()
+    };
     if let Some(run) = page.single() {
         // Scores between 0 and 1 share a figure, others have their own.
         let share = |measure: &&Measure| run.held_out(&measure.key()).values().all(|score| (0.0..=1.0).contains(score));
@@ -112,7 +123,8 @@ fn held_out_scores(page: &Page<'_>) -> Markup {
         };
         let (shared, own): (Vec<&Measure>, Vec<&Measure>) = run.measures.iter().partition(share);
         let together: Vec<Line> = shared.into_iter().enumerate().map(line).collect();
-        charts.push(("Scores on held-out prompts".into(), chart("Scores on held-out prompts against epochs", together)));
+        charts
+            .push(("Scores on held-out prompts".into(), chart("Scores on held-out prompts against epochs", together)));
         for measure in own {
             let title = format!("Held-out {}", measure.words());
             charts.push((title.clone(), chart(&title, vec![line((0, measure))])));

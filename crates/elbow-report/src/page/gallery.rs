@@ -21,7 +21,8 @@ pub(super) fn before_and_after(page: &Page<'_>) -> Markup {
 }
 
 fn of_one(pairs: &[Pair]) -> Markup {
-    let right = |which: usize| pairs.iter().filter(|pair| pair.verdicts.as_ref().is_some_and(|v| v[which] == "right")).count();
+    let right =
+        |which: usize| pairs.iter().filter(|pair| pair.verdicts.as_ref().is_some_and(|v| v[which] == "right")).count();
     let judged = pairs.iter().any(|pair| pair.verdicts.is_some());
     html! {
         p.lead {

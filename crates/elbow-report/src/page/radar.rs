@@ -17,10 +17,18 @@ use std::collections::{BTreeMap, BTreeSet};
 pub(super) fn section(page: &Page<'_>) -> Markup {
     let mut charts: Vec<(String, String, Chart)> = Vec::new();
     if let Some((title, note, lines)) = gap(page) {
-        charts.push((title.clone(), note, Chart { title, x: "epoch".into(), y: "difference of scores".into(), lines, ..Chart::default() }));
+        charts.push((
+            title.clone(),
+            note,
+            Chart { title, x: "epoch".into(), y: "difference of scores".into(), lines, ..Chart::default() },
+        ));
     }
-    let keys: BTreeSet<&str> =
-        page.runs.iter().flat_map(|run| run.epochs.iter().flat_map(|epoch| epoch.record.keys())).map(String::as_str).collect();
+    let keys: BTreeSet<&str> = page
+        .runs
+        .iter()
+        .flat_map(|run| run.epochs.iter().flat_map(|epoch| epoch.record.keys()))
+        .map(String::as_str)
+        .collect();
     for key in keys {
         let Some((title, note)) = about(key) else { continue };
         let lines = means(page, key);
@@ -32,7 +40,9 @@ pub(super) fn section(page: &Page<'_>) -> Markup {
     if charts.is_empty() {
         return html! {};
     }
-    let missing = |prefix: &str| !page.runs.iter().any(|run| run.epochs.iter().any(|e| e.record.keys().any(|k| k.starts_with(prefix))));
+    let missing = |prefix: &str| {
+        !page.runs.iter().any(|run| run.epochs.iter().any(|e| e.record.keys().any(|k| k.starts_with(prefix))))
+    };
     html! {
         p.lead {
             "A policy can please its reward with pictures that nobody wants. These curves tell early: distance from the base, and what \

@@ -92,7 +92,8 @@ fn shortened(path: &str, value: &str) -> String {
 fn command(run: &Run) -> Option<String> {
     let arguments = run.manifest["arguments"].as_array()?.iter().filter_map(Value::as_str);
     let quoted = arguments.map(|argument| {
-        let plain = !argument.is_empty() && argument.chars().all(|c| c.is_ascii_alphanumeric() || "-_=./:,".contains(c));
+        let plain =
+            !argument.is_empty() && argument.chars().all(|c| c.is_ascii_alphanumeric() || "-_=./:,".contains(c));
         if plain { argument.to_owned() } else { format!("'{}'", argument.replace('\'', r"'\''")) }
     });
     Some(["elbow".to_owned()].into_iter().chain(quoted).collect::<Vec<_>>().join(" "))

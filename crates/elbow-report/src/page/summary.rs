@@ -104,9 +104,12 @@ fn moved(from: f64, to: f64) -> Markup {
 
 /// The numbers that a reader looks for first.
 fn tiles(run: &Run) -> Markup {
-    let measures = run.headline().into_iter().chain(run.measures.iter().filter(|measure| Some(*measure) != run.headline()));
+    let measures =
+        run.headline().into_iter().chain(run.measures.iter().filter(|measure| Some(*measure) != run.headline()));
     let scores: Vec<(String, Option<f64>, f64)> = measures
-        .filter_map(|m| Some((format!("held-out {}", m.words()), value(&run.base, &m.key()), value(&run.tuned, &m.key())?)))
+        .filter_map(|m| {
+            Some((format!("held-out {}", m.words()), value(&run.base, &m.key()), value(&run.tuned, &m.key())?))
+        })
         .take(2)
         .collect();
     let spent = run.epochs.last().map_or((0.0, 0.0), |epoch| (epoch.images, epoch.seconds));
@@ -195,7 +198,8 @@ fn several(page: &Page<'_>) -> Markup {
 
 /// Measures that every run has, what the first run is to please before the others.
 fn common(runs: &[Run]) -> Vec<Measure> {
-    let everywhere = |measure: &&Measure| runs.iter().all(|run| run.measures.iter().any(|other| other.name == measure.name));
+    let everywhere =
+        |measure: &&Measure| runs.iter().all(|run| run.measures.iter().any(|other| other.name == measure.name));
     let first = runs[0].headline();
     let mut measures: Vec<Measure> = first.into_iter().filter(everywhere).cloned().collect();
     measures.extend(runs[0].measures.iter().filter(|measure| Some(*measure) != first).filter(everywhere).cloned());
@@ -283,7 +287,8 @@ fn epochs(runs: &[&Run]) -> String {
 
 /// What to be wary of in runs.
 fn warnings<'a>(runs: impl Iterator<Item = (&'a str, &'a Run)>) -> Markup {
-    let all: Vec<(String, &str)> = runs.flat_map(|(name, run)| wary(run).into_iter().map(move |text| (text, name))).collect();
+    let all: Vec<(String, &str)> =
+        runs.flat_map(|(name, run)| wary(run).into_iter().map(move |text| (text, name))).collect();
     html! {
         @for (text, name) in all {
             p.warning { @if !name.is_empty() { b { (name) ": " } } (text) }
@@ -311,7 +316,8 @@ fn wary(run: &Run) -> Vec<String> {
     }
     let broken = |key: &str| {
         let not_finite = |epoch: &&&crate::run::Epoch| {
-            epoch.record.get(key).is_some_and(serde_json::Value::is_null) && epoch.number("trained_samples") != Some(0.0)
+            epoch.record.get(key).is_some_and(serde_json::Value::is_null)
+                && epoch.number("trained_samples") != Some(0.0)
         };
         trained.iter().filter(not_finite).count()
     };

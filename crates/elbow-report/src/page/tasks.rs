@@ -75,13 +75,17 @@ fn bars(page: &Page<'_>, measure: &Measure) -> Markup {
         }
     };
     let title = format!("{} by task, on held-out prompts", capital(&measure.words()));
-    figure(&title, table, html! {
-        @if let Some(meaning) = meaning(&measure.name) { (capital(meaning)) ". " }
-        @if low >= 0.0 && high <= 1.0 { "Bars run from 0 to 1. " } @else { "Bars run from " (score(low)) " to " (score(high)) ". " }
-        @if page.single().is_none() { "The mark on a bar is what the base scored. " }
-        @if seeds { "Whiskers: " (KIND) ", where there are at least three. " }
-        @if page.runs.iter().any(|run| !run.finished && !run.tuned.is_empty()) { "Runs that are not finished: their latest evaluation." }
-    })
+    figure(
+        &title,
+        table,
+        html! {
+            @if let Some(meaning) = meaning(&measure.name) { (capital(meaning)) ". " }
+            @if low >= 0.0 && high <= 1.0 { "Bars run from 0 to 1. " } @else { "Bars run from " (score(low)) " to " (score(high)) ". " }
+            @if page.single().is_none() { "The mark on a bar is what the base scored. " }
+            @if seeds { "Whiskers: " (KIND) ", where there are at least three. " }
+            @if page.runs.iter().any(|run| !run.finished && !run.tuned.is_empty()) { "Runs that are not finished: their latest evaluation." }
+        },
+    )
 }
 
 /// Of one run the base and what was trained, of several every recipe, with its base as a mark.

@@ -27,7 +27,13 @@ pub(super) fn section(page: &Page<'_>) -> Markup {
             .flat_map(|(color, group)| group.runs.iter().map(move |run| line(&group.label, color, whole(run))))
             .collect(),
     };
-    let chart = Chart { title: "Seconds of each epoch".into(), x: "epoch".into(), y: "seconds an epoch".into(), lines, ..Chart::default() };
+    let chart = Chart {
+        title: "Seconds of each epoch".into(),
+        x: "epoch".into(),
+        y: "seconds an epoch".into(),
+        lines,
+        ..Chart::default()
+    };
     html! {
         (figure("Seconds an epoch", html! { (chart.legend()) (chart.large()) }, html! {
             @if page.single().is_some() { "Rewards are asked while further pictures are drawn; evaluations and saving are not counted." }

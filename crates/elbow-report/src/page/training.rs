@@ -13,14 +13,26 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// What an epoch records beside its rewards: key, title, and what a reader should know.
 const HEALTH: [(&str, &str, &str); 9] = [
-    ("reward_std_mean", "Differences within groups", "Standard deviation of rewards of one prompt: what there is to learn from."),
-    ("zero_std_ratio", "Groups that agree", "Share of prompts whose pictures all score alike: nothing to prefer among them."),
+    (
+        "reward_std_mean",
+        "Differences within groups",
+        "Standard deviation of rewards of one prompt: what there is to learn from.",
+    ),
+    (
+        "zero_std_ratio",
+        "Groups that agree",
+        "Share of prompts whose pictures all score alike: nothing to prefer among them.",
+    ),
     ("reward_missing", "Missing rewards", "Pictures without a score."),
     ("policy_loss", "Policy loss", "What is minimized, before penalties. It need not fall."),
     ("log_prob", "Log-probability", "Of the samples under the weights that are trained, as the likelihood has it."),
     ("grad_norm", "Gradient norm", "Before clipping."),
     ("approx_kl", "Step of an update", "Half the mean square of the log-ratio to the weights that drew."),
-    ("logratio_max", "Largest log-ratio", "Of any sample to the weights that drew: far from zero, one sample rules a step."),
+    (
+        "logratio_max",
+        "Largest log-ratio",
+        "Of any sample to the weights that drew: far from zero, one sample rules a step.",
+    ),
     ("clipfrac", "Clipped", "Share of samples whose ratio is outside the clip range."),
 ];
 
@@ -30,22 +42,34 @@ pub(super) fn section(page: &Page<'_>) -> Markup {
 
 /// The training reward by tag of the prompt, and its parts.
 fn by_task(page: &Page<'_>) -> Markup {
-    let keys: BTreeSet<&str> =
-        page.runs.iter().flat_map(|run| run.trained().flat_map(|epoch| epoch.record.keys())).map(String::as_str).collect();
+    let keys: BTreeSet<&str> = page
+        .runs
+        .iter()
+        .flat_map(|run| run.trained().flat_map(|epoch| epoch.record.keys()))
+        .map(String::as_str)
+        .collect();
     let rewards: BTreeSet<String> =
         page.runs.iter().filter_map(|run| run.reward.as_ref()).map(|name| format!("reward_{name}")).collect();
-    let is_part = |key: &str| key.starts_with("reward_") && !rewards.contains(key) && keys.contains(&*format!("{key}_std"));
+    let is_part =
+        |key: &str| key.starts_with("reward_") && !rewards.contains(key) && keys.contains(&*format!("{key}_std"));
     let mut groups: Vec<(String, Vec<(String, Chart)>, &str)> = Vec::new();
     for own in &rewards {
         let tags = keys.iter().filter_map(|key| Some((*key, key.strip_prefix(own)?.strip_prefix('_')?)));
-        let tags = tags.filter(|(key, name)| *name != "std" && !name.ends_with("_std") && !is_part(key) && !rewards.contains(*key));
+        let tags = tags.filter(|(key, name)| {
+            *name != "std" && !name.ends_with("_std") && !is_part(key) && !rewards.contains(*key)
+        });
         let charts = charts(page, tags.collect(), "mean reward");
         let name = own.strip_prefix("reward_").filter(|_| rewards.len() > 1).map(|name| format!(": {name}"));
-        let caption = "The same reward over the prompts of one task. An epoch draws few of each, or none: expect noise.";
+        let caption =
+            "The same reward over the prompts of one task. An epoch draws few of each, or none: expect noise.";
         groups.push((format!("Training reward by task{}", name.unwrap_or_default()), charts, caption));
     }
     let parts = keys.iter().filter(|key| is_part(key)).filter_map(|key| Some((*key, key.strip_prefix("reward_")?)));
-    groups.push(("Parts of the reward".into(), charts(page, parts.collect(), "mean score"), "What the reward is made of."));
+    groups.push((
+        "Parts of the reward".into(),
+        charts(page, parts.collect(), "mean score"),
+        "What the reward is made of.",
+    ));
     html! {
         @for (title, charts, caption) in groups {
             @if !charts.is_empty() {
@@ -63,7 +87,10 @@ fn charts(page: &Page<'_>, keys: Vec<(&str, &str)>, y: &str) -> Vec<(String, Cha
     let chart = |(key, name): (&str, &str)| {
         let name = tag(name);
         let lines = page.groups.iter().enumerate().flat_map(|(color, group)| averages(color, group, key)).collect();
-        (name.clone(), Chart { title: format!("{y}, {name}"), x: "epoch".into(), y: y.into(), lines, ..Chart::default() })
+        (
+            name.clone(),
+            Chart { title: format!("{y}, {name}"), x: "epoch".into(), y: y.into(), lines, ..Chart::default() },
+        )
     };
     let mut charts: Vec<(String, Chart)> = keys.into_iter().map(chart).filter(|(_, chart)| !chart.is_empty()).collect();
     let frame = Chart::frame_of(&charts.iter().map(|(_, chart)| chart).collect::<Vec<_>>());
@@ -114,10 +141,14 @@ fn spreads(page: &Page<'_>) -> Markup {
         lines: vec![line(Look::Hidden, ends, band(0, 4)), line(Look::Bold, median, band(1, 3))],
         ..Chart::default()
     };
-    figure("How the rewards of pictures spread", chart.large(), html! {
-        "Line: the median picture of an epoch. Dark: the middle half. Light: eight of ten. "
-        @if every > 1 { "One epoch of every " (every) " is shown." }
-    })
+    figure(
+        "How the rewards of pictures spread",
+        chart.large(),
+        html! {
+            "Line: the median picture of an epoch. Dark: the middle half. Light: eight of ten. "
+            @if every > 1 { "One epoch of every " (every) " is shown." }
+        },
+    )
 }
 
 /// Small figures of what else an epoch records.
@@ -133,7 +164,13 @@ fn health(page: &Page<'_>) -> Markup {
             zero.push(title.to_lowercase());
             continue;
         }
-        let chart = Chart { title: title.into(), x: "epoch".into(), y: key.into(), lines: means(page, key), ..Chart::default() };
+        let chart = Chart {
+            title: title.into(),
+            x: "epoch".into(),
+            y: key.into(),
+            lines: means(page, key),
+            ..Chart::default()
+        };
         shown.push((title, note, chart));
     }
     html! {
