@@ -71,6 +71,8 @@ const NARROW: Size = Size { width: 350.0, height: 250.0, named: false, class: "n
 const MEDIUM: Size = Size { width: 420.0, height: 220.0, named: false, class: "medium" };
 const SMALL: Size = Size { width: 300.0, height: 170.0, named: false, class: "small" };
 
+/// Least distance of two names.
+const APART: f64 = 15.0;
 /// Width of a letter of a name, and letters that a name may have.
 const LETTER: f64 = 7.6;
 const LETTERS: usize = 24;
@@ -145,7 +147,7 @@ impl Chart {
                     line.stub x1=(px(across(*tick))) x2=(px(across(*tick))) y1=(px(bottom)) y2=(px(bottom + 4.0)) {}
                     text.tick x=(px(across(*tick))) y=(px(bottom + 17.0)) text-anchor="middle" { (label) }
                 }
-                text.axis x=(px((left + right) / 2.0)) y=(px(size.height - 4.0)) text-anchor="middle" { (self.x) }
+                text.axis x=(px(f64::midpoint(left, right))) y=(px(size.height - 4.0)) text-anchor="middle" { (self.x) }
                 // What lies outside is cut off: a band may be as wide as it likes.
                 svg x=(px(left - 5.0)) y=(px(top - 5.0)) width=(px(right - left + 10.0)) height=(px(bottom - top + 10.0))
                     viewBox=(data(&[left - 5.0, top - 5.0, right - left + 10.0, bottom - top + 10.0])) {
@@ -188,8 +190,8 @@ impl Chart {
     }
 
     /// Ranges that hold several figures.
-    pub(crate) fn frame_of(charts: &[&Self]) -> Option<[Scale; 2]> {
-        let frames: Vec<[Scale; 2]> = charts.iter().map(|chart| chart.frame()).collect();
+    pub(crate) fn frame_of(charts: &[Self]) -> Option<[Scale; 2]> {
+        let frames: Vec<[Scale; 2]> = charts.iter().map(Self::frame).collect();
         let over = |axis: usize| Scale {
             from: frames.iter().map(|frame| frame[axis].from).fold(f64::INFINITY, f64::min),
             to: frames.iter().map(|frame| frame[axis].to).fold(f64::NEG_INFINITY, f64::max),
@@ -203,7 +205,6 @@ impl Chart {
         let named = self.lines.iter().filter(|line| line.look.is_named());
         let mut ends: Vec<(&Line, f64)> = named.filter_map(|line| Some((line, down(last(line)?)))).collect();
         ends.sort_by(|a, b| a.1.total_cmp(&b.1));
-        const APART: f64 = 15.0;
         for i in 1..ends.len() {
             ends[i].1 = ends[i].1.max(ends[i - 1].1 + APART);
         }

@@ -30,6 +30,11 @@ impl<'a> Group<'a> {
         self.runs[0]
     }
 
+    /// Whether this very run is one of it.
+    pub(crate) fn has(&self, run: &Run) -> bool {
+        self.runs.iter().any(|other| std::ptr::eq(*other, run))
+    }
+
     /// One run a seed: a second one of the same seed says nothing of how seeds differ.
     pub(crate) fn seeds(&self) -> Vec<&'a Run> {
         let mut seen = BTreeSet::new();

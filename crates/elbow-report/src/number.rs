@@ -6,12 +6,10 @@ pub(crate) fn score(value: f64) -> String {
     if size > 0.0 && size < 1e-3 {
         return format!("{value:.1e}").replace('-', "−");
     }
-    let decimals = if size < 10.0 {
-        3
-    } else if size < 1000.0 {
-        1
-    } else {
-        0
+    let decimals = match size {
+        0.0..10.0 => 3,
+        10.0..1000.0 => 1,
+        _ => 0,
     };
     minus(format!("{value:.decimals$}"))
 }

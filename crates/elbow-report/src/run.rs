@@ -124,6 +124,11 @@ impl Run {
         self.epochs.last().map_or(0, |epoch| epoch.number)
     }
 
+    /// Pictures that were drawn, and seconds of drawing and training.
+    pub(crate) fn spent(&self) -> (f64, f64) {
+        self.epochs.last().map_or((0.0, 0.0), |epoch| (epoch.images, epoch.seconds))
+    }
+
     /// What the run should please, on held-out prompts: the measure of its reward's name if there is one, else the first.
     pub(crate) fn headline(&self) -> Option<&Measure> {
         let own = self.measures.iter().find(|measure| Some(&measure.name) == self.reward.as_ref());

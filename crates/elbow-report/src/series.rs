@@ -127,9 +127,10 @@ pub(crate) fn band(runs: &[BTreeMap<u64, (f64, Option<f64>)>]) -> Band {
     Band { mean, ends }
 }
 
-/// Points of a key by epoch, for [`band`].
-pub(crate) fn by_epoch(run: &Run, key: &str, points: &Points) -> BTreeMap<u64, (f64, Option<f64>)> {
-    recorded(run, key).map(|epoch| epoch.number).zip(points.iter().copied()).collect()
+/// What becomes of a key over several runs, whose curves are made by `of`.
+pub(crate) fn over_seeds(runs: &[&Run], key: &str, of: impl Fn(&Run) -> Points) -> Band {
+    let by_epoch = |run: &&Run| recorded(run, key).map(|epoch| epoch.number).zip(of(run)).collect();
+    band(&runs.iter().map(by_epoch).collect::<Vec<_>>())
 }
 
 /// Thins a long curve to about `most` points: of every stretch its lowest and its highest stay, and so do the ends.

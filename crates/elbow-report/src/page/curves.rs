@@ -7,7 +7,8 @@ use crate::{
     interval::KIND,
     measure::{self, Measure},
     number,
-    series::{Band, MOST, Points, SMOOTHING, X, band, by_epoch, curve, held_out, recorded, smooth},
+    run::Run,
+    series::{Band, MOST, SMOOTHING, X, band, curve, held_out, over_seeds, recorded, smooth},
 };
 use maud::{Markup, html};
 use std::collections::{BTreeMap, BTreeSet};
@@ -54,29 +55,23 @@ fn chart(page: &Page<'_>, key: &str, name: &str, x: X) -> Chart {
 }
 
 /// One color a recipe: of one run its epochs and their average, of several seeds their averages, the mean of these and its interval.
-pub(super) fn lines(page: &Page<'_>, key: &str, x: X) -> Vec<Line> {
+fn lines(page: &Page<'_>, key: &str, x: X) -> Vec<Line> {
     let mut lines = Vec::new();
     let alone = page.groups.len() == 1;
     for (color, group) in page.groups.iter().enumerate() {
+        let name = |what: String| if alone { what } else { group.label.clone() };
+        let line = |what: String, look, points, band| Line { name: name(what), color, look, points, band };
         let seeds = group.seeds();
-        let line = |name: String, look, points, band| Line { name, color, look, points, band };
+        let average = |run: &Run| smooth(&curve(run, key, x));
         if let [run] = seeds[..] {
-            let raw = curve(run, key, x);
-            let name = |what: &str| if alone { what.to_owned() } else { group.label.clone() };
-            let average = smooth(&raw);
-            lines.push(line(name("each epoch"), Look::Thin, raw, Vec::new()));
-            lines.push(line(name("average"), Look::Bold, average, Vec::new()));
+            lines.push(line("each epoch".into(), Look::Thin, curve(run, key, x), Vec::new()));
+            lines.push(line("average".into(), Look::Bold, average(run), Vec::new()));
         } else {
-            let averages: Vec<Points> = seeds.iter().map(|run| smooth(&curve(run, key, x))).collect();
-            let all: Vec<BTreeMap<_, _>> =
-                seeds.iter().zip(&averages).map(|(run, points)| by_epoch(run, key, points)).collect();
-            let Band { mean, ends } = band(&all);
-            let name = |what: &str| if alone { what.to_owned() } else { group.label.clone() };
-            for (run, points) in seeds.iter().zip(averages) {
-                let seed = if alone { format!("seed {}", run.seed().unwrap_or("?")) } else { group.label.clone() };
-                lines.push(line(seed, Look::Thin, points, Vec::new()));
+            for run in &seeds {
+                lines.push(line(format!("seed {}", run.seed().unwrap_or("?")), Look::Thin, average(run), Vec::new()));
             }
-            lines.push(line(name("mean of seeds"), Look::Bold, mean, ends));
+            let Band { mean, ends } = over_seeds(&seeds, key, average);
+            lines.push(line("mean of seeds".into(), Look::Bold, mean, ends));
         }
     }
     lines.retain(|line| line.points.iter().any(|(_, y)| y.is_some()));

@@ -2,6 +2,7 @@
 
 use super::Page;
 use crate::{
+    chart::color,
     group::Group,
     interval::{Interval, KIND},
     measure::{Measure, meaning},
@@ -41,7 +42,7 @@ fn about() -> Markup {
 /// What a run did, in a sentence or two.
 fn sentence(run: &Run) -> Markup {
     let last = run.last();
-    let spent = run.epochs.last().map_or((0.0, 0.0), |epoch| (epoch.images, epoch.seconds));
+    let (pictures, seconds) = run.spent();
     html! {
         @if last == 0 {
             "The base was measured, and nothing was trained yet with the recipe " b { (run.recipe.name) } ". "
@@ -50,8 +51,8 @@ fn sentence(run: &Run) -> Markup {
             @if run.finished { " trained the model for " (plural(last as usize, "epoch")) }
             @else if let Some(epochs) = run.recipe.epochs() { " has trained the model for " (last) " of " (plural(epochs as usize, "epoch")) " so far" }
             @else { " has trained the model for " (plural(last as usize, "epoch")) }
-            ", on " (count(spent.0)) " pictures that it drew"
-            @if spent.1 > 0.0 { " in " (duration(spent.1)) }
+            ", on " (count(pictures)) " pictures that it drew"
+            @if seconds > 0.0 { " in " (duration(seconds)) }
             ". "
         }
         (change(run))
@@ -112,7 +113,7 @@ fn tiles(run: &Run) -> Markup {
         })
         .take(2)
         .collect();
-    let spent = run.epochs.last().map_or((0.0, 0.0), |epoch| (epoch.images, epoch.seconds));
+    let (pictures, seconds) = run.spent();
     html! {
         ul.tiles {
             @for (name, base, tuned) in scores {
@@ -134,8 +135,8 @@ fn tiles(run: &Run) -> Markup {
             }
             li {
                 span.label { "pictures drawn" }
-                span.value { (count(spent.0)) }
-                @if spent.1 > 0.0 { span.note { "in " (duration(spent.1)) } }
+                span.value { (count(pictures)) }
+                @if seconds > 0.0 { span.note { "in " (duration(seconds)) } }
             }
         }
     }
@@ -228,8 +229,7 @@ fn base(interval: Interval) -> String {
 /// Every recipe in a row, and every run below it.
 fn results(page: &Page<'_>, measures: &[Measure]) -> Markup {
     let measures = &measures[..measures.len().min(2)];
-    let last = |run: &Run| run.epochs.last().map_or((0.0, 0.0), |epoch| (epoch.images, epoch.seconds));
-    let name = |run: &Run| page.runs.iter().position(|other| std::ptr::eq(other, run)).map(|i| page.names[i].as_str());
+    let keys: Vec<String> = measures.iter().map(Measure::key).collect();
     html! {
         div.scroll {
             table.results {
@@ -243,28 +243,16 @@ fn results(page: &Page<'_>, measures: &[Measure]) -> Markup {
                 tbody {
                     @for (index, group) in page.groups.iter().enumerate() {
                         tr {
-                            th scope="row" { span.swatch style=(format!("background:{}", crate::chart::color(index))) {} (group.label) }
+                            th scope="row" { span.swatch style=(format!("background:{}", color(index))) {} (group.label) }
                             td.number { (group.seeds().len()) }
-                            @for measure in measures {
-                                td.number { (group.interval(|run| value(&run.base, &measure.key())).map(base).unwrap_or("–".into())) }
-                                td.number { (group.interval(|run| value(&run.tuned, &measure.key())).map(plus_minus).unwrap_or("–".into())) }
-                            }
-                            td.number { (epochs(&group.runs)) }
-                            td.number { (group.interval(|run| Some(last(run).0)).map(|i| count(i.mean)).unwrap_or_default()) }
-                            td.number { (group.interval(|run| Some(last(run).1)).map(|i| duration(i.mean)).unwrap_or_default()) }
+                            @for cell in of_group(group, &keys) { td.number { (cell) } }
                         }
                         @if group.runs.len() > 1 {
-                            @for run in &group.runs {
+                            @for (run, name) in page.runs.iter().zip(page.names).filter(|(run, _)| group.has(run)) {
                                 tr.part {
-                                    th scope="row" { (name(run).unwrap_or(&run.name)) }
+                                    th scope="row" { (name) }
                                     td.number { "seed " (run.seed().unwrap_or("?")) }
-                                    @for measure in measures {
-                                        td.number { (value(&run.base, &measure.key()).map(score).unwrap_or("–".into())) }
-                                        td.number { (value(&run.tuned, &measure.key()).map(score).unwrap_or("–".into())) }
-                                    }
-                                    td.number { (epochs(&[run])) }
-                                    td.number { (count(last(run).0)) }
-                                    td.number { (duration(last(run).1)) }
+                                    @for cell in of_run(run, &keys) { td.number { (cell) } }
                                 }
                             }
                         }
@@ -274,6 +262,28 @@ fn results(page: &Page<'_>, measures: &[Measure]) -> Markup {
         }
         @if page.groups.iter().any(|group| group.seeds().len() > 1) { p.meanings { "±: " (KIND) "." } }
     }
+}
+
+/// Scores before and after, epochs, pictures and time: means over seeds.
+fn of_group(group: &Group<'_>, keys: &[String]) -> Vec<String> {
+    let score = |interval: Option<Interval>, text: fn(Interval) -> String| interval.map_or("–".into(), text);
+    let mut cells = Vec::new();
+    for key in keys {
+        cells.push(score(group.interval(|run| value(&run.base, key)), base));
+        cells.push(score(group.interval(|run| value(&run.tuned, key)), plus_minus));
+    }
+    cells.push(epochs(&group.runs));
+    cells.push(score(group.interval(|run| Some(run.spent().0)), |pictures| count(pictures.mean)));
+    cells.push(score(group.interval(|run| Some(run.spent().1)), |seconds| duration(seconds.mean)));
+    cells
+}
+
+/// The same of one run.
+fn of_run(run: &Run, keys: &[String]) -> Vec<String> {
+    let (pictures, seconds) = run.spent();
+    let both = keys.iter().flat_map(|key| [value(&run.base, key), value(&run.tuned, key)]);
+    let scores = both.map(|value| value.map_or("–".into(), score));
+    scores.chain([epochs(&[run]), count(pictures), duration(seconds)]).collect()
 }
 
 /// "12", or "7 of 12" where runs are not finished.

@@ -2,14 +2,14 @@
 
 use super::{Page, curves::bands, figure};
 use crate::{
-    chart::{Chart, Line, Look},
+    chart::{Chart, Line, Look, color},
     group::Group,
     measure::tag,
     pictures::{numbered, spread},
-    series::{Band, Points, X, band, by_epoch, curve, smooth},
+    series::{Band, Points, X, curve, over_seeds, smooth},
 };
 use maud::{Markup, html};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 /// What an epoch records beside its rewards: key, title, and what a reader should know.
 const HEALTH: [(&str, &str, &str); 9] = [
@@ -36,90 +36,79 @@ const HEALTH: [(&str, &str, &str); 9] = [
     ("clipfrac", "Clipped", "Share of samples whose ratio is outside the clip range."),
 ];
 
+/// Epochs whose samples are read to see how rewards spread.
+const EPOCHS: usize = 60;
+
 pub(super) fn section(page: &Page<'_>) -> Markup {
     html! { (by_task(page)) (spreads(page)) (health(page)) }
 }
 
 /// The training reward by tag of the prompt, and its parts.
 fn by_task(page: &Page<'_>) -> Markup {
-    let keys: BTreeSet<&str> = page
-        .runs
-        .iter()
-        .flat_map(|run| run.trained().flat_map(|epoch| epoch.record.keys()))
-        .map(String::as_str)
-        .collect();
-    let rewards: BTreeSet<String> =
-        page.runs.iter().filter_map(|run| run.reward.as_ref()).map(|name| format!("reward_{name}")).collect();
-    let is_part =
-        |key: &str| key.starts_with("reward_") && !rewards.contains(key) && keys.contains(&*format!("{key}_std"));
-    let mut groups: Vec<(String, Vec<(String, Chart)>, &str)> = Vec::new();
-    for own in &rewards {
-        let tags = keys.iter().filter_map(|key| Some((*key, key.strip_prefix(own)?.strip_prefix('_')?)));
-        let tags = tags.filter(|(key, name)| {
-            *name != "std" && !name.ends_with("_std") && !is_part(key) && !rewards.contains(*key)
-        });
-        let charts = charts(page, tags.collect(), "mean reward");
-        let name = own.strip_prefix("reward_").filter(|_| rewards.len() > 1).map(|name| format!(": {name}"));
-        let caption =
-            "The same reward over the prompts of one task. An epoch draws few of each, or none: expect noise.";
-        groups.push((format!("Training reward by task{}", name.unwrap_or_default()), charts, caption));
-    }
-    let parts = keys.iter().filter(|key| is_part(key)).filter_map(|key| Some((*key, key.strip_prefix("reward_")?)));
-    groups.push((
-        "Parts of the reward".into(),
-        charts(page, parts.collect(), "mean score"),
-        "What the reward is made of.",
-    ));
+    let records = page.runs.iter().flat_map(|run| run.trained().map(|epoch| &epoch.record));
+    let keys: BTreeSet<&str> = records.flat_map(|record| record.keys()).map(String::as_str).collect();
+    let names = page.runs.iter().filter_map(|run| run.reward.as_ref());
+    let rewards: BTreeSet<String> = names.map(|name| format!("reward_{name}")).collect();
+    // A part has a deviation beside it, as the whole reward has; a task has none.
+    let has_std = |key: &str| keys.contains(&*format!("{key}_std"));
+    let parts: BTreeSet<&str> = keys.iter().filter(|key| key.starts_with("reward_") && has_std(key)).copied().collect();
     html! {
-        @for (title, charts, caption) in groups {
-            @if !charts.is_empty() {
-                h3 { (title) }
-                div.small-figures { @for (name, chart) in charts { (figure(&name, chart.small(), html! {})) } }
-                p.caption { (caption) " " @if page.groups.len() > 1 || page.runs.len() > 1 { (bands(page)) } }
-                @if page.groups.len() > 1 { (names(page)) }
-            }
+        @for own in &rewards {
+            @let is_task = |key: &&&str| key.starts_with(&format!("{own}_")) && !key.ends_with("_std") && !parts.contains(*key);
+            @let title = if rewards.len() > 1 { format!("Reward by task: {own}") } else { "Training reward by task".into() };
+            (tiles(page, &title, &keys.iter().filter(is_task).copied().collect::<Vec<_>>(), &format!("{own}_")))
         }
+        (tiles(page, "Parts of the reward", &parts.into_iter().filter(|key| !rewards.contains(*key)).collect::<Vec<_>>(), "reward_"))
     }
 }
 
-/// A figure a key, all in one frame.
-fn charts(page: &Page<'_>, keys: Vec<(&str, &str)>, y: &str) -> Vec<(String, Chart)> {
-    let chart = |(key, name): (&str, &str)| {
-        let name = tag(name);
-        let lines = page.groups.iter().enumerate().flat_map(|(color, group)| averages(color, group, key)).collect();
-        (
-            name.clone(),
-            Chart { title: format!("{y}, {name}"), x: "epoch".into(), y: y.into(), lines, ..Chart::default() },
-        )
+/// A figure a key, all in one frame. What follows `prefix` is its name.
+fn tiles(page: &Page<'_>, title: &str, keys: &[&str], prefix: &str) -> Markup {
+    let chart = |key: &&str| Chart {
+        title: tag(key.strip_prefix(prefix).unwrap_or(key)),
+        x: "epoch".into(),
+        y: "mean reward".into(),
+        lines: page.groups.iter().enumerate().flat_map(|(color, group)| averages(color, group, key)).collect(),
+        frame: None,
     };
-    let mut charts: Vec<(String, Chart)> = keys.into_iter().map(chart).filter(|(_, chart)| !chart.is_empty()).collect();
-    let frame = Chart::frame_of(&charts.iter().map(|(_, chart)| chart).collect::<Vec<_>>());
-    charts.iter_mut().for_each(|(_, chart)| chart.frame = frame);
-    charts
+    let mut charts: Vec<Chart> = keys.iter().map(chart).filter(|chart| !chart.is_empty()).collect();
+    let frame = Chart::frame_of(&charts);
+    for chart in &mut charts {
+        chart.frame = frame;
+    }
+    html! {
+        @if !charts.is_empty() {
+            h3 { (title) }
+            div.small-figures { @for chart in &charts { (figure(&chart.title, chart.small(), html! {})) } }
+            p.caption {
+                @if page.single().is_some() { "Thin: each epoch. Bold: the average. " }
+                "An epoch draws few prompts of a task, or none: expect noise. "
+                @if page.single().is_none() { (bands(page)) }
+            }
+            @if page.groups.len() > 1 { (names(page)) }
+        }
+    }
 }
 
 /// Of one run its epochs and their average, of several seeds the mean of their averages.
 fn averages(color: usize, group: &Group<'_>, key: &str) -> Vec<Line> {
     let line = |look, points, band| Line { name: group.label.clone(), color, look, points, band };
     let seeds = group.seeds();
-    let curves: Vec<Points> = seeds.iter().map(|run| curve(run, key, X::Epochs)).collect();
-    let lines = match &curves[..] {
-        [raw] => vec![line(Look::Thin, raw.clone(), Vec::new()), line(Look::Bold, smooth(raw), Vec::new())],
-        _ => {
-            let all: Vec<BTreeMap<_, _>> =
-                seeds.iter().zip(&curves).map(|(run, raw)| by_epoch(run, key, &smooth(raw))).collect();
-            let Band { mean, ends } = band(&all);
-            vec![line(Look::Bold, mean, ends)]
-        }
+    let mut lines = if let [run] = seeds[..] {
+        let raw = curve(run, key, X::Epochs);
+        vec![line(Look::Bold, smooth(&raw), Vec::new()), line(Look::Thin, raw, Vec::new())]
+    } else {
+        let Band { mean, ends } = over_seeds(&seeds, key, |run| smooth(&curve(run, key, X::Epochs)));
+        vec![line(Look::Bold, mean, ends)]
     };
-    lines.into_iter().filter(|line| line.points.iter().any(|(_, y)| y.is_some())).collect()
+    lines.retain(|line| line.points.iter().any(|(_, y)| y.is_some()));
+    lines
 }
 
 /// How the rewards of an epoch spread, of one run.
 fn spreads(page: &Page<'_>) -> Markup {
     let Some(run) = page.single() else { return html! {} };
     let logs = numbered(&run.folder.samples(), "jsonl");
-    const EPOCHS: usize = 60;
     let every = logs.len().div_ceil(EPOCHS).max(1);
     let spreads: Vec<(f64, [f64; 5])> = logs
         .iter()
@@ -188,7 +177,7 @@ pub(super) fn names(page: &Page<'_>) -> Markup {
     html! {
         ul.legend {
             @for (index, group) in page.groups.iter().enumerate() {
-                li { span.swatch style=(format!("background:{}", crate::chart::color(index))) {} (group.label) }
+                li { span.swatch style=(format!("background:{}", color(index))) {} (group.label) }
             }
         }
     }
@@ -198,13 +187,10 @@ pub(super) fn names(page: &Page<'_>) -> Markup {
 pub(super) fn means(page: &Page<'_>, key: &str) -> Vec<Line> {
     let line = |(color, group): (usize, &Group<'_>)| {
         let seeds = group.seeds();
-        let (points, ends) = match &seeds[..] {
-            [run] => (curve(run, key, X::Epochs), Vec::new()),
-            _ => {
-                let runs: Vec<_> = seeds.iter().map(|run| by_epoch(run, key, &curve(run, key, X::Epochs))).collect();
-                let Band { mean, ends } = band(&runs);
-                (mean, ends)
-            }
+        let Band { mean: points, ends } = if let [run] = seeds[..] {
+            Band { mean: curve(run, key, X::Epochs), ends: Vec::new() }
+        } else {
+            over_seeds(&seeds, key, |run| curve(run, key, X::Epochs))
         };
         Line { name: group.label.clone(), color, look: Look::Bold, points, band: ends }
     };

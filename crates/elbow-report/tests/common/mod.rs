@@ -166,7 +166,8 @@ impl Fixture {
                 save_png(&folder.samples().join(&name), &self.tile(i as u32, &[]).image).unwrap();
                 line["file"] = name.into();
             }
-            lines += &format!("{line}\n");
+            lines += &line.to_string();
+            lines.push('\n');
         }
         fs::create_dir_all(folder.samples()).unwrap();
         fs::write(folder.samples().join(format!("epoch-{epoch:05}.jsonl")), lines).unwrap();
