@@ -52,6 +52,7 @@ Examples:
   elbow train --resume runs/nano-geneval-1            go on where a run stopped, bit for bit
   elbow sample --run runs/nano-geneval-1 \"a photo of a red car left of a cat\"
   elbow eval --run runs/nano-geneval-1
+  elbow report runs/nano-geneval-1                    what happened, as a page
   elbow export runs/my-run-1 --format peft --out my-lora
   elbow reward new my_reward.py                       a reward of your own, in Python
   elbow doctor                                        whether everything works here
@@ -70,6 +71,8 @@ enum Command {
     Eval(commands::eval::Args),
     /// Train a base model on the embedded scenes, by flow matching or to predict noise.
     Pretrain(commands::pretrain::Args),
+    /// Show what happened in one run or several, as a page for a browser.
+    Report(commands::report::Args),
     /// Write what a run trained in the formats of other programs: an adapter, or whole weights.
     Export(commands::export::Args),
     /// Put an adapter of any program into the weights it was trained on.
@@ -113,6 +116,7 @@ fn run(command: Command, device: device::DeviceName) -> anyhow::Result<()> {
         Command::Sample(args) => commands::sample::run(&args, device),
         Command::Eval(args) => commands::eval::run(&args, device),
         Command::Pretrain(args) => commands::pretrain::run(&args, device),
+        Command::Report(args) => commands::report::run(&args),
         Command::Export(args) => commands::export::run(&args),
         Command::Merge(args) => commands::merge::run(&args),
         Command::Reward(args) => commands::reward::run(&args),

@@ -113,6 +113,14 @@ pub enum RunLogError {
     /// A record to be written has no epoch, and could not be found again on resume.
     #[error("a record needs an `epoch` that is a non-negative integer")]
     NoEpoch,
+    /// A contact sheet that cannot be read back.
+    #[error("cannot read the pictures of {}: {reason}", path.display())]
+    Sheet {
+        /// The sheet.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// An image could not be encoded.
     #[error("cannot encode an image as PNG")]
     Image(#[from] image::ImageError),
@@ -144,7 +152,7 @@ impl RunLogError {
             | Self::Length { .. }
             | Self::Corrupt { .. } => Some("delete this checkpoint folder to go on from the one before it"),
             Self::Line { .. } => Some("correct or delete this line"),
-            Self::FileName { .. } | Self::NoEpoch | Self::Image(_) => None,
+            Self::FileName { .. } | Self::NoEpoch | Self::Sheet { .. } | Self::Image(_) => None,
         }
     }
 

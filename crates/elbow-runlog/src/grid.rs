@@ -3,18 +3,24 @@
 use image::imageops::{self, FilterType};
 use image::{Rgb, RgbImage};
 
+use crate::sheet;
 use crate::text::{self, CHARACTER};
 
-const PAPER: Rgb<u8> = Rgb([255; 3]);
-const INK: Rgb<u8> = Rgb([40; 3]);
+pub(crate) const PAPER: Rgb<u8> = Rgb([255; 3]);
+pub(crate) const INK: Rgb<u8> = Rgb([40; 3]);
 /// Pixels between tiles.
-const GAP: u32 = 8;
+pub(crate) const GAP: u32 = 8;
 /// Pixels from one line of text to the next, before enlargement.
-const LINE: u32 = CHARACTER + 3;
+pub(crate) const LINE: u32 = CHARACTER + 3;
 /// Narrower tiles would leave no room for a caption.
-const NARROWEST: u32 = 16 * CHARACTER;
+pub(crate) const NARROWEST: u32 = 16 * CHARACTER;
 /// Lines that one caption may take.
-const ROWS: usize = 4;
+pub(crate) const ROWS: usize = 4;
+
+/// Enlargement of the text of a title.
+const TITLE_SIZE: u32 = 2;
+/// Pixels that a title takes above its sheet.
+pub(crate) const TITLE: u32 = 2 * GAP + TITLE_SIZE * CHARACTER;
 
 /// One image of a sheet.
 #[derive(Debug, Clone, PartialEq)]
@@ -44,15 +50,13 @@ pub fn before_after(before: (&str, &[Tile]), after: (&str, &[Tile]), columns: us
 
 /// A sheet with a line of large text above.
 fn titled(title: &str, sheet: &RgbImage) -> RgbImage {
-    const SIZE: u32 = 2;
-    let top = 2 * GAP + SIZE * CHARACTER;
     let width = sheet.width().max(2 * GAP + NARROWEST);
-    let mut page = RgbImage::from_pixel(width, top + sheet.height(), PAPER);
-    let columns = (width - 2 * GAP) / (SIZE * CHARACTER);
+    let mut page = RgbImage::from_pixel(width, TITLE + sheet.height(), PAPER);
+    let columns = (width - 2 * GAP) / (TITLE_SIZE * CHARACTER);
     for line in text::wrap(title, columns as usize, 1) {
-        text::draw(&mut page, (GAP, GAP), SIZE, INK, &line);
+        text::draw(&mut page, (GAP, GAP), TITLE_SIZE, INK, &line);
     }
-    imageops::replace(&mut page, sheet, 0, top.into());
+    imageops::replace(&mut page, sheet, 0, TITLE.into());
     page
 }
 
@@ -76,7 +80,7 @@ impl Layout {
         let columns = columns.clamp(1, tiles.len().max(1));
         let largest = |side: fn(&RgbImage) -> u32| tiles.iter().map(|tile| side(&tile.image)).max().unwrap_or(0);
         let width = (largest(RgbImage::width) * scale).max(NARROWEST);
-        let text = (width / 256).max(1);
+        let text = sheet::text_size(width);
         let fit = (width / (text * CHARACTER)) as usize;
         let wrap = |tile: &Tile| tile.caption.iter().flat_map(|line| text::wrap(line, fit, ROWS)).collect();
         Self {

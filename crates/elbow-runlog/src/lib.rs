@@ -9,7 +9,7 @@
 //! <run>/lock.json            the process that writes to it    lock
 //! <run>/metrics.jsonl        one record per epoch             metrics
 //! <run>/events.out.tfevents* the same for TensorBoard         tensorboard
-//! <run>/images/              grids of samples                 grid
+//! <run>/images/              grids of samples                 grid, sheet
 //! <run>/checkpoints/         checkpoint-<step>/ folders       checkpoint
 //! ```
 //!
@@ -25,6 +25,7 @@ pub mod grid;
 mod lock;
 pub mod metrics;
 mod png;
+pub mod sheet;
 pub mod tensorboard;
 mod text;
 

@@ -1,5 +1,6 @@
 //! Small text in images, from an 8×8 bitmap font.
 
+use font8x8::unicode::FontUnicode;
 use font8x8::{BASIC_FONTS, GREEK_FONTS, LATIN_FONTS, UnicodeFonts};
 use image::{Rgb, RgbImage};
 
@@ -35,6 +36,17 @@ fn glyph(character: char) -> [u8; 8] {
         .or_else(|| LATIN_FONTS.get(character))
         .or_else(|| GREEK_FONTS.get(character))
         .unwrap_or(UNKNOWN)
+}
+
+/// The character whose dots these are, by column and row; `\u{fffd}` if there is none.
+pub(crate) fn character(inked: impl Fn(u32, u32) -> bool) -> char {
+    let row = |row| (0..CHARACTER).fold(0, |dots: u8, column| dots | u8::from(inked(column, row)) << column);
+    let dots: Vec<u8> = (0..CHARACTER).map(row).collect();
+    let fonts = [&BASIC_FONTS as &dyn UnicodeFonts, &LATIN_FONTS, &GREEK_FONTS];
+    // Control characters have glyphs too, which are empty: a space comes first.
+    let found =
+        fonts.iter().flat_map(|font| font.iter()).find(|glyph| glyph.char() >= ' ' && glyph.byte_array()[..] == dots);
+    found.map_or('\u{fffd}', FontUnicode::char)
 }
 
 /// Breaks text between words into lines of at most `columns` characters, and a longer word inside. What does not fit

@@ -11,6 +11,7 @@ pub mod methods;
 pub mod plan;
 pub mod pretrain;
 pub mod progress;
+pub mod report;
 pub mod reward;
 pub mod sample;
 pub mod study;

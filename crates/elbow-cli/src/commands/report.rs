@@ -1,0 +1,90 @@
+//! `elbow report`: what happened, as a page.
+
+use crate::{failure, output};
+use anyhow::Result;
+use elbow_report::{Report, ReportError};
+use elbow_runlog::write_atomic;
+use std::{
+    error::Error,
+    path::{Path, PathBuf},
+};
+
+/// Arguments of `elbow report`.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  elbow report runs/nano-geneval-1                    writes runs/nano-geneval-1/report.html
+  elbow report runs/*-seed? --out seeds.html          one curve with a band a recipe, and what differs between recipes
+  elbow report runs/nano-geneval-1 --csv curves.csv   also run, step, elapsed hours, reward and averaged reward
+
+A page is one file that asks no network. A run under way may be looked at as well.")]
+pub struct Args {
+    /// Folders of runs. Those of one recipe that differ in their seeds are shown as one curve with a band.
+    #[arg(required = true, value_name = "RUN")]
+    runs: Vec<PathBuf>,
+    /// Where the page goes; the default is report.html in the run folder, or here for several runs. An older page is replaced.
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Also write the training curves to this file.
+    #[arg(long, value_name = "FILE")]
+    csv: Option<PathBuf>,
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> Result<()> {
+    let out = match (&args.out, &args.runs[..]) {
+        (Some(out), _) => out.clone(),
+        (None, [run]) => run.join("report.html"),
+        (None, _) => PathBuf::from("report.html"),
+    };
+    if args.out.is_some() {
+        check("--out", &out, "html")?;
+    }
+    if let Some(csv) = &args.csv {
+        check("--csv", csv, "csv")?;
+    }
+    let report = Report::read(&args.runs).map_err(told)?;
+    let page = report.html();
+    let table = args.csv.as_ref().map(|_| report.csv()).transpose().map_err(told)?;
+    write_atomic(&out, page.as_bytes())?;
+    output::line(&format!("{} ({}): open it in a browser", out.display(), size(page.len())));
+    if let (Some(csv), Some(table)) = (&args.csv, table) {
+        write_atomic(csv, table.as_bytes())?;
+        output::line(&format!("{}: the curves", csv.display()));
+    }
+    Ok(())
+}
+
+/// Refuses a file that is probably not meant: another kind of file would be replaced.
+fn check(argument: &str, path: &Path, end: &str) -> Result<()> {
+    if path.extension().is_none_or(|found| found != end) || path.is_dir() {
+        return Err(failure::error(
+            format!("{argument} {}: this is written as a file whose name ends in .{end}", path.display()),
+            format!("for example {argument} report.{end}"),
+        ));
+    }
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    if let Some(parent) = parent.filter(|parent| !parent.is_dir()) {
+        return Err(failure::error(
+            format!("{argument} {}: there is no folder {}", path.display(), parent.display()),
+            "make it first",
+        ));
+    }
+    Ok(())
+}
+
+/// An error with its causes in one line, and its hint.
+fn told(error: ReportError) -> anyhow::Error {
+    let Some(hint) = error.hint() else { return error.into() };
+    let mut message = error.to_string();
+    let mut cause = error.source();
+    while let Some(source) = cause {
+        message = format!("{message}: {source}");
+        cause = source.source();
+    }
+    failure::error(message, hint)
+}
+
+fn size(bytes: usize) -> String {
+    let kilobytes = bytes as f64 / 1e3;
+    if kilobytes < 1e3 { format!("{kilobytes:.0} kB") } else { format!("{:.1} MB", kilobytes / 1e3) }
+}
