@@ -72,8 +72,12 @@ impl Last {
         let Some((state, radar)) = &self.unsaved else { return Ok(None) };
         let (files, counters) = state.save();
         let files: Vec<(&str, &[u8])> = files.iter().map(|(name, bytes)| (*name, bytes.as_slice())).collect();
-        let path =
-            checkpoint::write(&self.folder.checkpoints(), state.epoch, &files, &json!({ "counters": counters, "radar": radar }))?;
+        let path = checkpoint::write(
+            &self.folder.checkpoints(),
+            state.epoch,
+            &files,
+            &json!({ "counters": counters, "radar": radar }),
+        )?;
         let best = radar.best_epoch();
         self.unsaved = None;
         keep(&self.folder, &self.recipe, best)?;

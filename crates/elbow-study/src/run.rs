@@ -232,7 +232,9 @@ fn diverged(error: &Error) -> bool {
     match error {
         Error::At { source, .. } => diverged(source),
         Error::Train(TrainError::NotFinite { .. }) => true,
-        Error::Train(TrainError::Rollout(RolloutError::Missing { first, .. })) => [missing::NOT_FINITE, missing::NOT_DECODED].contains(&&**first),
+        Error::Train(TrainError::Rollout(RolloutError::Missing { first, .. })) => {
+            [missing::NOT_FINITE, missing::NOT_DECODED].contains(&&**first)
+        }
         _ => false,
     }
 }
