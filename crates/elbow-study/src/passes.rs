@@ -142,10 +142,10 @@ impl Policy for Counting {
         Ok(Conditioning { tokens: Tensor::zeros([prompts.len(), 1, 1], &Device::flex()), mask: None, pooled: None })
     }
 
-    fn decode(&self, latents: Tensor<2>) -> Vec<RgbImage> {
+    fn decode(&self, latents: Tensor<2>) -> Vec<Decoded> {
         let rows = latents.dims()[0];
         self.counts.add(0, rows);
-        vec![RgbImage::new(1, 1); rows]
+        vec![RgbImage::new(1, 1).into(); rows]
     }
 }
 

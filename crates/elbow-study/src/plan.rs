@@ -246,7 +246,7 @@ impl Variant {
 fn measures(recipe: &Recipe) -> Result<Vec<String>> {
     let setting = &recipe.setting;
     let (prompts, _) = data::held_out(recipe)?;
-    let scenes = setting.model.resolution() == SIDE && prompts.iter().all(|prompt| Record::try_from(prompt).is_ok());
+    let scenes = setting.model.resolution() == Resolution::square(SIDE) && prompts.iter().all(|prompt| Record::try_from(prompt).is_ok());
     let judges = if scenes { &["geneval", "judge", "geneval_dense"][..] } else { &[] };
     let mut names: Vec<String> = judges.iter().map(|&name| name.to_owned()).collect();
     names.extend(setting.eval.rewards.iter().map(|named| named.name.clone()));

@@ -2,7 +2,7 @@
 
 use burn::tensor::{Device, Tensor};
 use elbow::{
-    Policy, Prompt, Request, Reward, RewardError, RgbImage, Score,
+    Policy, Prompt, Request, Reward, RewardError, Score,
     advantage::{AdvantageKind, BestWorst, LeaveOneOut, Nft, PerPrompt, Softmax, Standard, Top},
     batch::{Batch, Sample},
     behavior::BehaviorLag,
@@ -16,7 +16,7 @@ use elbow::{
     },
     optimizer::OptimizerConfig,
     params::{Params, Tensors},
-    policy::{Conditioning, EncodeError, VelocityField},
+    policy::{Conditioning, Decoded, EncodeError, VelocityField},
     rollout::RolloutError,
     sampler::{
         self, Branch, Cps, Dance, Ddim, Euler, FlowSde, SaSolver, SamplerConfig, SamplerKind, Sde, Strategy, Unipc,
@@ -527,7 +527,7 @@ impl Policy for Started {
         self.toy.encode(prompts)
     }
 
-    fn decode(&self, latents: Tensor<2>) -> Vec<RgbImage> {
+    fn decode(&self, latents: Tensor<2>) -> Vec<Decoded> {
         self.toy.decode(latents)
     }
 }

@@ -69,7 +69,10 @@ impl Config {
         }
         let rank = match config.get("r") {
             None => None,
-            Some(r) => Some(r.as_u64().ok_or_else(|| refused("r", r, "it must be a whole number"))? as usize),
+            Some(r) => {
+                let rank = r.as_u64().filter(|rank| *rank > 0);
+                Some(rank.ok_or_else(|| refused("r", r, "it must be a whole number above 0"))? as usize)
+            }
         };
         let absent = Value::Null;
         let scale = config.get(alpha).unwrap_or(&absent);

@@ -3,8 +3,8 @@
 use super::{
     Adapter, AdapterFile, LoraFileError, Provenance,
     delta::{Delta, Matrix, Product, Update},
+    file::Change,
     layer_and_side,
-    read::Change,
     write::partial,
 };
 use crate::folder::{Checkpoint, FolderError, finite, unreadable};

@@ -25,11 +25,14 @@
 //! Layers of text encoders are left out and counted. Other kinds of adapters are named and refused, and so are factors and
 //! results that are not finite.
 
+mod adapter;
 mod comfyui;
 mod config;
 mod delta;
 mod error;
+mod file;
 mod fit;
+mod layers;
 mod merge;
 mod names;
 mod open;
@@ -39,8 +42,8 @@ mod write;
 pub use crate::network::{Component as Network, Family};
 pub use comfyui::write_comfyui;
 pub use error::LoraFileError;
+pub use file::{AdapterFile, read};
 pub use merge::{Merge, Trained, write_merged, write_merged_file};
-pub use read::{AdapterFile, read};
 pub use write::{write_diffusers, write_kohya, write_peft};
 
 use crate::{lora::LoraConfig, network};

@@ -304,7 +304,7 @@ fn fused(pairs: Vec<(String, Vec<String>)>, weights: &BTreeMap<&str, &[usize]>) 
         let mut start = 0;
         let part = |layer: String| {
             let shape = weights[layer.as_str()];
-            let rows = start..start + shape[0];
+            let rows = start..start + shape.first().copied().unwrap_or(1);
             start = rows.end;
             // A modulation of shift and scale alone: the original code has the shift first, diffusers the scale.
             let swapped = original.ends_with("adaLN_modulation.1") && shape.len() == 2 && shape[0] == 2 * shape[1];

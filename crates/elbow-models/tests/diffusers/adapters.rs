@@ -385,14 +385,18 @@ fn what_is_damaged_or_another_kind_is_named() {
     let weight = "in the file, the layer's weight is [16, 16]";
     shaped("lora_up.weight", &[2, 16], &["another model", &format!("lora_up.weight: [2, 16] {weight}")]);
     shaped("lora_down.weight", &[2, 8], &[&format!("lora_down.weight: [2, 8] {weight}")]);
-    shaped("lora_down.weight", &[3, 16], &[&format!("lora_up.weight: [16, 2] {weight}")]);
+    shaped("lora_down.weight", &[3, 16], &["lora_up.weight: of rank 2, and ", "lora_down.weight of rank 3"]);
     shaped("lora_mid.weight", &[3, 2, 1, 1], &["lora_mid.weight: [3, 2, 1, 1] in the file"]);
     shaped("dora_scale", &[3, 1], &["dora_scale: [3, 1] in the file"]);
     shaped("diff_b", &[16], &["has no mid_block.attentions.0.transformer_blocks.0.attn1.to_q.bias"]);
     shaped("lora.up.weight", &[16, 2], &["the layer has", "already"]);
+    shaped("diff", &[16, 16], &["the layer is changed in two ways"]);
+    shaped("hada_w1_a", &[16, 2], &["the layer is changed in two ways"]);
+    shaped("dora_scale", &[], &["dora_scale: [] in the file"]);
     shaped("oft_blocks", &[2, 8, 8], &["an OFT", "oft_blocks", "LoRA, DoRA, LoHa, LoKr"]);
     shaped("a1.weight", &[2, 16], &["a GLoRA"]);
     shaped("on_input", &[16], &["an IA3"]);
+    shaped("lora_E", &[2, 1], &["an AdaLoRA"]);
     let missing = ["attn1_to_q", "one of its two factors is missing"];
     refused(&|all| drop(all.remove(&format!("{LAYER}.lora_up.weight"))), &missing);
     refused(&|all| drop(all.remove(&format!("{LAYER}.lora_down.weight"))), &missing);
@@ -454,6 +458,7 @@ fn configurations_that_mean_something_else_are_refused_by_field() {
     refused("peft-patterns", "use_qalora", "true", &["`use_qalora` is true"]);
     refused("peft-patterns", "layer_replication", "[[0, 2]]", &["`layer_replication`"]);
     refused("peft-patterns", "use_dora", "true", &["has no magnitudes, and use_dora is true"]);
+    refused("peft-patterns", "r", "0", &["`r` is 0", "above 0"]);
     refused("peft-patterns", "r", "7", &["`r` is 7", "have rank 2"]);
     refused("peft-patterns", "rank_pattern", "{\"to_q\": 9}", &["`r` is 9", "to_q have rank"]);
     refused("peft-patterns", "rank_pattern", "{\"(to_q\": 9}", &["`rank_pattern`", "regular expression"]);
@@ -536,8 +541,15 @@ fn results_that_are_not_finite_leave_nothing_behind() {
     );
 }
 
-static ABOUT: Provenance =
-    Provenance { run: String::new(), step: 0, ema: false, base: String::new(), architecture: String::new() };
+static ABOUT: Provenance = Provenance {
+    run: String::new(),
+    step: 0,
+    ema: false,
+    base: String::new(),
+    revision: String::new(),
+    base_sha256: String::new(),
+    architecture: String::new(),
+};
 
 /// Files of any ranks and scales as one adapter, which merges to the same weights.
 #[test]
@@ -565,6 +577,20 @@ fn plain_files_become_adapters_of_one_rank_and_one_scale() {
             );
         }
     }
+    // No name selects FLUX's last layer alone: that of the single blocks is fresh beside it, and changes nothing.
+    let (base, _) = expected("original-flux");
+    let [last, block] = ["proj_out", "single_transformer_blocks.0.proj_out"];
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("a.safetensors");
+    let factors = [("lora_A", floats(&[2, 16], |i| i as f32)), ("lora_B", floats(&[64, 2], |i| i as f32))];
+    save(&factors.map(|(side, t)| (format!("transformer.{last}.{side}.weight"), t)).into(), &[], &file);
+    let fresh = read(&file, &shapes(&base)).expect("reads");
+    assert_eq!(fresh.config.target_modules, [last]);
+    let (whole, own) = (merged(&base, Trained::Adapter(&fresh)), merged_file(&file, &base));
+    assert!(whole == own && own[&format!("{last}.weight")] != base.values(&format!("{last}.weight")));
+    assert_eq!(own[&format!("{block}.weight")], base.values(&format!("{block}.weight")));
+    assert_eq!(fresh.factors.entries().len(), 4);
+
     for (case, parts) in [
         ("peft-dora", ["changed by a DoRA", "plain LoRA"]),
         ("lycoris-loha", ["changed by a LoHa", "plain LoRA"]),
