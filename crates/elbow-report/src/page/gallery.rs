@@ -16,6 +16,11 @@ pub(super) fn before_and_after(page: &Page<'_>) -> Markup {
             Ok(pairs) => of_one(&pairs),
             Err(reason) => html! { p.empty { (reason) } },
         },
+        // Runs of one recipe: those of the first stand for the others.
+        None if page.groups.len() == 1 => match pairs(page.groups[0].first()) {
+            Ok(pairs) => html! { p.lead { "Pictures of the first run, " (page.names[0]) "." } (of_one(&pairs)) },
+            Err(reason) => html! { p.empty { (reason) } },
+        },
         None => of_several(page),
     }
 }
@@ -126,13 +131,14 @@ pub(super) fn by_reward(page: &Page<'_>) -> Markup {
 }
 
 fn epoch(gallery: &Gallery) -> Markup {
+    let widest = gallery.rows.iter().map(|row| row.samples.len()).max().unwrap_or(1);
     html! {
         div.gallery {
             h3 { "Epoch " (gallery.epoch) span.soft { " · " (gallery.of) " pictures" } }
             @for row in &gallery.rows {
                 div.level {
                     p.soft { (row.name) }
-                    div.samples {
+                    div.samples style=(format!("--columns:{widest}")) {
                         @for sample in &row.samples {
                             figure {
                                 (picture(&sample.picture, &sample.prompt))

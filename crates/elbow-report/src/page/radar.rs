@@ -51,7 +51,7 @@ pub(super) fn section(page: &Page<'_>) -> Markup {
         div.small-figures { @for (title, note, chart) in &charts { (figure(title, chart.small(), html! { (note) })) } }
         @if page.groups.len() > 1 { (names(page)) }
         @if missing("radar_") && missing("diversity") {
-            p.caption { "These runs recorded no statistics of pictures and no diversity (" code { "radar_…" } ", " code { "diversity…" } ")." }
+            p.caption { @if page.single().is_some() { "This run" } @else { "These runs" } " recorded no statistics of pictures and no diversity (" code { "radar_…" } ", " code { "diversity…" } ")." }
         }
     }
 }

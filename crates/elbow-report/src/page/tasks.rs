@@ -83,7 +83,8 @@ fn bars(page: &Page<'_>, measure: &Measure) -> Markup {
             @if low >= 0.0 && high <= 1.0 { "Bars run from 0 to 1. " } @else { "Bars run from " (score(low)) " to " (score(high)) ". " }
             @if page.single().is_none() { "The mark on a bar is what the base scored. " }
             @if seeds { "Whiskers: " (KIND) ", where there are at least three. " }
-            @if page.runs.iter().any(|run| !run.finished && !run.tuned.is_empty()) { "Runs that are not finished: their latest evaluation." }
+            @if page.runs.iter().any(|run| run.tuned.is_empty()) { "A run without a tuned score was not measured after training yet. " }
+        @if page.runs.iter().any(|run| !run.finished && !run.tuned.is_empty()) { "Runs that are not finished: their latest evaluation." }
         },
     )
 }
