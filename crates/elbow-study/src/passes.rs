@@ -8,7 +8,7 @@ use elbow::{
     Policy, Prompt, Request, Reward, RewardError, Score,
     config::{Config, MicroBatch, Reuse},
     params::{Params, Tensors},
-    policy::{Conditioning, EncodeError, VelocityField},
+    policy::{Conditioning, Decoded, EncodeError, VelocityField},
     schedule::Schedule,
     train::{TrainError, Trainer},
 };

@@ -5,7 +5,9 @@ use crate::{
     passes::{self, Passes},
 };
 use elbow::noise::{Key, Purpose};
-use elbow_run::{Error, Recipe, Result, data, error::At, machine::sha256, recipe, recipe::PromptsConfig};
+use elbow_run::{
+    Error, Recipe, Result, data, error::At, machine::sha256, model::Resolution, recipe, recipe::PromptsConfig,
+};
 use elbow_world::{Record, scene::SIDE};
 use std::{
     collections::BTreeMap,
@@ -246,7 +248,8 @@ impl Variant {
 fn measures(recipe: &Recipe) -> Result<Vec<String>> {
     let setting = &recipe.setting;
     let (prompts, _) = data::held_out(recipe)?;
-    let scenes = setting.model.resolution() == Resolution::square(SIDE) && prompts.iter().all(|prompt| Record::try_from(prompt).is_ok());
+    let scenes = setting.model.resolution() == Resolution::square(SIDE)
+        && prompts.iter().all(|prompt| Record::try_from(prompt).is_ok());
     let judges = if scenes { &["geneval", "judge", "geneval_dense"][..] } else { &[] };
     let mut names: Vec<String> = judges.iter().map(|&name| name.to_owned()).collect();
     names.extend(setting.eval.rewards.iter().map(|named| named.name.clone()));
