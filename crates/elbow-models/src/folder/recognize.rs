@@ -4,7 +4,7 @@ use super::{checkpoint::Checkpoint, error::FolderError};
 use std::{
     fs::{self, File},
     io::Read,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
 /// What a file is in place of what was expected, and what to do about it.
@@ -200,6 +200,14 @@ pub(crate) fn elsewhere(folder: &Path) -> String {
         all.sort();
         all
     };
+    if !folder.exists() {
+        let mut parts = folder.components();
+        let hub = parts.by_ref().take(2).filter(|part| matches!(part, Component::Normal(_))).count() == 2
+            && parts.next().is_none();
+        let hub =
+            if hub { "; if that is the name of a model of the hub, download it, or give it as model.hub" } else { "" };
+        return format!(": there is no such folder, and a model is a local folder as `diffusers` saves it{hub}");
+    }
     let snapshots = folder.join("snapshots");
     if snapshots.is_dir() {
         // The hub's cache names the commit of a branch.

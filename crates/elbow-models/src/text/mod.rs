@@ -225,8 +225,7 @@ fn open_clip(
     let place = folder.component(encoder, classes)?;
     let words = folder.component(tokenizer, &["CLIPTokenizer", "CLIPTokenizerFast"])?;
     let (mut config, warnings) = ClipConfig::told(&place.join("config.json"))?;
-    let whole = config.architectures.first().is_some_and(|class| class == "CLIPModel");
-    if whole {
+    if config.architectures.first().is_some_and(|class| class == "CLIPModel") {
         config.architectures = classes.iter().map(|class| (*class).to_owned()).collect();
     }
     if config.projects() != (classes == ["CLIPTextModelWithProjection"]) {
@@ -234,7 +233,7 @@ fn open_clip(
         return Err(FolderError::unsupported(&file, "architectures", class, &classes.join(" and ")));
     }
     let projects = config.projects();
-    let beside = |name: &str| clip::is_beside_text(name) || whole && !projects && name.starts_with("text_projection.");
+    let beside = |name: &str| clip::is_beside_text(name) || !projects && name.starts_with("text_projection.");
     let checkpoint = folder.checkpoint(encoder, STEM)?.without(beside);
     Clip::check(&config, &checkpoint)?;
     let tokenizer = TextTokenizer::clip(&words, CLIP_LENGTH.min(config.max_position_embeddings))?;

@@ -218,6 +218,13 @@ fn a_file_in_place_of_a_folder_is_named_with_the_way_out() {
 
 #[test]
 fn a_folder_of_many_models_is_none() {
+    says(
+        &refusal(Path::new("/nowhere/model")),
+        &["/nowhere/model has none of: model_index.json: there is no such folder"],
+    );
+    let name = refusal(Path::new("stabilityai/stable-diffusion-3.5-medium"));
+    says(&name, &["there is no such folder", "give it as model.hub"]);
+    assert!(!refusal(Path::new("model")).to_string().contains("model.hub"));
     let room = tempfile::tempdir().expect("a folder");
     let model = whole("sd1");
     symlink(model.path(), room.path().join("mine")).expect("linked");
