@@ -57,7 +57,7 @@ fn table(page: &Page<'_>) -> Markup {
     let recipes: Vec<&Recipe> = page.groups.iter().map(|group| &group.first().recipe).collect();
     let (first, others): (Vec<Row>, Vec<Row>) = differences(&recipes)
         .into_iter()
-        .partition(|(path, values)| path.ends_with(".kind") || values.iter().all(Option::is_some));
+        .partition(|(path, values)| path.rsplit('.').next() == Some("kind") || values.iter().all(Option::is_some));
     html! {
         p.lead { "Fields in which the recipes differ; seeds and what a run keeps are left out. Everything else is equal." }
         (rows(page, &first))
