@@ -7,6 +7,7 @@
 //! ```
 
 #![expect(clippy::print_stdout, reason = "its log")]
+#![expect(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
 
 mod common;
 

@@ -73,10 +73,10 @@ pub(crate) fn averaged(values: &[Option<f64>]) -> Vec<Option<f64>> {
     values.iter().map(|value| value.map(&mut average)).collect()
 }
 
-/// The epochs that were trained and have a key. An epoch that lacks it had nothing to say, as of a task that it drew no prompt of; one
+/// The epochs that have a key. An epoch that lacks it had nothing to say, as of a task that it drew no prompt of; one
 /// whose number is null had none that is finite.
 pub(crate) fn recorded<'a>(run: &'a Run, key: &str) -> impl Iterator<Item = &'a Epoch> {
-    run.trained().filter(move |epoch| epoch.record.contains_key(key))
+    run.epochs.iter().filter(move |epoch| epoch.record.contains_key(key))
 }
 
 /// A key of the epochs that have it, against `x`.

@@ -331,7 +331,10 @@ fn ten_thousand_epochs_are_thinned() {
         Fixture { epochs: 10_000, of: 10_000, eval_every: 100, sheets: false, ..Fixture::default() }.write(root.path());
     let page = page(&[&run]);
     let all = checked(&page);
-    says(&words(&all), &["Long curves are thinned", "240 000 pictures"]);
+    says(
+        &words(&all),
+        &["Long curves are thinned", "hours of drawing and training", "50 h 00 min", "240 000 pictures"],
+    );
     let points = |e: &Element| e.attribute("points").map_or(0, |points| points.split(' ').count());
     let longest = all.iter().map(points).max().unwrap();
     assert!((250..=510).contains(&longest), "{longest}");

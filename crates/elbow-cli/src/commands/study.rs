@@ -86,9 +86,9 @@ pub fn run(args: &Args, device: DeviceName) -> Result<()> {
             }
             bars.say(&format!("{title}: {} epochs", cell.recipe.method.epochs));
         }
-        Told::Run(Event::Epoch { epoch, record, took, .. }) => {
+        Told::Run(Event::Epoch { epoch, record, took, left, .. }) => {
             let (epochs, reward) = now.lock().map_or_else(|_| (0, String::new()), |now| now.clone());
-            bars.epoch(epoch, epochs, &reward, record, took);
+            bars.epoch((epoch, epochs), &reward, record, took, left);
         }
         Told::Run(event) => bars.progress(event),
         Told::Finish { title, finished } => bars.say(&format!("{title}: {}", outcome(finished, &study.file.measure))),

@@ -52,12 +52,26 @@ fn choices(recipe: &Recipe, with_seed: bool) -> Markup {
     }
 }
 
-/// In what recipes differ.
+/// In what recipes differ: the choices, and what all have and set otherwise; then what only some have.
 fn table(page: &Page<'_>) -> Markup {
     let recipes: Vec<&Recipe> = page.groups.iter().map(|group| &group.first().recipe).collect();
-    let rows = differences(&recipes);
+    let (first, others): (Vec<Row>, Vec<Row>) = differences(&recipes)
+        .into_iter()
+        .partition(|(path, values)| path.rsplit('.').next() == Some("kind") || values.iter().all(Option::is_some));
     html! {
         p.lead { "Fields in which the recipes differ; seeds and what a run keeps are left out. Everything else is equal." }
+        (rows(page, &first))
+        @if !others.is_empty() {
+            details { summary { "Fields that only some of these recipes have: " (others.len()) } (rows(page, &others)) }
+        }
+    }
+}
+
+/// A field, and its value in each recipe.
+type Row = (String, Vec<Option<String>>);
+
+fn rows(page: &Page<'_>, rows: &[Row]) -> Markup {
+    html! {
         div.scroll {
             table.differences {
                 thead {
@@ -73,7 +87,7 @@ fn table(page: &Page<'_>) -> Markup {
                         tr {
                             th scope="row" { code { (path) } }
                             @for value in values {
-                                td { @if let Some(value) = value { code { (shortened(&path, &value)) } } @else { span.soft { "–" } } }
+                                td { @if let Some(value) = value { code { (shortened(path, value)) } } @else { span.soft { "–" } } }
                             }
                         }
                     }

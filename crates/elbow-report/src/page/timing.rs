@@ -9,6 +9,7 @@ use crate::{
 };
 use maud::{Markup, html};
 use serde_json::Value;
+use std::iter;
 
 pub(super) fn section(page: &Page<'_>) -> Markup {
     if !page.runs.iter().any(|run| run.epochs.last().is_some_and(|epoch| epoch.seconds > 0.0)) {
@@ -18,13 +19,17 @@ pub(super) fn section(page: &Page<'_>) -> Markup {
         Some(run) => [("drawing", "time_rollout"), ("training", "time_update")]
             .into_iter()
             .enumerate()
-            .map(|(color, (name, key))| line(name, color, curve(run, key, X::Epochs)))
+            .map(|(color, (name, key))| line(name, color, Look::Bold, curve(run, key, X::Epochs)))
             .collect(),
         None => page
             .groups
             .iter()
             .enumerate()
-            .flat_map(|(color, group)| group.runs.iter().map(move |run| line(&group.label, color, whole(run))))
+            .flat_map(|(color, group)| {
+                // One curve of each recipe is named.
+                let looks = iter::once(Look::Bold).chain(iter::repeat(Look::Thin));
+                group.runs.iter().zip(looks).map(move |(run, look)| line(&group.label, color, look, whole(run)))
+            })
             .collect(),
     };
     let chart = Chart {
@@ -43,8 +48,8 @@ pub(super) fn section(page: &Page<'_>) -> Markup {
     }
 }
 
-fn line(name: &str, color: usize, points: Points) -> Line {
-    Line { name: name.into(), color, look: Look::Bold, points, band: Vec::new() }
+fn line(name: &str, color: usize, look: Look, points: Points) -> Line {
+    Line { name: name.into(), color, look, points, band: Vec::new() }
 }
 
 /// Seconds of drawing and training.
