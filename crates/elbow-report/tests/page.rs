@@ -50,7 +50,9 @@ fn elements(page: &str) -> Vec<Element> {
                 let attributes = tag.attributes.iter().map(|(name, value)| (words(name), words(value))).collect();
                 let element = Element { name: words(&tag.name), attributes, text: String::new(), marks: 0 };
                 if element.has_class("mark") {
-                    open.iter().for_each(|&around| all[around].marks += 1);
+                    for &around in &open {
+                        all[around].marks += 1;
+                    }
                 }
                 if !VOID.contains(&element.name.as_str()) {
                     open.push(all.len());
