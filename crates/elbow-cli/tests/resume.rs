@@ -1,6 +1,7 @@
 //! A run that was stopped, in whatever way and at whatever moment, ends with the bytes of one that was not.
 
 #![expect(clippy::print_stdout, reason = "shown where a test fails")]
+#![expect(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
 
 mod common;
 #[path = "../../elbow-models/tests/diffusers/model_folder.rs"]
