@@ -6,7 +6,7 @@ mod common;
 #[path = "../../elbow-rewards/tests/common/mod.rs"]
 mod interpreter;
 
-use common::{SMALL, assert_same, elbow, files, resume, sets, succeed, text, wait_for};
+use common::{SMALL, assert_same, elbow, files, records, resume, sets, signal, succeed, text, wait_for};
 use interpreter::python;
 use serde_json::Value;
 use std::{
@@ -313,6 +313,45 @@ fn a_run_that_waits_for_its_server_is_the_run_that_never_lost_it() {
     let book = desk.book();
     let again: BTreeSet<&String> = book[before..].iter().filter(|mark| book[..before].contains(mark)).collect();
     assert!(again.len() <= 2, "{} of {} were asked twice", again.len(), book.len());
+    server.kill();
+}
+
+/// An epoch whose evaluation waits for a judge is not finished; those before it are, and none of them has a checkpoint yet.
+#[test]
+fn a_run_that_is_told_to_stop_while_a_judge_is_away_keeps_its_epochs() {
+    let Some(desk) = Desk::new() else { return };
+    let mut server = desk.server();
+    let judge = format!(
+        "eval.rewards=[{{ name = \"look\", reward = {{ kind = \"served\", url = \"http://127.0.0.1:{}\", protocol = {{ kind = \"compute\" }}, \
+         retries = 0, timeout = 5.0 }} }}]",
+        desk.port
+    );
+    let more = [&judge, "reward.kind=jpeg", "on_missing=\"wait\"", "epochs=4", "keep.checkpoint_every=100"];
+    let train = |name: &str| {
+        let mut command = elbow(["train", "--run"]);
+        command.arg(desk.run(name)).args(sets(&SMALL)).args(sets(&more)).current_dir(desk.root.path());
+        command
+    };
+    succeed(&mut train("straight"));
+    let mut process = train("stopped").spawn().unwrap();
+    let run = desk.run("stopped");
+    trained(&run, 1);
+    server.kill();
+    let mut lines = BufReader::new(process.stdout.take().unwrap()).lines().map_while(Result::ok);
+    lines.find(|line| line.starts_with("waiting: ") && line.contains("`look`")).expect("it waits");
+    signal("TERM", process.id());
+    assert_eq!(process.wait().unwrap().code(), Some(0));
+    let epoch = records(&run).last().unwrap()["epoch"].as_u64().unwrap();
+    assert_eq!(epoch % 2, 1, "every second one is evaluated");
+    assert_eq!(
+        lines.last().unwrap(),
+        format!("stopped after epoch {epoch}; go on with: elbow train --resume {}", run.display())
+    );
+    assert!(run.join(format!("checkpoints/checkpoint-{epoch}/manifest.json")).exists());
+
+    server = desk.server();
+    succeed(resume(&run).current_dir(desk.root.path()));
+    assert_same(&desk.run("straight"), &run);
     server.kill();
 }
 

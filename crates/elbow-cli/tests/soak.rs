@@ -129,9 +129,9 @@ fn killed_and_resumed(
 ) -> Vec<Kill> {
     let folder = room.path().join(format!("{number}"));
     // Before there is a recipe in its folder, a run has not begun.
-    let command = || match folder.join("config.toml").exists() {
-        true => resume(&folder),
-        false => train(of.recipe, of.changes, &folder),
+    let command = || {
+        let begun = folder.join("config.toml").exists();
+        if begun { resume(&folder) } else { train(of.recipe, of.changes, &folder) }
     };
     let mut kills = Vec::new();
     while kills.len() < wanted {
