@@ -304,6 +304,16 @@ fn a_report_says_what_the_numbers_allow() {
         serde_json::from_str(&fs::read_to_string(folder.path().join("results.json")).expect("written")).expect("JSON");
     assert_eq!(json["arms"][1]["arrivals"][0]["median"]["value"], serde_json::Value::Null);
 
+    // A run that stopped early is censored like the others, and shortens nobody's time.
+    let cell = study.cell(&study.variants[0], 0, 4).expect("a cell");
+    let whole = store.read(&cell.key).expect("whole").expect("finished");
+    let early = Finished { stopped: Some("diverged".into()), points: whole.points[..2].to_vec(), ..whole };
+    store.write(&early).expect("written");
+    let stopped = Report::make(&study, &store).expect("a report").arms.swap_remove(0);
+    let images = &stopped.arrivals[0];
+    assert_eq!((stopped.stopped, images.times[4].time, images.until), (vec![4], 48.0, 48.0));
+    assert_eq!(stopped.values[4], Some(0.4));
+
     // With four seeds nothing is called better.
     for variant in &study.variants {
         fs::remove_file(store.path(&study.cell(variant, 0, 4).expect("a cell").key)).expect("removed");

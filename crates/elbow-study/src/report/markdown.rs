@@ -243,6 +243,9 @@ fn variance(split: &Split, out: &mut String) {
 
 /// A number with its interval.
 fn interval(estimate: Estimate, digits: usize) -> String {
+    if estimate.value.is_nan() {
+        return "–".into();
+    }
     let number = |value: f64| if value.is_finite() { format!("{value:.digits$}") } else { "∞".into() };
     let Estimate { value, low, high } = estimate;
     let low = if low == f64::NEG_INFINITY { "−∞".into() } else { number(low) };

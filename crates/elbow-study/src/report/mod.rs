@@ -279,7 +279,7 @@ impl Report {
         Ok(Self { format: FORMAT, study: file.clone(), tuning, arms, comparisons, gains, variances })
     }
 
-    /// Writes `results.json`, `cells.csv`, `curves.csv` and `report.md` into a folder.
+    /// Writes `results.json`, `seeds.csv`, `curves.csv` and `report.md` into a folder.
     pub fn write(&self, folder: &Path) -> Result<()> {
         fs::create_dir_all(folder).at(|| format!("cannot create {}", folder.display()))?;
         let json = serde_json::to_string_pretty(self)? + "\n";
@@ -388,12 +388,15 @@ fn curve(file: &StudyFile, cells: &[Finished]) -> Vec<Band> {
     curve
 }
 
-/// When each cell reached the threshold, and how far it was looked at.
+/// When each cell reached the threshold, and how far it was looked at. A run that stopped before it did never will, and counts as one that was looked
+/// at as long as any other of its method.
 fn times(file: &StudyFile, axis: Axis, cells: &[Finished]) -> Vec<(Arrival, f64)> {
     let Some(threshold) = file.threshold else { return Vec::new() };
     let cost = file.cost.as_ref();
+    let last = |cell: &Finished| cell.points.last().and_then(|point| axis.of(point, cost));
+    let longest = cells.iter().filter_map(last).fold(0.0, f64::max);
     let time = |cell: &Finished| {
-        let end = axis.of(cell.points.last()?, cost)?;
+        let end = if cell.stopped.is_some() { longest } else { last(cell)? };
         let reached = cell.reaches(&file.measure, threshold).and_then(|point| axis.of(point, cost));
         Some((Arrival { time: reached.unwrap_or(end), arrived: reached.is_some() }, end))
     };
