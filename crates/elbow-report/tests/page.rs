@@ -50,7 +50,9 @@ fn elements(page: &str) -> Vec<Element> {
                 let attributes = tag.attributes.iter().map(|(name, value)| (words(name), words(value))).collect();
                 let element = Element { name: words(&tag.name), attributes, text: String::new(), marks: 0 };
                 if element.has_class("mark") {
-                    open.iter().for_each(|&around| all[around].marks += 1);
+                    for &around in &open {
+                        all[around].marks += 1;
+                    }
                 }
                 if !VOID.contains(&element.name.as_str()) {
                     open.push(all.len());
@@ -61,7 +63,11 @@ fn elements(page: &str) -> Vec<Element> {
                 let ended = open.pop().map(|last| all[last].name.clone());
                 assert_eq!(ended, Some(words(&tag.name)), "an end without a beginning");
             }
-            Token::String(text) => open.iter().for_each(|&around| all[around].text += &words(&text)),
+            Token::String(text) => {
+                for &around in &open {
+                    all[around].text += &words(&text);
+                }
+            }
             Token::Error(error) => panic!("{error:?}"),
             Token::Comment(_) | Token::Doctype(_) => {}
         }
