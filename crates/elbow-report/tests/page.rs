@@ -63,7 +63,11 @@ fn elements(page: &str) -> Vec<Element> {
                 let ended = open.pop().map(|last| all[last].name.clone());
                 assert_eq!(ended, Some(words(&tag.name)), "an end without a beginning");
             }
-            Token::String(text) => open.iter().for_each(|&around| all[around].text += &words(&text)),
+            Token::String(text) => {
+                for &around in &open {
+                    all[around].text += &words(&text);
+                }
+            }
             Token::Error(error) => panic!("{error:?}"),
             Token::Comment(_) | Token::Doctype(_) => {}
         }
