@@ -51,16 +51,15 @@ fn in_folder(folder: &Path) -> Result<PathBuf, LoraFileError> {
     let problem = match weights[..] {
         [only] => return Ok(folder.join(only)),
         [] => {
-            let pickled = |name: &&String| [".bin", ".pt", ".pth", ".ckpt"].iter().any(|end| name.ends_with(end));
-            if let Some(name) = files.iter().find(pickled) {
-                // By its name: whoever reads a folder of this kind unpickles such a file, whatever is in it.
-                let path = folder.join(name);
-                return Err(LoraFileError::Format { path, what: PICKLED, hint: UNPICKLE });
-            }
             let below = below(folder, 2)?;
-            match &below[..] {
-                [] => format!("has no adapter: neither {PEFT} nor {DIFFUSERS}"),
-                some => format!("has no adapter of its own; there is one in {}", some.join(", in ")),
+            let pickled = |name: &&String| [".bin", ".pt", ".pth", ".ckpt"].iter().any(|end| name.ends_with(end));
+            match (&below[..], files.iter().find(pickled)) {
+                // By its name: whoever reads a folder of this kind unpickles such a file, whatever is in it.
+                ([], Some(name)) => {
+                    return Err(LoraFileError::Format { path: folder.join(name), what: PICKLED, hint: UNPICKLE });
+                }
+                ([], None) => format!("has no adapter: neither {PEFT} nor {DIFFUSERS}"),
+                (some, _) => format!("has no adapter of its own; there is one in {}", some.join(", in ")),
             }
         }
         _ => format!("has several files of weights: {}", join(&weights)),

@@ -327,6 +327,7 @@ fn folders_of_trainers_are_opened_by_what_is_in_them() {
     refused("empty", &["empty has no adapter: neither adapter_model.safetensors nor pytorch_lora_weights.safetensors"]);
     copied(&adapters("peft-patterns"), &path("run/checkpoints/checkpoint-60"));
     copied(&adapters("peft-patterns"), &path("run/lora"));
+    fs::write(path("run/optimizer.pt"), "x").expect("written");
     refused("run", &["has no adapter of its own", "in checkpoints/checkpoint-60/, in lora/"]);
     refused("absent", &["cannot read", "absent"]);
 
