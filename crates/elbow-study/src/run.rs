@@ -9,6 +9,7 @@ use elbow::{missing, rollout::RolloutError, train::TrainError};
 use elbow_run::{Components, Device, Error, Event, Result, Run, Status, error::At, recipe};
 use elbow_runlog::{RunFolder, metrics};
 use std::{
+    collections::BTreeSet,
     fs::{self, File, TryLockError},
     path::PathBuf,
     sync::{
@@ -42,6 +43,10 @@ pub enum Told<'a> {
         title: &'a str,
         /// The cell.
         cell: &'a Cell,
+        /// How many have begun, this one included.
+        number: usize,
+        /// How many there are to finish at most: what trials choose may be finished already.
+        of: usize,
     },
     /// Its run tells something.
     Run(Event<'a>),
@@ -62,6 +67,8 @@ pub enum Told<'a> {
 /// How a study stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Standing {
+    /// Cells that were begun, or gone on with, now.
+    pub begun: usize,
     /// Cells that were finished now.
     pub finished: usize,
     /// Cells left for later or another process; trials that must come first count, and what follows them does not.
@@ -74,14 +81,14 @@ impl Study {
     /// Runs what is not finished: comparisons as published, then trials, then comparisons of what they chose.
     pub fn run(&self, shop: &Workshop<'_>) -> Result<Standing> {
         shop.store.check()?;
-        let mut standing = Standing::default();
+        let (of, mut standing) = (self.unfinished(&shop.store)?, Standing::default());
         for stage in self.stages() {
             if stage == Stage::Tuned {
                 for variant in &self.variants {
                     for candidate in 0..variant.candidates.len() {
                         for cell in self.trials(variant, candidate)? {
                             let title = title(variant, &format!("trial {}", candidate + 1), &cell);
-                            shop.finish(&title, &cell, &mut standing)?;
+                            shop.finish(&title, &cell, of, &mut standing)?;
                         }
                     }
                 }
@@ -94,11 +101,45 @@ impl Study {
                 let Some(candidate) = candidate else { continue };
                 for &seed in &self.file.seeds {
                     let cell = self.cell(variant, candidate, seed)?;
-                    shop.finish(&title(variant, stage.name(), &cell), &cell, &mut standing)?;
+                    shop.finish(&title(variant, stage.name(), &cell), &cell, of, &mut standing)?;
                 }
             }
         }
         Ok(standing)
+    }
+
+    /// How many cells are not finished, at most: what trials will choose counts as not finished until they are.
+    pub fn unfinished(&self, store: &Store) -> Result<usize> {
+        let mut keys = BTreeSet::new();
+        let mut unknown = 0;
+        for variant in &self.variants {
+            for stage in self.stages() {
+                let mut cells = Vec::new();
+                let chosen = match stage {
+                    Stage::Published => Some(0),
+                    Stage::Tuned => {
+                        for candidate in 0..variant.candidates.len() {
+                            cells.extend(self.trials(variant, candidate)?);
+                        }
+                        self.chosen(variant, store)?.map(|choice| choice.candidate)
+                    }
+                };
+                match chosen {
+                    None => unknown += self.file.seeds.len(),
+                    Some(candidate) => {
+                        for &seed in &self.file.seeds {
+                            cells.push(self.cell(variant, candidate, seed)?);
+                        }
+                    }
+                }
+                keys.extend(cells.into_iter().map(|cell| cell.key));
+            }
+        }
+        let mut open = unknown;
+        for key in keys {
+            open += usize::from(store.read(&key)?.is_none());
+        }
+        Ok(open)
     }
 
     /// What the trials of a variant chose; nothing while some are missing.
@@ -136,7 +177,7 @@ fn title(variant: &Variant, what: &str, cell: &Cell) -> String {
 
 impl Workshop<'_> {
     /// Finishes a cell that is not, unless the study was asked to stop.
-    fn finish(&self, title: &str, cell: &Cell, standing: &mut Standing) -> Result<()> {
+    fn finish(&self, title: &str, cell: &Cell, of: usize, standing: &mut Standing) -> Result<()> {
         if self.store.read(&cell.key)?.is_some() {
             return Ok(());
         }
@@ -154,7 +195,8 @@ impl Workshop<'_> {
         if self.store.read(&cell.key)?.is_some() {
             return Ok(());
         }
-        (self.watch)(Told::Begin { title, cell });
+        standing.begun += 1;
+        (self.watch)(Told::Begin { title, cell, number: standing.begun, of });
         let Some(finished) = self.run(cell).at(|| title.to_owned())? else {
             (standing.stopped, standing.left) = (true, standing.left + 1);
             return Ok(());

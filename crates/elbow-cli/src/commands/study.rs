@@ -80,11 +80,11 @@ pub fn run(args: &Args, device: DeviceName) -> Result<()> {
     let runs = args.runs.clone().unwrap_or_else(|| PathBuf::from("runs").join(name));
     let now = Mutex::new((0, String::new()));
     let watch = |told: Told<'_>| match told {
-        Told::Begin { title, cell } => {
+        Told::Begin { title, cell, number, of } => {
             if let Ok(mut now) = now.lock() {
                 *now = (cell.recipe.method.epochs, cell.recipe.setting.reward.name());
             }
-            bars.say(&format!("{title}: {} epochs", cell.recipe.method.epochs));
+            bars.say(&format!("\n{number} of at most {of}: {title}, {} epochs", cell.recipe.method.epochs));
         }
         Told::Run(Event::Epoch { epoch, record, took, left, .. }) => {
             let (epochs, reward) = now.lock().map_or_else(|_| (0, String::new()), |now| now.clone());
@@ -104,7 +104,7 @@ pub fn run(args: &Args, device: DeviceName) -> Result<()> {
     };
     let standing = study.run(&shop)?;
     Report::make(&study, &store)?.write(&out)?;
-    let Standing { finished, left, stopped } = standing;
+    let Standing { finished, left, stopped, .. } = standing;
     let cells = if finished == 1 { "cell" } else { "cells" };
     let mut text = format!("{finished} {cells} finished now");
     if left > 0 || stopped {

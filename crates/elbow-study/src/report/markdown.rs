@@ -117,7 +117,7 @@ impl Report {
                 arm.epochs,
                 spent.images,
                 spent.forward + spent.backward,
-                spent.seconds.map_or_else(|| "–".into(), |seconds| format!("{seconds:.0}")),
+                spent.seconds.map_or_else(|| "–".into(), amount),
                 arm.base.map_or_else(|| "–".into(), |base| format!("{base:.3}")),
                 arm.last.map_or_else(|| "–".into(), |last| interval(last, 3)),
                 arm.judge.map_or_else(|| "–".into(), |last| interval(last, 3)),
@@ -135,20 +135,17 @@ impl Report {
         }
         let _ = writeln!(
             out,
-            "### Until `{}` is {threshold}\n\n| method | arrived | counted in | median | mean, cut off at | |\n|---|---|---|---|---|---|",
+            "### Until `{}` is {threshold}\n\n| method | arrived | counted in | median | mean | cut off at |\n|---|---|---|---|---|---|",
             self.study.measure
         );
         for arm in arms {
             for Arrivals { axis, times, arrived, median, restricted_mean, until } in &arm.arrivals {
-                let _ = writeln!(
-                    out,
-                    "| {} | {arrived} of {} | {} | {} | {} | {until:.0} |",
-                    arm.name,
-                    times.len(),
-                    axis.name(),
-                    if *arrived == 0 { format!("more than {until:.0}") } else { interval(*median, 0) },
-                    if *arrived == 0 { "–".into() } else { interval(*restricted_mean, 0) },
-                );
+                let (all, end) = (times.len(), amount(*until));
+                let told = |estimate: Estimate| interval(estimate, digits(*until));
+                let median = if *arrived == 0 { format!("more than {end}") } else { told(*median) };
+                let mean = if *arrived == 0 { "–".into() } else { told(*restricted_mean) };
+                let name = &arm.name;
+                let _ = writeln!(out, "| {name} | {arrived} of {all} | {} | {median} | {mean} | {end} |", axis.name());
             }
         }
         out.push('\n');
@@ -164,7 +161,7 @@ impl Report {
         };
         let _ = writeln!(
             out,
-            "{title}\n\nBy {test}, p corrected for these {} pairs (Holm). No word is said on fewer than {ENOUGH} seeds.\n\n\
+            "{title}\n\nBy {test}, p corrected for all pairs of the table (Holm), here {}. No word is said on fewer than {ENOUGH} seeds.\n\n\
              | first | second | difference | Hedges' g | p | corrected | the first is |\n|---|---|---|---|---|---|---|",
             pairs.len()
         );
@@ -196,11 +193,12 @@ impl Report {
             for Way { axis, ratio, until, censored: [a, b], p: raw, corrected, verdict } in &pair.ways {
                 let _ = writeln!(
                     out,
-                    "| {} | {} | {} | {} | {until:.0} | {a}, {b} | {} | {} | {verdict} |",
+                    "| {} | {} | {} | {} | {} | {a}, {b} | {} | {} | {verdict} |",
                     pair.one,
                     pair.other,
                     axis.name(),
                     interval(*ratio, 2),
+                    amount(*until),
                     p(*raw),
                     p(*corrected)
                 );
@@ -250,6 +248,15 @@ fn interval(estimate: Estimate, digits: usize) -> String {
     let Estimate { value, low, high } = estimate;
     let low = if low == f64::NEG_INFINITY { "−∞".into() } else { number(low) };
     format!("{} ({low} to {})", number(value), number(high))
+}
+
+/// Digits after the point of what is counted: seconds may be few.
+fn digits(most: f64) -> usize {
+    if most < 10.0 { 2 } else { 0 }
+}
+
+fn amount(value: f64) -> String {
+    format!("{value:.*}", digits(value))
 }
 
 fn p(value: Option<f64>) -> String {
