@@ -1,7 +1,5 @@
 //! `elbow report` on real runs.
 
-#![expect(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
-
 mod common;
 
 use common::{copy, elbow, files, finished, records, refused, succeed};
