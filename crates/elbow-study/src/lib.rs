@@ -22,7 +22,7 @@
 //! # }
 //! ```
 //!
-//! From the file to the tables: [`file`] reads what a study says, [`plan`] makes the runs of it, [`run`] finishes those that are not, [`cell`] keeps
+//! From the file to the tables: [`mod@file`] reads what a study says, [`plan`] makes the runs of it, [`run`] finishes those that are not, [`cell`] keeps
 //! each as a small file, [`report`] compares them by [`statistics`]. [`passes`] counts what methods evaluate, and [`cost`] what that costs.
 
 pub mod cell;

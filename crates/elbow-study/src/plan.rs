@@ -96,8 +96,11 @@ impl Study {
         let study = Self { file, variants, counted: Mutex::default() };
         for variant in &study.variants {
             study.check_measures(variant).at(|| format!("method `{}`", variant.name))?;
-            // A trial is shorter than a run, and needs an epoch too.
-            study.trials(variant, 0)?;
+            // Every run that may come: a trial is shorter, and needs an epoch too.
+            for candidate in 0..variant.candidates.len() {
+                study.trials(variant, candidate)?;
+                study.cell(variant, candidate, study.file.seeds[0])?;
+            }
         }
         study.check_keys()?;
         Ok(study)
