@@ -51,7 +51,7 @@ fn bars(page: &Page<'_>, measure: &Measure) -> Markup {
     let share = |value: f64| 100.0 * (value.clamp(low, high) - low) / (high - low).max(f64::MIN_POSITIVE);
     let seeds = page.groups.iter().any(|group| group.seeds().len() > 2);
     let table = html! {
-        table.bars aria-label=(format!("{} by task, before and after training", measure.words())) {
+        table.bars.many[page.groups.len() > 1] aria-label=(format!("{} by task, before and after training", measure.words())) {
             @for (name, bars) in &rows {
                 tbody.total[name == "mean"] {
                     @for (index, bar) in bars.iter().enumerate() {
