@@ -332,6 +332,11 @@ impl Scale {
         }
     }
 
+    /// The same, but as far as `reach` on both sides of zero at least: what is small there shall look small.
+    pub(crate) fn around_zero(self, reach: f64) -> Self {
+        Self { from: self.from.min(-reach), to: self.to.max(reach) }
+    }
+
     /// Where a value lies between the ends.
     fn share(self, value: f64) -> f64 {
         (value - self.from) / (self.to - self.from)

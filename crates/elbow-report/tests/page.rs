@@ -229,6 +229,7 @@ fn an_evaluation_at_the_ends_alone_is_a_line_between_two_dots() {
     let held_out = all.iter().find(|e| e.name == "figure" && e.text.starts_with("Scores on held-out prompts")).unwrap();
     // Three measures, wide and narrow: a line and two dots each.
     assert_eq!(held_out.marks, 2 * 3 * 3);
+    says(&held_out.text, &["Measured at the ends alone"]);
 }
 
 /// Writes lines behind those of a run's record.

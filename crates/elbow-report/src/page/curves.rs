@@ -145,6 +145,9 @@ fn held_out_scores(page: &Page<'_>) -> Markup {
                 (figure(title, html! { (chart.legend()) @if many { (chart.medium()) } @else { (chart.large()) } }, html! {
                     @if !many {
                         "The same prompts and start noise each time, with the averaged weights. Epoch 0 is the base. "
+                        @if chart.lines.iter().all(|line| line.points.len() == 2) {
+                            "Measured at the ends alone; eval.measure.every = 10 measures in between too. "
+                        }
                         (bands(page))
                     }
                 }))

@@ -14,14 +14,17 @@ use crate::{
 use maud::{Markup, html};
 use std::collections::{BTreeMap, BTreeSet};
 
+/// Differences of scores that an axis shows at least.
+const LEAST: f64 = 0.05;
+
 pub(super) fn section(page: &Page<'_>) -> Markup {
     let mut charts: Vec<(String, String, Chart)> = Vec::new();
     if let Some((title, note, lines)) = gap(page) {
-        charts.push((
-            title.clone(),
-            note,
-            Chart { title, x: "epoch".into(), y: "difference of scores".into(), lines, ..Chart::default() },
-        ));
+        let y = "difference of scores".into();
+        let mut chart = Chart { title: title.clone(), x: "epoch".into(), y, lines, ..Chart::default() };
+        let [x, y] = chart.frame();
+        chart.frame = Some([x, y.around_zero(LEAST)]);
+        charts.push((title, note, chart));
     }
     let keys: BTreeSet<&str> = page
         .runs
