@@ -375,7 +375,9 @@ fn a_finished_run_trains_on() {
     let (straight, longer) = (root.path().join("straight"), root.path().join("longer"));
     copy(finished(), &longer);
     succeed(&mut train(&straight, 6));
-    succeed(resume(&longer).args(["--set", "epochs=6"]));
+    let printed = succeed(resume(&longer).args(["--set", "epochs=6"]));
+    let told = |epoch: &str| printed.lines().find(|line| line.starts_with(epoch)).unwrap().to_owned();
+    assert!(told("epoch    5/6").ends_with(" s to go)") && told("epoch    6/6").ends_with(" so far)"), "{printed}");
     assert_same(&straight, &longer);
     assert!(fs::read_to_string(longer.join("config.toml")).unwrap().contains("\nepochs = 6\n"));
 }

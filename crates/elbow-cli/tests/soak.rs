@@ -23,7 +23,9 @@ use std::{
 };
 use tempfile::TempDir;
 
-/// `--set` of every run.
+const EPOCHS: u64 = 8;
+
+/// `--set` of every run; as many epochs as above.
 const SMALL: [&str; 13] = [
     "epochs=8",
     "batch.groups=4",
@@ -135,34 +137,36 @@ fn killed_and_resumed(
     };
     let mut kills = Vec::new();
     while kills.len() < wanted {
-        let name = *random.choice(&["KILL", "TERM", "HUP"]).unwrap();
-        // One that is resumed has less to do.
-        let most = if folder.exists() { of.took / 2 } else { of.took };
-        let delay = Duration::from_millis(random.u64(0..most.as_millis() as u64));
+        let name = ["KILL", "TERM", "HUP"][(number + kills.len()) % 3];
+        // A number of epochs that must be finished, and a time after that: somewhere in loading, a rollout, an update, an evaluation, or
+        // while something is written.
+        let before = saved(&folder);
+        let (until, delay) = (random.u64(before..=EPOCHS), of.took.mul_f64(random.f64() / EPOCHS as f64));
         let sessions = event_files(&folder);
         let mut process = command().spawn().unwrap();
+        // It has an event file of its own once its folder says what its checkpoint says.
+        let loaded = || event_files(&folder) > sessions;
+        while until > before && !(loaded() && recorded(&folder) >= until) && process.try_wait().unwrap().is_none() {
+            thread::sleep(Duration::from_millis(5));
+        }
         thread::sleep(delay);
         if process.try_wait().unwrap().is_some() {
-            println!("{} {number}: ended before SIG{name} after {} ms", of.recipe, delay.as_millis());
+            println!("{} {number}: ended before SIG{name}", of.recipe);
             break;
         }
-        // It has an event file of its own once its folder says what its checkpoint says.
-        let loaded = event_files(&folder) > sessions;
-        let finished = if loaded { recorded(&folder) } else { saved(&folder) };
+        let loaded = loaded();
+        let finished = if loaded { recorded(&folder) } else { before };
         let phase = match finished {
             _ if !loaded => "loading",
-            8 => "the last evaluation",
-            _ => "training",
+            EPOCHS => "the last evaluation",
+            finished if finished == before => "the first epoch",
+            _ => "later epochs",
         };
         signal(name, process.id());
         let output = ended(process);
         let saved = saved(&folder);
         let status = output.status;
-        println!(
-            "{} {number}: SIG{name} after {} ms, {phase}, {finished} epochs finished; {status}, {saved} saved",
-            of.recipe,
-            delay.as_millis()
-        );
+        println!("{} {number}: SIG{name} in {phase}, {finished} epochs finished; {status}, {saved} saved", of.recipe);
         check(name, phase, &folder, &output);
         if name != "KILL" {
             assert!(saved >= finished, "SIG{name} cost {} finished epochs", finished - saved);
