@@ -325,7 +325,7 @@ fn damaged_and_pickled_adapters_are_refused_and_leave_nothing() {
     fs::write(place.path("lora.safetensors"), b"\x80\x02}q\0.").unwrap();
     refused("lora.safetensors", &["lora.safetensors: pickled by Python"]);
     fs::write(place.path("pointer.safetensors"), "version https://git-lfs.github.com/spec/v1\n").unwrap();
-    refused("pointer.safetensors", &["a pointer of git-lfs", "hint: fetch the file itself with `git lfs pull`"]);
+    refused("pointer.safetensors", &["a pointer of git-lfs", "hint: install git-lfs, and run `git lfs pull`"]);
 
     copy(&fixtures().join("adapters/peft-pissa-raw"), &place.path("pissa"));
     refused("pissa", &["`init_lora_weights` is \"pissa\"", "hint: have peft make plain LoRA of it"]);

@@ -9,108 +9,32 @@
 //! and columns `[out, n r]`: zero elsewhere, and in all rows of a part that is not adapted. The product is the same, and alpha
 //! grows with the rank, to n alpha. For a UNet the names are those of kohya's format, which ComfyUI reads as they are.
 //!
-//! Names: `comfy/utils.py` (`mmdit_to_diffusers`, `flux_to_diffusers`), as `fixtures/lora/comfyui.json` has them.
+//! The names are those of `names.rs`, which reads them; that ComfyUI finds them is tested by `fixtures/lora/comfyui.json`, from
+//! `comfy/utils.py` (`mmdit_to_diffusers`, `flux_to_diffusers`).
 
-use super::{Adapter, LoraFileError, Network, Provenance, layer_and_side, write_kohya};
+use super::{
+    Adapter, LoraFileError, Network, Provenance, layer_and_side,
+    names::{FLUX, Row, SD3},
+    write_kohya,
+};
 use crate::network::Family;
 use elbow::params::Params;
 use std::{collections::BTreeMap, path::Path};
-
-/// The layers of the blocks `<ours>.<number>`, which are `<theirs>.<number>` there.
-struct Block {
-    ours: &'static str,
-    theirs: &'static str,
-    /// Layers that are one matrix there too.
-    single: &'static [(&'static str, &'static str)],
-    /// Layers that lie over each other in one matrix.
-    fused: &'static [(&'static [&'static str], &'static str)],
-}
-
-const SD3: &[Block] = &[Block {
-    ours: "transformer_blocks",
-    theirs: "joint_blocks",
-    single: &[
-        ("norm1.linear", "x_block.adaLN_modulation.1"),
-        ("norm1_context.linear", "context_block.adaLN_modulation.1"),
-        ("attn.to_out.0", "x_block.attn.proj"),
-        ("attn.to_add_out", "context_block.attn.proj"),
-        ("attn2.to_out.0", "x_block.attn2.proj"),
-        ("ff.net.0.proj", "x_block.mlp.fc1"),
-        ("ff.net.2", "x_block.mlp.fc2"),
-        ("ff_context.net.0.proj", "context_block.mlp.fc1"),
-        ("ff_context.net.2", "context_block.mlp.fc2"),
-    ],
-    fused: &[
-        (&["attn.to_q", "attn.to_k", "attn.to_v"], "x_block.attn.qkv"),
-        (&["attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"], "context_block.attn.qkv"),
-        (&["attn2.to_q", "attn2.to_k", "attn2.to_v"], "x_block.attn2.qkv"),
-    ],
-}];
-
-const SD3_OUTSIDE: &[(&str, &str)] = &[
-    ("context_embedder", "context_embedder"),
-    ("time_text_embed.timestep_embedder.linear_1", "t_embedder.mlp.0"),
-    ("time_text_embed.timestep_embedder.linear_2", "t_embedder.mlp.2"),
-    ("time_text_embed.text_embedder.linear_1", "y_embedder.mlp.0"),
-    ("time_text_embed.text_embedder.linear_2", "y_embedder.mlp.2"),
-    ("norm_out.linear", "final_layer.adaLN_modulation.1"),
-    ("proj_out", "final_layer.linear"),
-];
-
-const FLUX: &[Block] = &[
-    Block {
-        ours: "transformer_blocks",
-        theirs: "double_blocks",
-        single: &[
-            ("norm1.linear", "img_mod.lin"),
-            ("norm1_context.linear", "txt_mod.lin"),
-            ("attn.to_out.0", "img_attn.proj"),
-            ("attn.to_add_out", "txt_attn.proj"),
-            ("ff.net.0.proj", "img_mlp.0"),
-            ("ff.net.2", "img_mlp.2"),
-            ("ff_context.net.0.proj", "txt_mlp.0"),
-            ("ff_context.net.2", "txt_mlp.2"),
-        ],
-        fused: &[
-            (&["attn.to_q", "attn.to_k", "attn.to_v"], "img_attn.qkv"),
-            (&["attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"], "txt_attn.qkv"),
-        ],
-    },
-    Block {
-        ours: "single_transformer_blocks",
-        theirs: "single_blocks",
-        single: &[("norm.linear", "modulation.lin"), ("proj_out", "linear2")],
-        fused: &[(&["attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"], "linear1")],
-    },
-];
-
-const FLUX_OUTSIDE: &[(&str, &str)] = &[
-    ("x_embedder", "img_in"),
-    ("context_embedder", "txt_in"),
-    ("time_text_embed.timestep_embedder.linear_1", "time_in.in_layer"),
-    ("time_text_embed.timestep_embedder.linear_2", "time_in.out_layer"),
-    ("time_text_embed.text_embedder.linear_1", "vector_in.in_layer"),
-    ("time_text_embed.text_embedder.linear_2", "vector_in.out_layer"),
-    ("time_text_embed.guidance_embedder.linear_1", "guidance_in.in_layer"),
-    ("time_text_embed.guidance_embedder.linear_2", "guidance_in.out_layer"),
-    ("norm_out.linear", "final_layer.adaLN_modulation.1"),
-    ("proj_out", "final_layer.linear"),
-];
 
 /// Layers of a fused matrix whose outputs are several times as wide as their input, and how many times: FLUX's MLP.
 const WIDER: (&str, usize) = ("proj_mlp", 4);
 
 /// Writes one file for ComfyUI. A layer that such a network does not have is an error before anything is written.
 pub fn write_comfyui(adapter: &Adapter, family: Family, about: &Provenance, file: &Path) -> Result<(), LoraFileError> {
-    let (blocks, outside) = match family {
+    let table = match family {
         Family::Unet => return write_kohya(adapter, Network::Unet, about, file),
-        Family::Sd3 => (SD3, SD3_OUTSIDE),
-        Family::Flux => (FLUX, FLUX_OUTSIDE),
+        Family::Sd3 => &SD3[..],
+        Family::Flux => &FLUX[..],
     };
     let mut weights: BTreeMap<String, Vec<Part<'_>>> = BTreeMap::new();
     for entry in adapter.factors.entries() {
         let (layer, side) = layer_and_side(&entry.name).expect("invariant: factors have PEFT's names");
-        let Some((weight, layers)) = place(layer, blocks, outside) else {
+        let Some((weight, layers)) = place(layer, table) else {
             return Err(LoraFileError::Unsupported {
                 path: file.into(),
                 field: layer.into(),
@@ -120,8 +44,8 @@ pub fn write_comfyui(adapter: &Adapter, family: Family, about: &Provenance, file
         };
         let parts = weights
             .entry(weight)
-            .or_insert_with(|| layers.iter().map(|layer| Part { layer, a: &[], b: &[] }).collect());
-        let part = parts.iter_mut().find(|part| layer.ends_with(part.layer)).expect("invariant: one of its parts");
+            .or_insert_with(|| layers.into_iter().map(|layer| Part { layer, a: &[], b: &[] }).collect());
+        let part = parts.iter_mut().find(|part| part.layer == layer).expect("invariant: one of its parts");
         let values = &adapter.factors.values()[entry.range.clone()];
         *(if side == "A" { &mut part.a } else { &mut part.b }) = values;
     }
@@ -140,28 +64,17 @@ pub fn write_comfyui(adapter: &Adapter, family: Family, about: &Provenance, file
 
 /// One of the layers that a weight holds: A `[rank, in]` and B `[out, rank]`, or nothing if it is not adapted.
 struct Part<'a> {
-    layer: &'static str,
+    layer: String,
     a: &'a [f32],
     b: &'a [f32],
 }
 
 /// The weight that holds a layer, and all layers that it holds; `None` of a layer that is not known there.
-fn place(layer: &str, blocks: &[Block], outside: &[(&'static str, &str)]) -> Option<(String, Vec<&'static str>)> {
-    if let Some((ours, theirs)) = outside.iter().find(|(ours, _)| *ours == layer) {
-        return Some(((*theirs).to_owned(), vec![ours]));
-    }
-    for block in blocks {
-        let rest = layer.strip_prefix(block.ours).and_then(|rest| rest.strip_prefix('.'));
-        let Some((number, inside)) = rest.and_then(|rest| rest.split_once('.')) else { continue };
-        let name = |theirs: &str| format!("{}.{number}.{theirs}", block.theirs);
-        if let Some((ours, theirs)) = block.single.iter().find(|(ours, _)| *ours == inside) {
-            return Some((name(theirs), vec![ours]));
-        }
-        if let Some((parts, theirs)) = block.fused.iter().find(|(parts, _)| parts.contains(&inside)) {
-            return Some((name(theirs), parts.to_vec()));
-        }
-    }
-    None
+fn place(layer: &str, table: &[Row]) -> Option<(String, Vec<String>)> {
+    let number = layer.split('.').nth(1).filter(|part| part.parse::<usize>().is_ok()).unwrap_or_default();
+    let named = |pattern: &str| pattern.replace("{}", number);
+    let (weight, layers) = table.iter().find(|(_, layers)| layers.iter().any(|pattern| named(pattern) == layer))?;
+    Some((named(weight), layers.iter().map(|pattern| named(pattern)).collect()))
 }
 
 /// A `[n rank, in]` and B `[out, n rank]` of a whole weight, n of whose parts are adapted.
@@ -172,7 +85,7 @@ fn fused(weight: &str, parts: &[Part<'_>], rank: usize) -> (Vec<f32>, Vec<f32>) 
     let (mut b, mut before) = (Vec::new(), 0);
     for part in parts {
         if part.b.is_empty() {
-            let rows = if part.layer == WIDER.0 { WIDER.1 * input } else { input };
+            let rows = if part.layer.ends_with(WIDER.0) { WIDER.1 * input } else { input };
             b.resize(b.len() + rows * columns, 0.0);
             continue;
         }

@@ -10,10 +10,10 @@ use std::{
     ops::Range,
 };
 
-type Row = (&'static str, &'static [&'static str]);
+pub(super) type Row = (&'static str, &'static [&'static str]);
 
 /// FLUX.1 of Black Forest Labs.
-const FLUX: [Row; 23] = [
+pub(super) const FLUX: [Row; 23] = [
     ("img_in", &["x_embedder"]),
     ("txt_in", &["context_embedder"]),
     ("time_in.in_layer", &["time_text_embed.timestep_embedder.linear_1"]),
@@ -65,8 +65,9 @@ const XLABS: [Row; 6] = [
 ];
 
 /// SD3 and SD3.5 of Stability AI.
-const SD3: [Row; 19] = [
+pub(super) const SD3: [Row; 20] = [
     ("x_embedder.proj", &["pos_embed.proj"]),
+    ("context_embedder", &["context_embedder"]),
     ("t_embedder.mlp.0", &["time_text_embed.timestep_embedder.linear_1"]),
     ("t_embedder.mlp.2", &["time_text_embed.timestep_embedder.linear_2"]),
     ("y_embedder.mlp.0", &["time_text_embed.text_embedder.linear_1"]),

@@ -28,7 +28,7 @@ pub(super) struct Opened {
 /// Opens the file, or that of the folder.
 pub(super) fn open(path: &Path) -> Result<Opened, LoraFileError> {
     let file = if path.is_dir() { in_folder(path)? } else { path.to_path_buf() };
-    refuse_other_formats(&file)?;
+    refuse_pickled(&file)?;
     let checkpoint = Checkpoint::open_file(&file)?;
     // PEFT's file means nothing without the configuration beside it, whether the folder was given or the file.
     let beside = file.with_file_name(CONFIG);
@@ -98,22 +98,16 @@ fn names(folder: &Path, keep: impl Fn(&Path) -> bool) -> Result<Vec<String>, Lor
     Ok(names)
 }
 
-/// Names what is no safetensors file by its first bytes.
-fn refuse_other_formats(path: &Path) -> Result<(), LoraFileError> {
+/// Names a pickled file, which is told by its first bytes: a zip archive, or a protocol of pickle. Whatever else is no safetensors file is named
+/// where it is opened.
+fn refuse_pickled(path: &Path) -> Result<(), LoraFileError> {
     let mut start = Vec::new();
     let file = File::open(path).map_err(FolderError::read(path))?;
-    file.take(64).read_to_end(&mut start).map_err(FolderError::read(path))?;
-    let text = String::from_utf8_lossy(&start).trim_start().to_lowercase();
-    let (what, hint) = if start.starts_with(b"PK\x03\x04") || matches!(start[..], [0x80, 2..=5, ..]) {
-        (PICKLED, UNPICKLE)
-    } else if text.starts_with("version https://git-lfs") {
-        ("a pointer of git-lfs in place of the file", "fetch the file itself with `git lfs pull`, or download it")
-    } else if text.starts_with("<!doctype") || text.starts_with("<html") {
-        ("a web page in place of the file", "download the file itself, not the page that shows it")
-    } else {
-        return Ok(());
-    };
-    Err(LoraFileError::Format { path: path.into(), what, hint })
+    file.take(4).read_to_end(&mut start).map_err(FolderError::read(path))?;
+    if start == b"PK\x03\x04" || matches!(start[..], [0x80, 2..=5, ..]) {
+        return Err(LoraFileError::Format { path: path.into(), what: PICKLED, hint: UNPICKLE });
+    }
+    Ok(())
 }
 
 /// The configuration that diffusers writes into the header, of the network: a pipeline has the component before each field,

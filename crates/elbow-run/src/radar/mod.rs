@@ -6,7 +6,7 @@
 //! by prompt.
 //!
 //! **Collapse** is told by the pictures of an epoch: a number of [`look`] whose mean has left that of the first epoch by more than `shift`
-//! deviations that single pictures had then; or pictures of one prompt that are more alike than `diversity` times as they were (mean distance
+//! deviations that single pictures had then, of at least 32 pictures; or pictures of one prompt that are more alike than `diversity` times as they were (mean distance
 //! of color layouts, `elbow_rewards::diversity`). A KL penalty or a norm of the gradient beyond a limit counts too, where one is set.
 
 pub mod look;
@@ -96,6 +96,9 @@ impl RadarConfig {
 
 /// Prompts that both evaluations must have scored before anything is said of a difference.
 const PROMPTS: usize = 8;
+
+/// Pictures that an epoch must have before anything is said of them.
+const PICTURES: usize = 32;
 
 /// The smallest deviation of a number of pictures that counts: all pictures of an epoch may be alike in it.
 const LEAST: f64 = 0.02;
@@ -212,31 +215,13 @@ impl Radar {
         groups: &[Vec<&RgbImage>],
         record: &Map<String, Value>,
     ) -> Sighting {
+        let (mut entries, mut wrong) = (Vec::new(), Vec::new());
         let all: Vec<&RgbImage> = groups.iter().flatten().copied().collect();
-        if all.is_empty() {
-            return Sighting::default();
-        }
-        let now = Pictures { numbers: look::summary(&all), diversity: diversity::within(groups) };
-        let first = *self.first.get_or_insert(now);
-        let mut entries = Vec::new();
-        let mut wrong = Vec::new();
-        for ((name, (mean, _)), (before, deviation)) in look::NAMES.iter().zip(now.numbers).zip(first.numbers) {
-            entries.push((format!("radar_{name}"), Value::from(mean)));
-            if (mean - before).abs() > config.shift * deviation.max(LEAST) {
-                let text = format!(
-                    "pictures have changed: {name} is {mean:.3} on average and was {before:.3} at first, with {deviation:.3} between single ones"
-                );
-                wrong.push(((*name).to_owned(), text));
-            }
-        }
-        if let Some(distance) = now.diversity {
-            entries.push(("radar_diversity".to_owned(), Value::from(distance)));
-            if let Some(before) = first.diversity.filter(|before| distance < config.diversity * before) {
-                let text = format!(
-                    "two pictures of a prompt are {distance:.3} apart on average and were {before:.3} at first"
-                );
-                wrong.push(("diversity".to_owned(), text));
-            }
+        if all.len() >= PICTURES {
+            let now = Pictures { numbers: look::summary(&all), diversity: diversity::within(groups) };
+            let first = *self.first.get_or_insert(now);
+            entries.extend(now.entries());
+            wrong.extend(now.collapsed(&first, config));
         }
         for (key, limit) in [("kl_loss", config.kl), ("grad_norm", config.grad_norm)] {
             let value = record.get(key).and_then(Value::as_f64);
@@ -268,6 +253,36 @@ impl Radar {
     fn risen(&self, name: &str, scores: &[Option<f64>]) -> Option<f64> {
         let (mean, deviation) = *self.base.get(name)?;
         (deviation > 0.0).then(|| (spread(scores).0 - mean) / deviation)
+    }
+}
+
+impl Pictures {
+    /// For the record.
+    fn entries(&self) -> impl Iterator<Item = (String, Value)> {
+        let numbers =
+            look::NAMES.iter().zip(self.numbers).map(|(name, (mean, _))| (format!("radar_{name}"), mean.into()));
+        let diversity = self.diversity.map(|distance| ("radar_diversity".to_owned(), distance.into()));
+        numbers.chain(diversity)
+    }
+
+    /// Where they have left those of the first epoch: a short name, and a sentence.
+    fn collapsed(&self, first: &Self, config: &RadarConfig) -> Vec<(String, String)> {
+        let mut wrong = Vec::new();
+        for ((name, (mean, _)), (before, deviation)) in look::NAMES.iter().zip(self.numbers).zip(first.numbers) {
+            if (mean - before).abs() > config.shift * deviation.max(LEAST) {
+                let text = format!(
+                    "pictures have changed: {name} is {mean:.3} on average and was {before:.3} at first, with {deviation:.3} between single ones"
+                );
+                wrong.push(((*name).to_owned(), text));
+            }
+        }
+        if let (Some(now), Some(before)) = (self.diversity, first.diversity)
+            && now < config.diversity * before
+        {
+            let text = format!("two pictures of a prompt are {now:.3} apart on average and were {before:.3} at first");
+            wrong.push(("diversity".to_owned(), text));
+        }
+        wrong
     }
 }
 
@@ -427,29 +442,39 @@ mod tests {
         assert!(name == "radar_gap_judge" && (gap.as_f64().expect("a number") - expected).abs() < 1e-9, "{gap}");
     }
 
+    /// The same groups sixteen times.
+    fn many<'a>(groups: &[Vec<&'a RgbImage>]) -> Vec<Vec<&'a RgbImage>> {
+        groups.iter().cycle().take(16 * groups.len()).cloned().collect()
+    }
+
     #[test]
     fn pictures_that_turn_dark_or_alike_are_flagged() {
         let plain = |v: u8| RgbImage::from_pixel(16, 16, image::Rgb([v, 255 - v, v / 2]));
         let (bright, other, dark) = (plain(250), plain(90), plain(3));
         let mut radar = Radar::default();
         let none = Map::new();
-        let first = radar.epoch(&CONFIG, 1, &[vec![&bright, &other], vec![&other, &bright]], &none);
+        let mixed = many(&[vec![&bright, &other], vec![&other, &bright]]);
+        let first = radar.epoch(&CONFIG, 1, &mixed, &none);
         assert!(first.news.is_empty() && first.entries.iter().any(|(name, _)| name == "radar_diversity"));
-        let same = radar.epoch(&CONFIG, 2, &[vec![&bright, &other], vec![&other, &bright]], &none);
+        let same = radar.epoch(&CONFIG, 2, &mixed, &none);
         assert_eq!((same.news, same.entries), (first.news.clone(), first.entries));
-        let alike = radar.epoch(&CONFIG, 3, &[vec![&bright, &bright], vec![&other, &other]], &none).news;
+        let alike = radar.epoch(&CONFIG, 3, &many(&[vec![&bright, &bright], vec![&other, &other]]), &none).news;
         assert!(alike.len() == 1 && alike[0].contains("apart on average"), "{alike:?}");
         let mut strict = Radar::default();
-        strict.epoch(&CONFIG, 1, &[vec![&bright, &bright]], &none);
-        let turned = strict.epoch(&CONFIG, 2, &[vec![&dark, &dark]], &none).news;
+        strict.epoch(&CONFIG, 1, &many(&[vec![&bright, &bright]]), &none);
+        let turned = strict.epoch(&CONFIG, 2, &many(&[vec![&dark, &dark]]), &none).news;
         assert!(turned.iter().any(|text| text.contains("brightness")), "{turned:?}");
+        // A handful of pictures tells nothing.
+        let mut few = Radar::default();
+        few.epoch(&CONFIG, 1, &[vec![&bright, &bright]], &none);
+        assert_eq!(few.epoch(&CONFIG, 2, &[vec![&dark, &dark]], &none), Sighting::default());
     }
 
     #[test]
     fn limits_hold_for_the_record() {
         let config = RadarConfig { kl: Some(0.5), ..CONFIG };
         let gray = RgbImage::from_pixel(16, 16, image::Rgb([100; 3]));
-        let (mut radar, groups) = (Radar::default(), [vec![&gray]]);
+        let (mut radar, groups) = (Radar::default(), many(&[vec![&gray, &gray]]));
         let mut see = |kl: f64| radar.epoch(&config, 7, &groups, &Map::from_iter([("kl_loss".into(), kl.into())])).news;
         assert!(see(0.4).is_empty());
         assert!(see(0.6)[0].contains("kl_loss"));

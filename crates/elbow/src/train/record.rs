@@ -104,15 +104,21 @@ fn parts(samples: &[&Sample]) -> Vec<Arc<str>> {
 fn update(outcome: &Outcome, record: &mut Map<String, Value>) {
     let ratios = Moments::of(&outcome.log_ratios);
     let half_squares: Vec<f64> = outcome.log_ratios.iter().map(|ratio| ratio * ratio / 2.0).collect();
-    let largest = outcome.log_ratios.iter().fold(0.0, |largest: f64, ratio| largest.max(ratio.abs()));
+    let sizes: Vec<f64> = outcome.log_ratios.iter().map(|ratio| ratio.abs()).collect();
+    let importance: Vec<f64> = outcome.log_ratios.iter().map(|ratio| ratio.exp()).collect();
     record.insert("trained_samples".into(), outcome.trained.into());
     record.insert("policy_loss".into(), mean(&outcome.policy_losses));
     record.insert("log_prob".into(), mean(&outcome.log_probs));
     record.insert("kl_loss".into(), mean(&outcome.kls));
     record.insert("approx_kl".into(), mean(&half_squares));
     record.insert("logratio_std".into(), ratios.std.into());
-    record.insert("logratio_max".into(), largest.into());
+    record.insert("logratio_max".into(), sizes.iter().copied().fold(0.0, f64::max).into());
+    record.insert("logratio_abs".into(), mean(&sizes));
+    record.insert("ratio_mean".into(), mean(&importance));
     record.insert("clipfrac".into(), mean(&outcome.clipped));
+    for (name, side) in [("clipfrac_high", 1.0), ("clipfrac_low", -1.0)] {
+        record.insert(name.into(), mean(&one_side(outcome, side)));
+    }
     record.insert("grad_norm".into(), mean(&outcome.grad_norms));
 }
 
@@ -124,7 +130,44 @@ fn times(drawn: usize, timing: &Timing, record: &mut Map<String, Value>) {
     record.insert("samples_per_second".into(), (drawn as f64 / seconds).into());
 }
 
+/// 1 where the ratio was clipped and lay on one side of 1; of nothing where it is not known for each.
+fn one_side(outcome: &Outcome, side: f64) -> Vec<f64> {
+    if outcome.clipped.len() != outcome.log_ratios.len() {
+        return Vec::new();
+    }
+    let there = |(&clipped, ratio): (&f64, &f64)| if ratio * side > 0.0 { clipped } else { 0.0 };
+    outcome.clipped.iter().zip(&outcome.log_ratios).map(there).collect()
+}
+
 /// Mean of what is there; null of nothing.
 fn mean(values: &[f64]) -> Value {
     if values.is_empty() { Value::Null } else { Moments::of(values).mean.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ratios_are_told_by_their_mean_and_by_the_side_on_which_they_were_clipped() {
+        let ratios = [1.5_f64, 1.1, 0.5, 1.0];
+        let log_ratios = ratios.map(f64::ln).to_vec();
+        let outcome = Outcome { log_ratios, clipped: vec![1.0, 0.0, 1.0, 0.0], ..Outcome::default() };
+        let mut record = Map::new();
+        update(&outcome, &mut record);
+        let number = |name: &str| record[name].as_f64().expect("a number");
+        let sizes = (1.5_f64.ln() + 1.1_f64.ln() + 2.0_f64.ln()) / 4.0;
+        for (name, expected) in [
+            ("ratio_mean", 4.1 / 4.0),
+            ("logratio_abs", sizes),
+            ("clipfrac", 0.5),
+            ("clipfrac_high", 0.25),
+            ("clipfrac_low", 0.25),
+        ] {
+            assert!((number(name) - expected).abs() < 1e-12, "{name}: {} and not {expected}", number(name));
+        }
+        let mut without = Map::new();
+        update(&Outcome::default(), &mut without);
+        assert!(without["clipfrac_high"].is_null() && without["ratio_mean"].is_null());
+    }
 }
