@@ -26,6 +26,7 @@ fn the_committed_report_is_whole() {
     let text = fs::read_to_string(docs.join("lab.md")).unwrap();
     let numbers: Value = serde_json::from_str(&fs::read_to_string(docs.join("lab.json")).unwrap()).unwrap();
     let tables = numbers["tables"].as_array().unwrap();
+    assert!(text.contains(include_str!("../../elbow-study/src/lab/found.md").trim()));
     assert!(tables.len() >= 12 && text.contains("Made by `elbow lab"), "{} tables", tables.len());
     for table in tables {
         let (title, note) = (table["title"].as_str().unwrap(), table["note"].as_str().unwrap());

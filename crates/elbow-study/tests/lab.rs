@@ -146,9 +146,9 @@ fn the_ode_gives_the_exact_log_density() {
         let cond = world.encode(&vec![Prompt::from(""); 16]).unwrap();
         let got = ode::log_density(&|| world.bind(None), &samples, &cond, 60);
         got.iter().zip(&samples).for_each(|(got, x)| close(*got, mixture.log_density(x), 2e-3));
-        let coarse = ode::log_density(&|| world.bind(None), &samples, &cond, 3);
+        let coarse = ode::log_density(&|| world.bind(None), &samples, &cond, 2);
         let off = coarse.iter().zip(&samples).map(|(got, x)| (got - mixture.log_density(x)).abs()).fold(0.0, f64::max);
-        assert!(off > 1e-2, "three steps are too few: {off}");
+        assert!(off > 1e-2, "two steps are too few: {off}");
     }
 }
 
@@ -172,13 +172,15 @@ fn the_exact_weight_gives_the_exact_log_ratio() {
     close(elbo, truth, 1e-6);
 }
 
+/// The weight of a time.
+type Weight = fn(f64) -> f64;
+
 /// What the library's weightings say at each time, on average, is known in closed form.
 #[test]
 fn weightings_are_what_they_say_at_every_time() {
     let pair = pairs().remove(0);
     let (world, [old, theta], n) = (pair.world(), pair.fields(), 4000);
     let x = pair.old.samples([key(5)].into_iter()).remove(0);
-    type Weight = fn(f64) -> f64;
     let weights: [(Weighting, Weight); 5] = [
         (Weighting::PathKl, |t| (1.0 - t) / (t + 1e-3)),
         (Weighting::Simple, |_| 1.0),
@@ -301,12 +303,12 @@ fn training_ends_at_the_tilted_reference() {
 
 #[test]
 fn iterates_are_those_of_the_formula() {
-    let found = convergence::iterates_of(0, 256, 60, 2).unwrap();
+    let found = convergence::iterates_of(0, (256, 60), 2, true).unwrap();
     let mut m = [0.0; 2];
     for policy in found {
         m = convergence::iterate(m);
         for (j, expected) in m.into_iter().enumerate() {
-            close(policy.means[0][j], expected, 0.06);
+            close(policy.means[0][j], expected, 0.05);
         }
     }
     assert!(m[0] > 0.6, "they are far apart: {m:?}");
@@ -335,7 +337,7 @@ fn a_success_in_two_is_learned() {
     assert!(end > 0.7, "{end}");
 }
 
-/// Everything once, and the same again.
+/// Everything once, and some of it again.
 #[test]
 fn a_report_is_decided_by_its_seed() {
     let size = Size {
@@ -347,11 +349,16 @@ fn a_report_is_decided_by_its_seed() {
         trials: 2,
         learning: 1,
         points: 20,
-        pictures: 20,
+        pictures: 10,
     };
-    let make = |seed| Report::make(size, seed, &|_| {}).unwrap();
-    let report = make(1);
-    assert_eq!(report.json(), make(1).json());
+    let report = Report::make(size, 1, &|_| {}).unwrap();
+    // As text: a number that is not known does not equal itself.
+    let text = report.json();
+    let again = |seed| serde_json::to_value(elbow_study::lab::ratio::profile(&size, seed)).unwrap();
+    let known: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let known = known["tables"].as_array().unwrap();
+    let same = |seed| again(seed).as_array().unwrap().iter().filter(|table| known.contains(table)).count();
+    assert_eq!((same(1), same(2)), (3, 0));
     let text = report.markdown("Made here.");
     for table in &report.tables {
         assert!(text.contains(&format!("### {}\n", table.title)) && !table.rows.is_empty(), "{}", table.title);

@@ -101,24 +101,26 @@ fn temperatures(size: &Size, seed: u64) -> Result<Table, LabError> {
     let note = format!(
         "PEPG, w = {WEIGHT}, β = {BETA}, η = {ETA}, reference N(0, I), reward a · x: π* = N(a/T, I). {} seeds, {} samples an epoch; the policy of \
          an epoch is the mean over the last quarter of those up to it, since Adam's steps do not shrink. Columns: KL(π_θ ‖ π*) in nats for \
-         T = w β/η = {temperature} and for the wrong T = β and T = w. The penalty of the first rows has the gradient of KL(π_θ ‖ π_ref); \
-         the others are the library's default weighting and penalty.",
+         T = w β/η = {temperature} and for the wrong T = β and T = w. The penalty of the first two methods has the gradient of \
+         KL(π_θ ‖ π_ref) where log-ratios are without noise, as antithetic pairs make them here; the last is the library's default weighting and \
+         penalty.",
         size.seeds, size.samples
     );
     let columns = ["method", "epoch", "T = w β/η", "T = β", "T = w"];
     let mut table = Table::new("Where training goes", &note, &columns);
-    let methods: [(&str, Weighting, Reduction, KlKind, bool); 3] = [
-        ("path-kl, k1 with importance", Weighting::PathKl, Reduction::Sum, KlKind::K1, true),
+    let methods: [(&str, Weighting, Reduction, KlKind, bool); 4] = [
+        ("path-kl, k1 with importance, antithetic", Weighting::PathKl, Reduction::Sum, KlKind::K1, true),
+        ("path-kl, k1 with importance", Weighting::PathKl, Reduction::Sum, KlKind::K1, false),
         ("path-kl, path", Weighting::PathKl, Reduction::Mean, KlKind::Path, false),
         ("adaptive, girsanov", Weighting::Adaptive, Reduction::Mean, KlKind::Girsanov, false),
     ];
-    for (name, weighting, reduction, kind, importance) in methods {
+    for (name, weighting, reduction, kind, antithetic) in methods {
         let mut paths = Vec::new();
         for s in 0..size.seeds as u64 {
             let base = config(seed + s, size.samples, size.epochs);
-            let likelihood =
-                Elbo { weighting, timesteps: Timesteps::All, ratio: WHOLE, reduction, ..Elbo::default() }.into();
-            let kl = Kl { kind, importance, ..base.kl };
+            let elbo = Elbo { weighting, timesteps: Timesteps::All, ratio: WHOLE, reduction, ..Elbo::default() };
+            let likelihood = Elbo { antithetic, ..elbo }.into();
+            let kl = Kl { kind, importance: kind == KlKind::K1, ..base.kl };
             paths.push(path(&Config { likelihood, kl, ..base }, &world(), linear)?);
         }
         for epoch in [0, size.epochs / 8, size.epochs / 4, size.epochs / 2, size.epochs] {
@@ -223,15 +225,25 @@ pub fn iterate(m: [f64; 2]) -> [f64; 2] {
     std::array::from_fn(|j| (ETA * SLOPE[j] / BETA + m[j]) / (1.0 + ETA))
 }
 
-/// So many iterates of the library: the behavior weights stand still until the current ones have converged.
-pub fn iterates_of(seed: u64, samples: usize, inner: u64, outer: usize) -> Result<Vec<Mixture>, LabError> {
+/// So many iterates of the library, each of `inner` epochs: the behavior weights stand still until the current ones have converged. With
+/// antithetic pairs the log-ratio of two means is without noise.
+pub fn iterates_of(
+    seed: u64,
+    (samples, inner): (usize, u64),
+    outer: usize,
+    antithetic: bool,
+) -> Result<Vec<Mixture>, LabError> {
     let world = World { trained: &["mean"], ..world() };
     let base = config(seed, samples, inner * outer as u64);
-    let config = Config {
-        kl: Kl { weight: ETA, ..base.kl },
-        behavior: BehaviorLag { max: 1.0 - 1e-7, rate: 1.0, ..BehaviorLag::default() },
-        ..base
+    let elbo = Elbo {
+        weighting: Weighting::PathKl,
+        timesteps: Timesteps::All,
+        ratio: WHOLE,
+        reduction: Reduction::Sum,
+        antithetic,
+        ..Elbo::default()
     };
+    let config = Config { kl: Kl { weight: ETA, ..base.kl }, likelihood: elbo.into(), ..base };
     let (prompts, reward) = (vec![Prompt::from("")], Function(linear));
     let mut trainer = Trainer::new(config.build(world.schedule())?, &world, &prompts, &reward, Device::flex())?;
     let mut found = Vec::new();
@@ -255,18 +267,29 @@ fn iterates(size: &Size, seed: u64) -> Result<Table, LabError> {
     let inner = size.epochs / 2;
     let note = format!(
         "Means after PEPG's iterations, w = η = {ETA}: the behavior weights stand still for {inner} epochs, of which the mean of the last quarter \
-         is the iterate. {} seeds. Formula: m ← (η a/β + m)/(1 + η).",
+         is the iterate. {} seeds. Formula: m ← (η a/β + m)/(1 + η). With antithetic pairs ln ρ is without noise here; without them its noise, \
+         squared, adds to the penalties that ln ρ and k1 are.",
         size.seeds
     );
-    let columns = ["iteration", "first, formula", "first", "second, formula", "second"];
+    let columns = ["draws", "iteration", "first, formula", "first", "second, formula", "second"];
     let mut table = Table::new("PEPG's iterates", &note, &columns);
-    let all: Vec<Vec<Mixture>> =
-        (0..size.seeds as u64).map(|s| iterates_of(seed + s, size.samples, inner, 3)).collect::<Result<_, _>>()?;
-    let mut m = [0.0; 2];
-    for k in 0..3 {
-        m = iterate(m);
-        let mean = |j: usize| Measured::mean(&all.iter().map(|found| found[k].means[0][j]).collect::<Vec<_>>());
-        table.rows.push(vec![(k + 1).into(), exact(m[0]), mean(0).into(), exact(m[1]), mean(1).into()]);
+    for (name, antithetic) in [("antithetic", true), ("plain", false)] {
+        let all: Vec<Vec<Mixture>> = (0..size.seeds as u64)
+            .map(|s| iterates_of(seed + s, (size.samples, inner), 3, antithetic))
+            .collect::<Result<_, _>>()?;
+        let mut m = [0.0; 2];
+        for k in 0..3 {
+            m = iterate(m);
+            let mean = |j: usize| Measured::mean(&all.iter().map(|found| found[k].means[0][j]).collect::<Vec<_>>());
+            table.rows.push(vec![
+                name.into(),
+                (k + 1).into(),
+                exact(m[0]),
+                mean(0).into(),
+                exact(m[1]),
+                mean(1).into(),
+            ]);
+        }
     }
     Ok(table)
 }

@@ -59,13 +59,13 @@ pub fn table(size: &Size, seed: u64) -> Result<Table, LabError> {
         trainer.epoch(&())?;
         if marks.contains(&epoch) {
             let key = Key::new(seed, Purpose::Step, 60 + epoch);
-            at(&policy, &trainer.state.current, (epoch, n, key), reward, &mut table);
+            at(policy, &trainer.state.current, (epoch, n, key), reward, &mut table);
         }
     }
     Ok(table)
 }
 
-fn at(policy: &Toy, theta: &Params, (epoch, n, key): (u64, usize, Key), reward: fn(&[f64]) -> f64, table: &mut Table) {
+fn at(policy: Toy, theta: &Params, (epoch, n, key): (u64, usize, Key), reward: fn(&[f64]) -> f64, table: &mut Table) {
     let device = Device::flex();
     let trained = theta.tensors(&device);
     let bind = || policy.bind(Some(&trained));
@@ -73,7 +73,7 @@ fn at(policy: &Toy, theta: &Params, (epoch, n, key): (u64, usize, Key), reward: 
         [("path-kl", Weighting::PathKl), ("simple", Weighting::Simple), ("adaptive", Weighting::Adaptive)]
     {
         let estimator = Estimator::elbo(name, weighting, LEVELS);
-        let batch = estimator.drawn(policy, &*bind(), &vec![Prompt::from(""); n], key);
+        let batch = estimator.drawn(&policy, &*bind(), &vec![Prompt::from(""); n], key);
         let points = rows(batch.clean().clone());
         let cond = batch.conditioning();
         let density = |field: &dyn Fn() -> _| ode::log_density(field, &points, &cond, 40);

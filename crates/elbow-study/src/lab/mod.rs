@@ -62,14 +62,14 @@ pub struct Size {
 impl Size {
     /// The whole lab.
     pub const FULL: Self = Self {
-        ratio: 4000,
-        gradient: 24_000,
-        seeds: 5,
+        ratio: 2000,
+        gradient: 7200,
+        seeds: 3,
         samples: 256,
-        epochs: 240,
-        trials: 10,
-        learning: 100,
-        points: 500,
+        epochs: 160,
+        trials: 6,
+        learning: 80,
+        points: 400,
         pictures: 60,
     };
     /// A look at everything.

@@ -105,30 +105,34 @@ fn gradients(size: &Size, seed: u64) -> Table {
         Estimator::trajectory(FlowSde::default().into(), "trajectory, flow-sde, 10 steps", 10),
         Estimator::trajectory(FlowSde::default().into(), "trajectory, flow-sde, 50 steps", 50),
     ];
-    for (e, estimator) in estimators.iter().enumerate() {
-        let batch = estimator.batch(&world, &world.base, n, Key::new(seed, Purpose::Step, 40 + e as u64));
-        let points = rows(batch.clean().clone());
-        let slopes = estimator.gradients(&world, &batch, &world.base);
+    let mut measure = |name: &str, points: &[Vec<f64>], slopes: &[Vec<f64>]| {
         for chance in CHANCES {
             let sparse = Sparse::of(&world.base, chance);
             let (_, truth) = sparse.chance(&world.base);
             let rewards: Vec<f64> = points.iter().map(|x| sparse.reward(x)).collect();
-            let agree =
-                rewards.chunks_exact(GROUP).filter(|group| group.iter().all(|r| r.total_cmp(&group[0]).is_eq()));
+            let agree = |group: &&[f64]| group.iter().all(|r| r.total_cmp(&group[0]).is_eq());
+            let agreeing = rewards.chunks_exact(GROUP).filter(agree).count();
             let weigh = |(slope, reward): (&Vec<f64>, &f64)| slope.iter().map(|g| g * (reward - chance)).collect();
             let weighed: Vec<Vec<f64>> = slopes.iter().zip(&rewards).map(weigh).collect();
             let signal = Measured::of(n, |range| signal_to_noise(&weighed[range]));
             let group = Measured { value: signal.value * GROUP as f64, error: signal.error * GROUP as f64 };
             table.rows.push(vec![
                 exact(chance),
-                estimator.name.as_str().into(),
+                name.into(),
                 exact(without_variance(chance)),
-                Measured::share(agree.count(), n / GROUP).into(),
+                Measured::share(agreeing, n / GROUP).into(),
                 Measured::of(n, |range| cosine(&mean(&weighed[range]), &truth)).into(),
                 signal.into(),
                 group.into(),
             ]);
         }
+    };
+    let key = |e: usize| Key::new(seed, Purpose::Step, 40 + e as u64);
+    let samples = world.base.samples((0..n as u64).map(|i| key(9).sample(i)));
+    measure("∇ ln π itself", &samples, &samples.iter().map(|x| world.base.score(x)).collect::<Vec<_>>());
+    for (e, estimator) in estimators.iter().enumerate() {
+        let batch = estimator.batch(&world, &world.base, n, key(e));
+        measure(&estimator.name, &rows(batch.clean().clone()), &estimator.gradients(&world, &batch, &world.base));
     }
     table.rows.sort_by(|a, b| order(b).total_cmp(&order(a)));
     table

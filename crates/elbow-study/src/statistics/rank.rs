@@ -4,12 +4,16 @@ use super::mean;
 
 /// Ranks from 1 on; equal values share the mean of theirs.
 pub fn ranks(values: &[f64]) -> Vec<f64> {
+    // Zero has no sign here.
+    let values: Vec<f64> = values.iter().map(|value| value + 0.0).collect();
     let mut order: Vec<usize> = (0..values.len()).collect();
     order.sort_by(|&a, &b| values[a].total_cmp(&values[b]));
     let (mut ranks, mut first) = (vec![0.0; values.len()], 0);
     for tied in order.chunk_by(|&a, &b| values[a].total_cmp(&values[b]).is_eq()) {
-        let shared = first as f64 + (tied.len() as f64 + 1.0) / 2.0;
-        tied.iter().for_each(|&i| ranks[i] = shared);
+        let shared = first as f64 + f64::midpoint(tied.len() as f64, 1.0);
+        for &i in tied {
+            ranks[i] = shared;
+        }
         first += tied.len();
     }
     ranks
