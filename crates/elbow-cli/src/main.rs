@@ -85,6 +85,8 @@ enum Command {
     Plan(commands::plan::Args),
     /// Run methods × seeds, matched and tuned alike, and report what their numbers allow to say.
     Study(commands::study::Args),
+    /// Compare estimators of log-ratios and gradients with the truth, where that is known.
+    Lab(commands::lab::Args),
     /// List every objective, likelihood, sampler, advantage and recipe, each with its paper.
     Methods(commands::methods::Args),
     /// Show a recipe with all defaults filled in, or explain every field.
@@ -123,6 +125,7 @@ fn run(command: Command, device: device::DeviceName) -> anyhow::Result<()> {
         Command::Doctor(args) => commands::doctor::run(&args, device),
         Command::Plan(args) => commands::plan::run(&args, device),
         Command::Study(args) => commands::study::run(&args, device),
+        Command::Lab(args) => commands::lab::run(&args),
         Command::Methods(args) => {
             commands::methods::run(&args);
             Ok(())

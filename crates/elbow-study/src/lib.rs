@@ -24,10 +24,12 @@
 //!
 //! From the file to the tables: [`mod@file`] reads what a study says, [`plan`] makes the runs of it, [`run`] finishes those that are not, [`cell`] keeps
 //! each as a small file, [`report`] compares them by [`statistics`]. [`passes`] counts what methods evaluate, and [`cost`] what that costs.
+//! [`lab`] compares estimators with the truth, where that is known.
 
 pub mod cell;
 pub mod cost;
 pub mod file;
+pub mod lab;
 pub mod passes;
 pub mod plan;
 pub mod report;

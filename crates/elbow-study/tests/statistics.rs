@@ -4,7 +4,7 @@ use elbow::noise::{Key, Purpose};
 use elbow_study::statistics::{
     Estimate, LEVEL,
     anova::{self, AnovaError, Share},
-    bootstrap, effect, mean, mean_interval,
+    bootstrap, effect, mean, mean_interval, rank,
     survival::{self, Arrival},
     tests, variance,
 };
@@ -214,4 +214,17 @@ fn too_few_values_give_no_answer() {
     assert!(one.low.is_infinite() && one.high.is_infinite());
     assert!(tests::welch(&[1.0], &[1.0, 2.0], LEVEL).is_none() && tests::welch(&[1.0; 3], &[2.0; 3], LEVEL).is_none());
     assert!(effect::hedges(&[1.0; 3], &[2.0; 3], LEVEL).is_none() && tests::permutation(&[], &[1.0], key()).is_none());
+}
+
+#[test]
+fn correlations_are_those_of_scipy() {
+    for (i, case) in list(&golden()["correlations"]).iter().enumerate() {
+        let (one, other) = (numbers(&case["one"]), numbers(&case["other"]));
+        rank::ranks(&one).into_iter().zip(list(&case["ranks"])).for_each(|(got, rank)| close(got, rank, "rank"));
+        close(rank::pearson(&one, &other).expect("both vary"), &case["pearson"], &format!("Pearson {i}"));
+        close(rank::spearman(&one, &other).expect("both vary"), &case["spearman"], &format!("Spearman {i}"));
+        close(rank::slope(&one, &other).expect("it varies"), &case["slope"], &format!("slope {i}"));
+    }
+    assert_eq!(rank::spearman(&[1.0, 1.0], &[1.0, 2.0]), None);
+    assert_eq!((rank::pearson(&[1.0], &[2.0]), rank::slope(&[3.0, 3.0], &[1.0, 2.0])), (None, None));
 }

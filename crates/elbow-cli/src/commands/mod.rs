@@ -6,6 +6,7 @@ pub mod doctor;
 pub mod estimate;
 pub mod eval;
 pub mod export;
+pub mod lab;
 pub mod merge;
 pub mod methods;
 pub mod plan;

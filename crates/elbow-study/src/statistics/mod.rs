@@ -1,12 +1,14 @@
 //! What numbers of a few seeds allow to say.
 //!
 //! Functions of plain numbers, one file a topic: [`bootstrap`] bands and intervals by resampling, [`survival`] times to a threshold of
-//! which some are unknown, [`tests`] of a difference and their correction for many, [`anova`] shares of variance, [`effect`] sizes.
+//! which some are unknown, [`tests`] of a difference and their correction for many, [`anova`] shares of variance, [`effect`] sizes,
+//! [`rank`] correlations.
 //! Every one is compared with SciPy, statsmodels or lifelines in `tests/statistics.rs`.
 
 pub mod anova;
 pub mod bootstrap;
 pub mod effect;
+pub mod rank;
 pub mod survival;
 pub mod tests;
 
