@@ -42,6 +42,9 @@ pub fn file(path: &Path) -> Option<Foreign> {
 pub fn bytes(head: &[u8]) -> Option<Foreign> {
     let again = "download the file again, whole";
     let head = &head[..head.len().min(HEAD)];
+    if begins_as_safetensors(head) {
+        return None;
+    }
     let text = String::from_utf8_lossy(head);
     let words = text.trim_start_matches(|c: char| c.is_whitespace() || c == '\u{feff}').to_ascii_lowercase();
     Some(match head {
@@ -59,7 +62,7 @@ pub fn bytes(head: &[u8]) -> Option<Foreign> {
                 "open the model's page in a browser, accept its license and log in if it asks for that, and download the file itself",
             )
         }
-        [b'P', b'K', 3, 4, ..] => {
+        head if head.starts_with(ZIP) => {
             Foreign::new("a zip archive: PyTorch's own format, which holds pickled Python objects", SAVE_AGAIN)
         }
         [0x80, 2..=5, ..] => Foreign::new("a file of pickled Python objects, PyTorch's old format", SAVE_AGAIN),
@@ -75,6 +78,19 @@ pub fn bytes(head: &[u8]) -> Option<Foreign> {
         | [b'R', b'a', b'r', b'!', ..] => Foreign::new("a packed archive", "unpack it first"),
         _ => return None,
     })
+}
+
+/// Whether these are the first bytes of a safetensors file: a length in eight bytes, of which the upper four are 0, and JSON. The lower ones may
+/// look like anything: a header of 640 bytes begins as a pickle does.
+fn begins_as_safetensors(head: &[u8]) -> bool {
+    matches!(head, [_, _, _, _, 0, 0, 0, 0, b'{', ..])
+}
+
+const ZIP: &[u8] = b"PK\x03\x04";
+
+/// Whether a file that begins so is pickled, in PyTorch's old format or in its new one.
+pub(crate) fn is_pickled(head: &[u8]) -> bool {
+    !begins_as_safetensors(head) && (head.starts_with(ZIP) || matches!(head, [0x80, 2..=5, ..]))
 }
 
 /// A pickle may run any code when it is read.
@@ -290,6 +306,13 @@ mod tests {
         for fine in [&weights[..], json, b"#version: 0.2\nt h\n", "{\"ä\": 1}".as_bytes()] {
             assert_eq!(bytes(fine), None);
         }
+        // Lengths of headers whose bytes are those of a pickle, of gzip and of a zip archive.
+        for length in [0x0280_u64, 0x0580, 0x8b1f, 0x0403_4b50] {
+            let weights = [&length.to_le_bytes()[..], header, &[0; 4]].concat();
+            assert_eq!(in_place_of_weights(&weights), None);
+            assert!(!is_pickled(&weights));
+        }
+        assert!(is_pickled(&zip) && is_pickled(b"\x80\x04\x95"));
         assert_eq!(in_place_of_weights(&weights), None);
         assert!(in_place_of_weights(json).expect("text").what.contains("Access to this model"));
     }

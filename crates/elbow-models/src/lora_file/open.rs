@@ -1,7 +1,7 @@
 //! Which file an adapter is in, and the configuration that belongs to it.
 
 use super::{LoraFileError, config::Config, names::component};
-use crate::folder::{Checkpoint, FolderError, read_json};
+use crate::folder::{Checkpoint, FolderError, read_json, recognize};
 use serde_json::{Map, Value};
 use std::{
     fs::{self, File},
@@ -98,13 +98,12 @@ fn names(folder: &Path, keep: impl Fn(&Path) -> bool) -> Result<Vec<String>, Lor
     Ok(names)
 }
 
-/// Names a pickled file, which is told by its first bytes: a zip archive, or a protocol of pickle. Whatever else is no safetensors file is named
-/// where it is opened.
+/// Names a pickled file. Whatever else is no safetensors file is named where it is opened.
 fn refuse_pickled(path: &Path) -> Result<(), LoraFileError> {
     let mut start = Vec::new();
     let file = File::open(path).map_err(FolderError::read(path))?;
-    file.take(4).read_to_end(&mut start).map_err(FolderError::read(path))?;
-    if start == b"PK\x03\x04" || matches!(start[..], [0x80, 2..=5, ..]) {
+    file.take(9).read_to_end(&mut start).map_err(FolderError::read(path))?;
+    if recognize::is_pickled(&start) {
         return Err(LoraFileError::Format { path: path.into(), what: PICKLED, hint: UNPICKLE });
     }
     Ok(())

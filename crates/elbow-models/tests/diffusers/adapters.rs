@@ -347,7 +347,7 @@ fn folders_of_trainers_are_opened_by_what_is_in_them() {
     refused("pointer.safetensors", &["a pointer of git-lfs"]);
     fs::write(path("page.safetensors"), "<!DOCTYPE html><html>").expect("written");
     refused("page.safetensors", &["a web page"]);
-    fs::write(path("short.safetensors"), "").expect("written");
+    fs::write(path("short.safetensors"), b"\x10\x01\0").expect("written");
     refused("short.safetensors", &["not a complete safetensors file"]);
     fs::write(path("none.safetensors"), b"\x02\0\0\0\0\0\0\0{}").expect("written");
     refused("none.safetensors", &["no adapter of the network in it"]);
