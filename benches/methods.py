@@ -25,6 +25,12 @@ T95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 
 MADE = "<!-- Made by benches/methods.py -->"
 
 
+UNTUNED = (
+    "This is no comparison of methods: every recipe ran with the settings it has, ten epochs in most rows, and nothing was tuned. A method that does"
+    " not learn here has got no fair chance; `studies/methods.toml` gives every one the same number of trials ([how](../studies.md))."
+)
+
+
 def folder(recipe, seed, args):
     return Path(args.runs) / f"{recipe}-seed{seed}"
 
@@ -162,6 +168,7 @@ def write(recipes, args):
     kinds = collections.Counter(tuple(row[-1]) for row in table)
     common = kinds.most_common(1)[0][0] if kinds else ()
     lines += [f"Held-out prompts of the embedded world, with 95 % intervals over seeds. Changes to the recipes: {listed(common)}.", ""]
+    lines += [UNTUNED, ""]
     lines += ["| recipe | measure | base | tuned | judge, tuned | seeds | epochs | other changes |", "|---" * 8 + "|"]
     for r, w, b, t, j, n, e, made in table:
         other = [change for change in made if change not in common]
