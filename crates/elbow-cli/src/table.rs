@@ -21,7 +21,10 @@ pub fn comparison(names: &[&str], base: &Measured, tuned: &Measured) -> Option<S
     (!columns.is_empty()).then(|| scores(&columns))
 }
 
-/// Rows are tasks, the last their mean; columns as given.
+/// Two-sided 95 % quantile of the normal distribution.
+const NORMAL_95: f64 = 1.96;
+
+/// Rows are tasks, then their mean with its interval over prompts; columns as given.
 pub fn scores(columns: &[Column<'_>]) -> String {
     let mut out = String::new();
     let width = |c: &Column<'_>| c.title.len().max(6);
@@ -40,6 +43,12 @@ pub fn scores(columns: &[Column<'_>]) -> String {
     let _ = write!(out, "\n{:<16}", "mean");
     for column in columns {
         let _ = write!(out, "  {:>w$.3}", column.summary.mean, w = width(column));
+    }
+    if columns.iter().all(|column| column.summary.error.is_finite()) {
+        let _ = write!(out, "\n{:<16}", "± (95 %)");
+        for column in columns {
+            let _ = write!(out, "  {:>w$.3}", NORMAL_95 * column.summary.error, w = width(column));
+        }
     }
     let missing: usize = columns.iter().map(|c| c.summary.missing).sum();
     if missing > 0 {

@@ -146,6 +146,12 @@ fn eval_prints_a_table_and_writes_its_numbers() {
             assert!((lowest..=1.0).contains(&value.as_f64().unwrap()), "{name}: {scores}");
         }
     }
+    assert_eq!(scores["protocol"]["prompts"], 6);
+    assert_eq!(scores["protocol"]["sampler"]["steps"], 2);
+    assert!(scores["protocol"]["rewards"]["geneval"]["is"].is_object(), "{scores}");
+    for (part, name) in [("protocol", "prompts_sha256"), ("model", "base_sha256"), ("model", "weights_sha256")] {
+        assert_eq!(scores[part][name].as_str().unwrap().len(), 64, "{name}");
+    }
     // The run measured the same weights at its end.
     let result: Value = serde_json::from_slice(&fs::read(finished().join("result.json")).unwrap()).unwrap();
     assert_eq!(scores["judge"]["mean"], result["tuned"]["eval_reward_judge"]);

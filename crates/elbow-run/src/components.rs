@@ -92,7 +92,7 @@ impl Components {
 }
 
 /// SHA-256 of the values of several sets of weights, one after the other.
-fn values_sha256<'a>(all: impl IntoIterator<Item = &'a Params>) -> String {
+pub fn values_sha256<'a>(all: impl IntoIterator<Item = &'a Params>) -> String {
     let bytes: Vec<u8> = all.into_iter().flat_map(Params::values).flat_map(|value| value.to_le_bytes()).collect();
     sha256(&bytes)
 }

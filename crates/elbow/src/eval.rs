@@ -65,6 +65,8 @@ pub struct Summary {
     pub by_tag: BTreeMap<String, f64>,
     /// Mean over tags (`GenEval`'s rule), or over images if prompts have no tag; NaN if nothing was scored.
     pub mean: f64,
+    /// Standard error of the mean over prompts: pictures of a prompt count as one number. NaN if a tag has fewer than two prompts.
+    pub error: f64,
     /// Images without a score.
     pub missing: usize,
 }
@@ -86,8 +88,39 @@ impl Measured {
         } else {
             by_tag.values().copied().collect()
         };
-        Some(Summary { mean: mean(&all), by_tag, missing: scores.iter().filter(|s| s.is_none()).count() })
+        let missing = scores.iter().filter(|s| s.is_none()).count();
+        Some(Summary { mean: mean(&all), by_tag, error: error(&self.by_prompt(reward)?), missing })
     }
+
+    /// Means of one reward over the images of each prompt, `None` where all scores of a prompt are missing.
+    pub fn by_prompt(&self, reward: &str) -> Option<Vec<(&Prompt, Option<f64>)>> {
+        let scores = self.scores.get(reward)?;
+        let mut found = Vec::new();
+        let mut start = 0;
+        for end in 1..=scores.len() {
+            if end == scores.len() || self.prompts[end] != self.prompts[start] {
+                let known: Vec<f64> = scores[start..end].iter().flatten().copied().collect();
+                let mean = (!known.is_empty()).then(|| known.iter().sum::<f64>() / known.len() as f64);
+                found.push((&self.prompts[start], mean));
+                start = end;
+            }
+        }
+        Some(found)
+    }
+}
+
+/// The standard error of a mean over tags: √(Σ s²/n)/T, where s is the deviation between the n prompts of each of T tags.
+fn error(prompts: &[(&Prompt, Option<f64>)]) -> f64 {
+    let mut tags = BTreeMap::<Option<&str>, Vec<f64>>::new();
+    for (prompt, mean) in prompts {
+        tags.entry(prompt.tag()).or_default().extend(mean);
+    }
+    let square = |means: &Vec<f64>| {
+        let n = means.len() as f64;
+        let mean = means.iter().sum::<f64>() / n;
+        means.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / (n - 1.0) / n
+    };
+    tags.values().map(square).sum::<f64>().sqrt() / tags.len() as f64
 }
 
 /// Why a policy could not be measured.
@@ -194,5 +227,28 @@ mod tests {
         };
         let summary = measured.summary("r").expect("a reward");
         assert_eq!((summary.by_tag["a"], summary.by_tag["b"], summary.mean, summary.missing), (0.5, 1.0, 0.75, 1));
+    }
+
+    #[test]
+    fn the_error_is_that_of_prompts_and_not_of_their_pictures() {
+        let prompt = |text: &str, tag: Option<&str>| {
+            let tag =
+                tag.map_or(serde_json::json!({"prompt": text}), |tag| serde_json::json!({"prompt": text, "tag": tag}));
+            serde_json::from_value::<Prompt>(tag).expect("a prompt")
+        };
+        let summary = |prompts: Vec<Prompt>, scores: &[f64]| {
+            let scores = BTreeMap::from([("r".into(), scores.iter().copied().map(Some).collect())]);
+            Measured { images: Vec::new(), prompts, scores }.summary("r").expect("a reward")
+        };
+        // Prompt means 0.5, 1 and 0: variance 1/4, error √(1/4 / 3).
+        let plain = ["a", "a", "b", "b", "c", "c"].map(|text| prompt(text, None)).to_vec();
+        let found = summary(plain, &[0.0, 1.0, 1.0, 1.0, 0.0, 0.0]);
+        assert!((found.error - (0.25_f64 / 3.0).sqrt()).abs() < 1e-12, "{}", found.error);
+        // Two tags of two prompts: variances 1/2 and 1/8, error √(1/4 + 1/16) / 2.
+        let tagged =
+            [("a", "x"), ("b", "x"), ("c", "y"), ("d", "y")].map(|(text, tag)| prompt(text, Some(tag))).to_vec();
+        let found = summary(tagged, &[0.0, 1.0, 0.25, 0.75]);
+        assert!((found.error - 0.3125_f64.sqrt() / 2.0).abs() < 1e-12, "{}", found.error);
+        assert!(summary(vec![prompt("a", None)], &[1.0]).error.is_nan());
     }
 }

@@ -7,9 +7,10 @@ use crate::{
     table::{self, Column},
 };
 use anyhow::Result;
-use elbow_run::{Event, LoadedModel, components, data, judges};
+use elbow::{Prompt, eval::Summary};
+use elbow_run::{Event, LoadedModel, Recipe, components, data, judges, machine, reward::RewardConfig};
 use elbow_runlog::write_atomic;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::path::PathBuf;
 
 /// Arguments of `elbow eval`.
@@ -17,10 +18,12 @@ use std::path::PathBuf;
 #[command(after_help = "Examples:
   elbow eval                                          the embedded base model
   elbow eval --run runs/nano-geneval-1 --json scores.json
+  elbow eval --set model.tuning.kind=lora --set model.adapter=my-lora
   elbow eval --set eval.prompts_per_task=100 --set eval.measure.sampler.guidance=3
 
 Prompts, start noise and steps are fixed (40 deterministic steps, seed 42, averaged weights), so numbers of different
-runs compare.")]
+runs compare; ± is a 95 % interval over prompts. The file of --json holds the whole protocol, with hashes of prompts and
+weights, so that somebody else can check the row.")]
 pub struct Args {
     #[command(flatten)]
     source: Source,
@@ -59,9 +62,37 @@ pub fn run(args: &Args, device: DeviceName) -> Result<()> {
         table::scores(&columns)
     ));
     if let Some(path) = &args.json {
-        let entry = |c: &Column<'_>| (c.title.to_owned(), json!({"mean": c.summary.mean, "by_tag": c.summary.by_tag}));
-        let all: Value = Value::Object(columns.iter().map(entry).collect());
-        write_atomic(path, serde_json::to_string_pretty(&all)?.as_bytes())?;
+        let entry = |c: &Column<'_>| {
+            let Summary { mean, by_tag, error, missing } = &c.summary;
+            (c.title.to_owned(), json!({"mean": mean, "error": error, "by_tag": by_tag, "missing": missing}))
+        };
+        let mut row: Map<String, Value> = columns.iter().map(entry).collect();
+        row.insert("protocol".into(), protocol(&recipe, &prompts)?);
+        let weights =
+            params.as_ref().or(model.policy.adapter.as_ref()).map(|params| components::values_sha256([params]));
+        row.insert(
+            "model".into(),
+            json!({"base": recipe.setting.model.name(), "base_sha256": model.sha256, "weights_sha256": weights}),
+        );
+        row.insert("made_by".into(), machine::facts());
+        write_atomic(path, serde_json::to_string_pretty(&row)?.as_bytes())?;
     }
     Ok(())
+}
+
+/// How the scores are to be had again.
+fn protocol(recipe: &Recipe, prompts: &[Prompt]) -> Result<Value> {
+    let setting = &recipe.setting;
+    let rewards =
+        setting.reward.leaves().into_iter().chain(setting.eval.rewards.iter().map(|n| (n.name.clone(), &n.reward)));
+    let reward = |(name, config): (String, &RewardConfig)| (name, json!({"is": config, "sha256": config.sha256()}));
+    Ok(json!({
+        "prompts": prompts.len(),
+        "prompts_sha256": machine::sha256(serde_json::to_string(prompts)?.as_bytes()),
+        "images_per_prompt": setting.eval.measure.images_per_prompt,
+        "resolution": setting.model.resolution(),
+        "seed": setting.eval.measure.seed,
+        "sampler": setting.eval.measure.sampler,
+        "rewards": rewards.map(reward).collect::<Map<_, _>>(),
+    }))
 }

@@ -217,6 +217,14 @@ pub fn wait_for(what: &str, done: impl Fn() -> bool) {
     }
 }
 
+/// Whether programs that are started here hear SIGHUP: where this one was started by `nohup` they do not, and are not meant to.
+pub fn hears_hangups() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
+    // Signal 1 is the lowest bit.
+    ignored.unwrap_or(0) & 1 == 0
+}
+
 /// Sends a signal: `INT` is Ctrl-C.
 pub fn signal(name: &str, process: u32) {
     let status = Command::new("kill").args([&format!("-{name}"), &process.to_string()]).status().unwrap();

@@ -288,17 +288,7 @@ impl Pictures {
 
 /// Means of a score over the pictures of each prompt; `None` if nothing was scored by that name.
 fn by_prompt(measured: &Measured, name: &str) -> Option<Vec<Option<f64>>> {
-    let scores = measured.scores.get(name)?;
-    let mut prompts = Vec::new();
-    let mut start = 0;
-    while start < scores.len() {
-        let same = |i: &usize| measured.prompts[*i] == measured.prompts[start];
-        let end = (start..scores.len()).take_while(same).last().map_or(start, |last| last) + 1;
-        let known: Vec<f64> = scores[start..end].iter().flatten().copied().collect();
-        prompts.push((!known.is_empty()).then(|| known.iter().sum::<f64>() / known.len() as f64));
-        start = end;
-    }
-    Some(prompts)
+    Some(measured.by_prompt(name)?.into_iter().map(|(_, mean)| mean).collect())
 }
 
 /// The mean of known numbers, and their deviation.
