@@ -70,18 +70,22 @@ pub fn run(mut args: Args, device: DeviceName) -> Result<()> {
     run.stop = stop.flag();
     stop.saves(run.finished());
     bars.say(&announcement(&run));
+    let folder = run.folder().clone();
     if run.steps()? == Status::Stopped {
-        let (epoch, folder) = (run.epoch(), run.folder().path().display());
-        bars.say(&format!("stopped after epoch {epoch}; go on with: elbow train --resume {folder}"));
+        let (epoch, place) = (run.epoch(), folder.path().display());
+        bars.say(&format!("stopped after epoch {epoch}; go on with: elbow train --resume {place}"));
+        drop(run);
+        // Whoever listens for signals may be at work with it until the program ends.
+        folder.release();
         return Ok(());
     }
-    let folder = run.folder().clone();
     if run.halted().is_some() {
         let (epoch, folder) = (run.epoch(), folder.path().display());
         bars.say(&format!("the radar ended the run after epoch {epoch}; to go on: elbow train --resume {folder} --set radar.action=warn"));
     }
     let results = run.finish()?;
     bars.say(&summary(&results, reward, &folder));
+    folder.release();
     Ok(())
 }
 
