@@ -15,15 +15,32 @@ use serde_json::Value;
 /// say something of images of their size whose prompts come with GenEval's records.
 pub fn judges(recipe: &Recipe, test: &[Prompt], tools: &Tools) -> Result<Vec<Box<dyn Reward>>> {
     let mut judges = Vec::new();
-    if recipe.setting.model.resolution() == Resolution::square(SIDE)
-        && test.iter().all(|prompt| Record::try_from(prompt).is_ok())
-    {
+    if are_scenes(recipe, test) {
         judges.extend(scene_judges());
     }
     for Named { name, reward } in &recipe.setting.eval.rewards {
         judges.push(reward.named(name, tools)?);
     }
     Ok(judges)
+}
+
+/// The names of all that an evaluation scores with: those of the judges, and the reward's if none of them has it. Nothing is asked for it.
+pub fn names(recipe: &Recipe, test: &[Prompt]) -> Vec<String> {
+    let mut names = Vec::new();
+    if are_scenes(recipe, test) {
+        names.extend(scene_judges().iter().map(|judge| judge.name().to_owned()));
+    }
+    names.extend(recipe.setting.eval.rewards.iter().map(|named| named.name.clone()));
+    let reward = recipe.setting.reward.name();
+    if !names.contains(&reward) {
+        names.push(reward);
+    }
+    names
+}
+
+fn are_scenes(recipe: &Recipe, test: &[Prompt]) -> bool {
+    recipe.setting.model.resolution() == Resolution::square(SIDE)
+        && test.iter().all(|prompt| Record::try_from(prompt).is_ok())
 }
 
 fn scene_judges() -> [Box<dyn Reward>; 3] {

@@ -6,9 +6,8 @@ use crate::{
 };
 use elbow::noise::{Key, Purpose};
 use elbow_run::{
-    Error, Recipe, Result, data, error::At, machine::sha256, model::Resolution, recipe, recipe::PromptsConfig,
+    Error, Recipe, Result, data, error::At, judges, machine::sha256, radar::Action, recipe, recipe::PromptsConfig,
 };
-use elbow_world::{Record, scene::SIDE};
 use std::{
     collections::BTreeMap,
     fmt::Write,
@@ -153,7 +152,8 @@ impl Study {
 
     /// What is compared is measured.
     fn check_measures(&self, variant: &Variant) -> Result<()> {
-        let names = measures(&variant.recipe(0)?)?;
+        let recipe = variant.recipe(0)?;
+        let names = judges::names(&recipe, &data::held_out(&recipe)?.0);
         if names.contains(&self.file.measure) {
             return Ok(());
         }
@@ -247,22 +247,6 @@ impl Variant {
     }
 }
 
-/// The names of what a recipe's held-out images are measured by.
-fn measures(recipe: &Recipe) -> Result<Vec<String>> {
-    let setting = &recipe.setting;
-    let (prompts, _) = data::held_out(recipe)?;
-    let scenes = setting.model.resolution() == Resolution::square(SIDE)
-        && prompts.iter().all(|prompt| Record::try_from(prompt).is_ok());
-    let judges = if scenes { &["geneval", "judge", "geneval_dense"][..] } else { &[] };
-    let mut names: Vec<String> = judges.iter().map(|&name| name.to_owned()).collect();
-    names.extend(setting.eval.rewards.iter().map(|named| named.name.clone()));
-    let reward = setting.reward.name();
-    if !names.contains(&reward) {
-        names.push(reward);
-    }
-    Ok(names)
-}
-
 /// How many epochs fit into a share of the budget.
 fn epochs(budget: Budget, share: f64, passes: &Passes) -> Result<u64> {
     let (most, each, what) = match budget {
@@ -322,6 +306,10 @@ fn key(recipe: &Recipe, trial: bool) -> Result<String> {
         let (field, sections) = place.split_last().expect("invariant: none is empty");
         let section = sections.iter().try_fold(&mut table, |table, name| table.get_mut(*name)?.as_table_mut());
         section.and_then(|section| section.remove(*field));
+    }
+    if matches!(recipe.setting.radar.action, Action::Off | Action::Warn) {
+        // It changes no number of a run.
+        table.remove("radar");
     }
     let mut text = format!("elbow study {FORMAT}\ntrial = {trial}\n{}", toml::to_string(&table)?);
     text += &recipe.setting.reward.sha256().unwrap_or_default();
