@@ -1,6 +1,7 @@
 //! Scores by task, as text.
 
 use elbow::eval::{Measured, Summary};
+use elbow_study::statistics::{LEVEL, normal};
 use std::fmt::Write;
 
 /// One column of a table: its title and, row by row, its numbers.
@@ -20,9 +21,6 @@ pub fn comparison(names: &[&str], base: &Measured, tuned: &Measured) -> Option<S
     let columns: Vec<Column<'_>> = all.iter().map(|(title, s)| Column { title, summary: s.clone() }).collect();
     (!columns.is_empty()).then(|| scores(&columns))
 }
-
-/// Two-sided 95 % quantile of the normal distribution.
-const NORMAL_95: f64 = 1.96;
 
 /// Rows are tasks, then their mean with its interval over prompts; columns as given.
 pub fn scores(columns: &[Column<'_>]) -> String {
@@ -47,7 +45,7 @@ pub fn scores(columns: &[Column<'_>]) -> String {
     if columns.iter().all(|column| column.summary.error.is_finite()) {
         let _ = write!(out, "\n{:<16}", "± (95 %)");
         for column in columns {
-            let _ = write!(out, "  {:>w$.3}", NORMAL_95 * column.summary.error, w = width(column));
+            let _ = write!(out, "  {:>w$.3}", normal(LEVEL) * column.summary.error, w = width(column));
         }
     }
     let missing: usize = columns.iter().map(|c| c.summary.missing).sum();

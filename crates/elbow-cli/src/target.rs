@@ -1,4 +1,4 @@
-//! Files and folders that a command writes, which must not be there yet.
+//! Files and folders that a command writes.
 
 use crate::{card, failure};
 use anyhow::{Context, Result};
@@ -54,10 +54,27 @@ fn vacant(out: &Path, force: bool) -> Result<()> {
         let hint = "choose another --out, or replace it with --force";
         return Err(failure::error(format!("{} is there already", out.display()), hint));
     }
-    let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty());
+    in_a_folder("--out", out)
+}
+
+/// A document that may be replaced: refused if its name does not end in `.<end>`, since another kind of file is probably not meant, or if its
+/// folder is missing. `argument` is what names it, and `example` a name that would do.
+pub fn document(argument: &str, path: &Path, end: &str, example: &str) -> Result<()> {
+    if path.extension().is_none_or(|found| found != end) || path.is_dir() {
+        return Err(failure::error(
+            format!("{argument} {}: this is written as a file whose name ends in .{end}", path.display()),
+            format!("for example {argument} {example}"),
+        ));
+    }
+    in_a_folder(argument, path)
+}
+
+/// An error if the folder that a file is to be in does not exist.
+fn in_a_folder(argument: &str, path: &Path) -> Result<()> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     if let Some(parent) = parent.filter(|parent| !parent.is_dir()) {
         return Err(failure::error(
-            format!("--out {}: there is no folder {}", out.display(), parent.display()),
+            format!("{argument} {}: there is no folder {}", path.display(), parent.display()),
             "make it first",
         ));
     }

@@ -7,6 +7,8 @@ mod common;
 mod drawing;
 #[path = "../../elbow-models/tests/diffusers/model_folder.rs"]
 mod model_folder;
+#[path = "common/place.rs"]
+mod place;
 #[path = "../../elbow-models/tests/diffusers/ruined.rs"]
 mod ruined;
 #[path = "../../elbow-models/tests/diffusers/stored_as.rs"]
@@ -21,11 +23,11 @@ use elbow::{
     policy::Policy,
 };
 use elbow_models::{lora::LoraConfig, policy::Tuning};
-use model_folder::{fixtures, whole};
+use model_folder::fixtures;
+use place::Place;
 use ruined::ruin;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
-use std::{fs, path::Path, process::Command};
-use tempfile::TempDir;
+use std::{fs, path::Path};
 
 /// `--set` of the small run, apart from paths.
 const SMALL: [&str; 12] = [
@@ -43,36 +45,13 @@ const SMALL: [&str; 12] = [
     "keep.images_every=1",
 ];
 
-/// A model, prompts, and room for runs and the cache.
-struct Place {
-    model: TempDir,
-    room: TempDir,
-}
-
-impl Place {
-    fn new(pipeline: &str) -> Self {
-        let room = tempfile::tempdir().unwrap();
-        fs::write(room.path().join("prompts.txt"), "a red cat\na photo of 3 dogs\nhorse\n").unwrap();
-        Self { model: whole(pipeline), room }
-    }
-
-    /// `elbow train recipe` with the small run's changes, writing to `run`.
-    fn train(&self, recipe: &str, run: &str, changes: &[&str]) -> Command {
-        let mut command = elbow(["train", recipe, "--run", run]);
-        let model = format!("model.path={}", self.model.path().display());
-        let paths = [&model, "model.cache=cache", "prompts.train=prompts.txt", "prompts.test=prompts.txt"];
-        command.args(sets(&SMALL)).args(sets(&paths)).args(sets(changes)).current_dir(self.room.path());
-        command
-    }
-
-    fn run(&self, name: &str) -> std::path::PathBuf {
-        self.room.path().join(name)
-    }
+fn small(pipeline: &str) -> Place {
+    Place::new(pipeline, "a red cat\na photo of 3 dogs\nhorse\n", &SMALL)
 }
 
 /// Trains two epochs at once and one after the other, and uses what came of it.
 fn trains(pipeline: &str, recipe: &str, changes: &[&str]) {
-    let place = Place::new(pipeline);
+    let place = small(pipeline);
     let train = |run: &str, epochs| place.train(recipe, run, &[changes, &[epochs]].concat());
     let printed = succeed(&mut train("straight", "epochs=2"));
     assert!(printed.contains("the reward on held-out prompts") && printed.contains("jpeg tuned"), "{printed}");
@@ -130,7 +109,7 @@ fn flux_trains_with_dance_grpo() {
 #[test]
 fn an_adapter_made_elsewhere_is_merged_to_the_same_picture() {
     for (pipeline, component) in [("sd3", "transformer"), ("flux", "transformer"), ("sd1", "unet")] {
-        let place = Place::new(pipeline);
+        let place = small(pipeline);
         let (model, golden) = (place.model.path(), fixtures().join("pipeline"));
         let mut merge = elbow(["merge"]);
         merge.arg(golden.join(format!("{pipeline}.peft"))).arg("--base").arg(model).args(["--dtype", "f32"]);
@@ -156,7 +135,7 @@ fn exports_for_the_reference_packages() {
         ("flux", "transformer", "flux-dance-grpo"),
         ("sd1", "unet", "sd1.5-ddpo-compressibility"),
     ] {
-        let place = Place::new(pipeline);
+        let place = small(pipeline);
         let changes =
             ["epochs=2", "model.lora={rank=4, alpha=12.0}", "optimizer.learning_rate=3e-2", "model.text_length=24"];
         succeed(&mut place.train(recipe, "run", &changes));
@@ -199,7 +178,7 @@ fn drawn(place: &Place, pipeline: &str) -> Vec<u8> {
 /// A bf16 folder, held as it is and held in f32: the same records, factors and merged weights, which stay in bf16.
 #[test]
 fn frozen_weights_in_half_precision_train_and_merge_the_same() {
-    let place = Place::new("sd3");
+    let place = small("sd3");
     stored_as::store_as(Dtype::BF16, place.model.path());
     let [stored, wide] = ["stored", "f32"].map(|held| {
         let changes = [&*format!("model.frozen_weights={held}"), "model.text_length=24", "epochs=1"];
@@ -228,7 +207,7 @@ fn frozen_weights_in_half_precision_train_and_merge_the_same() {
 /// `damage` must make the command fail with `parts` in its message, and nothing written.
 #[track_caller]
 fn refused(pipeline: &str, changes: &[&str], damage: impl FnOnce(&Path), parts: &[&str]) {
-    let place = Place::new(pipeline);
+    let place = small(pipeline);
     damage(place.model.path());
     let before = files(place.room.path());
     let output = place.train("sd3.5-geneval", "run", changes).output().unwrap();
@@ -278,7 +257,7 @@ fn folders_that_cannot_be_used_are_refused_with_file_and_tensor() {
 fn recipes_that_do_not_suit_the_model_are_refused_with_what_to_set() {
     let whole = |_: &Path| ();
     // The path is the folder's.
-    let output = Place::new("sd1").train("sd3.5-geneval", "run", &["sampler.rule={kind='flow-sde'}"]).output().unwrap();
+    let output = small("sd1").train("sd3.5-geneval", "run", &["sampler.rule={kind='flow-sde'}"]).output().unwrap();
     let told = text(&output);
     assert!(output.status.code() == Some(1) && told.contains("`flow-sde` is defined on rectified flow"), "{told}");
     refused("sd3", &["model.resolution=30"], whole, &["resolution 30", "4 x 4 pixels"]);
@@ -291,7 +270,7 @@ fn recipes_that_do_not_suit_the_model_are_refused_with_what_to_set() {
 /// Self-consistency asks nothing but the model: it is trained on, and rises.
 #[test]
 fn a_model_raises_its_own_consistency() {
-    let place = Place::new("sd3");
+    let place = small("sd3");
     let changes = [
         "reward.kind=self-consistency",
         "model.text_length=24",
@@ -317,7 +296,7 @@ fn a_model_raises_its_own_consistency() {
 #[test]
 fn weights_that_are_no_numbers_are_named_before_anything_is_drawn() {
     for file in ["transformer", "vae"] {
-        let sd3 = Place::new("sd3");
+        let sd3 = small("sd3");
         let path = sd3.model.path().join(file).join("diffusion_pytorch_model.safetensors");
         let mut bytes = fs::read(&path).unwrap();
         let end = bytes.len();

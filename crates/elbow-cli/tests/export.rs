@@ -5,6 +5,8 @@
 mod common;
 #[path = "../../elbow-models/tests/diffusers/model_folder.rs"]
 mod model_folder;
+#[path = "common/place.rs"]
+mod place;
 
 use burn::tensor::{Device, Tensor};
 use common::{SMALL, elbow, files, finished, refused, sets, succeed};
@@ -19,6 +21,7 @@ use elbow_models::{
     recompute::Checkpointing,
 };
 use model_folder::whole;
+use place::Place;
 use std::{
     collections::BTreeMap,
     fs,
@@ -196,11 +199,8 @@ fn a_run_that_trained_every_weight_goes_out_whole() {
 
 /// A tiny model in diffusers' format, and a folder with a run of one epoch on it.
 fn trained(pipeline: &str, recipe: &str) -> (TempDir, TempDir) {
-    let (model, room) = (whole(pipeline), tempfile::tempdir().unwrap());
-    fs::write(room.path().join("prompts.txt"), "a red cat\nhorse\n").unwrap();
-    let folder = format!("model.path={}", model.path().display());
-    let changes = [&folder, "model.cache=cache", "prompts.train=prompts.txt", "prompts.test=prompts.txt", "epochs=1"];
-    let small = [
+    let small = &[
+        "epochs=1",
         "model.resolution=32",
         "model.text_length=24",
         "reward.kind=jpeg",
@@ -210,9 +210,9 @@ fn trained(pipeline: &str, recipe: &str) -> (TempDir, TempDir) {
         "batch.updates=1",
     ];
     let few = ["sampler.steps=3", "eval.measure.images_per_prompt=1", "eval.measure.sampler={steps=2, guidance=4.5}"];
-    let train = ["train", recipe, "--run", "run"];
-    succeed(elbow(train).args(sets(&changes)).args(sets(&small)).args(sets(&few)).current_dir(room.path()));
-    (model, room)
+    let place = Place::new(pipeline, "a red cat\nhorse\n", small);
+    succeed(&mut place.train(recipe, "run", &few));
+    (place.model, place.room)
 }
 
 /// A run on a model folder goes out in every format, and the adapter into the folder's network.

@@ -6,15 +6,18 @@
 mod common;
 #[path = "../../elbow-models/tests/diffusers/model_folder.rs"]
 mod model_folder;
+#[path = "common/place.rs"]
+mod place;
 
 use common::{assert_same, elbow, files, records, sets, succeed, text};
 use model_folder::whole;
+use place::Place;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::{Map, Value, json};
 use std::{fs, path::Path, process::Command};
-use tempfile::TempDir;
 
-const SMALL: [&str; 11] = [
+const SMALL: [&str; 12] = [
+    "model.resolution=32",
     "model.text_length=24",
     "reward.kind=jpeg",
     "eval.rewards=[]",
@@ -28,49 +31,16 @@ const SMALL: [&str; 11] = [
     "epochs=1",
 ];
 
-/// A model, prompts, and room for runs and the cache.
-struct Place {
-    model: TempDir,
-    room: TempDir,
+fn small(pipeline: &str) -> Place {
+    Place::new(pipeline, "a red cat\nhorse\n", &SMALL)
 }
 
-impl Place {
-    fn new(pipeline: &str) -> Self {
-        let room = tempfile::tempdir().unwrap();
-        fs::write(room.path().join("prompts.txt"), "a red cat\nhorse\n").unwrap();
-        Self { model: whole(pipeline), room }
-    }
+fn sd3(place: &Place, run: &str, changes: &[&str]) -> Command {
+    place.train("sd3.5-geneval", run, changes)
+}
 
-    /// `elbow train` with the recipe of a pipeline on a model, writing to `run`.
-    fn train(&self, recipe: &str, model: &Path, run: &str, changes: &[&str]) -> Command {
-        let mut command = elbow(["train", recipe, "--run", run]);
-        let model = format!("model.path={}", model.display());
-        let paths = [&model, "model.cache=cache", "prompts.train=prompts.txt", "prompts.test=prompts.txt"];
-        let size = if changes.iter().any(|change| change.starts_with("model.resolution")) {
-            &[][..]
-        } else {
-            &["model.resolution=32"]
-        };
-        command
-            .args(sets(&SMALL))
-            .args(sets(size))
-            .args(sets(&paths))
-            .args(sets(changes))
-            .current_dir(self.room.path());
-        command
-    }
-
-    fn sd3(&self, run: &str, changes: &[&str]) -> Command {
-        self.train("sd3.5-geneval", self.model.path(), run, changes)
-    }
-
-    fn sd1(&self, run: &str, changes: &[&str]) -> Command {
-        self.train("sd1.5-ddpo-compressibility", self.model.path(), run, changes)
-    }
-
-    fn run(&self, name: &str) -> std::path::PathBuf {
-        self.room.path().join(name)
-    }
+fn sd1(place: &Place, run: &str, changes: &[&str]) -> Command {
+    place.train("sd1.5-ddpo-compressibility", run, changes)
 }
 
 /// A command that must fail with all `parts` in its message, and no file more.
@@ -97,25 +67,25 @@ fn edit(file: &Path, change: impl FnOnce(&mut Map<String, Value>)) {
 fn a_pointer_of_git_lfs_is_named_with_what_to_run() {
     let pointer =
         format!("version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize 3438167536\n", "a".repeat(64));
-    let place = Place::new("sd1");
+    let place = small("sd1");
     let file = "unet/diffusion_pytorch_model.safetensors";
     fs::write(place.model.path().join(file), &pointer).unwrap();
     let told =
-        refused(&mut place.sd1("run", &[]), place.room.path(), &[file, "a pointer of git-lfs", "`git lfs pull`"]);
+        refused(&mut sd1(&place, "run", &[]), place.room.path(), &[file, "a pointer of git-lfs", "`git lfs pull`"]);
     assert!(!told.contains("download it again") && !told.contains("header"), "{told}");
-    let place = Place::new("flux");
+    let place = small("flux");
     let words = place.model.path().join("tokenizer_2");
     fs::remove_file(words.join("tokenizer.json")).unwrap();
     fs::write(words.join("spiece.model"), &pointer).unwrap();
     let parts = ["tokenizer_2/spiece.model", "a pointer of git-lfs", "`git lfs pull`"];
-    refused(&mut place.train("flux-dance-grpo", place.model.path(), "run", &[]), place.room.path(), &parts);
+    refused(&mut place.train("flux-dance-grpo", "run", &[]), place.room.path(), &parts);
 }
 
 /// A folder saved after a swap of schedulers trains to the same numbers: only what they say of the model counts.
 #[test]
 fn the_class_of_the_scheduler_makes_no_difference() {
-    let place = Place::new("sd1");
-    succeed(&mut place.sd1("plain", &[]));
+    let place = small("sd1");
+    succeed(&mut sd1(&place, "plain", &[]));
     let file = place.model.path().join("scheduler/scheduler_config.json");
     let common = json!({"beta_end": 0.012, "beta_schedule": "scaled_linear", "beta_start": 0.00085, "num_train_timesteps": 1000,
         "prediction_type": "epsilon", "trained_betas": null, "steps_offset": 1, "timestep_spacing": "leading"});
@@ -136,7 +106,7 @@ fn the_class_of_the_scheduler_makes_no_difference() {
         // Python's own word, which no other JSON has.
         let text = serde_json::to_string(&fields).unwrap().replacen('{', "{\"lambda_min_clipped\": -Infinity, ", 1);
         fs::write(&file, text).unwrap();
-        let printed = succeed(&mut place.sd1(class, &[]));
+        let printed = succeed(&mut sd1(&place, class, &[]));
         assert!(!printed.contains("warning"), "{printed}");
         assert_eq!(common::numbers(&place.run("plain")), common::numbers(&place.run(class)), "{class}");
     }
@@ -152,17 +122,17 @@ fn fields_of_a_newer_version_are_warned_of_or_refused() {
         ("transformer/config.json", json!({"quantization_config": {"load_in_4bit": true}}), None),
         ("transformer/config.json", json!({"new_flag": true}), None),
     ] {
-        let place = Place::new("sd3");
+        let place = small("sd3");
         edit(&place.model.path().join(file), |fields| fields.extend(change.as_object().unwrap().clone()));
         if let Some(warning) = warning {
-            let printed = succeed(&mut place.sd3("run", &[]));
+            let printed = succeed(&mut sd3(&place, "run", &[]));
             let told: Vec<&str> = printed.lines().filter(|line| line.starts_with("warning: ")).collect();
             assert!(told.len() == 1 && told[0].contains(file) && told[0].contains(warning), "{printed}");
             let told = succeed(elbow(["doctor", "--model"]).arg(place.model.path()));
             assert!(told.contains(&format!("{file}: {warning}")), "{told}");
         } else {
             let name = change.as_object().unwrap().keys().next().unwrap();
-            let told = refused(&mut place.sd3("run", &[]), place.room.path(), &[file, name]);
+            let told = refused(&mut sd3(&place, "run", &[]), place.room.path(), &[file, name]);
             assert!(!told.contains("download"), "{told}");
             assert!(told.contains("newer Elbow") || told.contains("bf16"), "{told}");
         }
@@ -171,23 +141,23 @@ fn fields_of_a_newer_version_are_warned_of_or_refused() {
 
 #[test]
 fn sd3_without_t5_says_how_and_trains() {
-    let place = Place::new("sd3");
+    let place = small("sd3");
     let model = place.model.path();
     fs::remove_dir_all(model.join("text_encoder_3")).unwrap();
     fs::remove_dir_all(model.join("tokenizer_3")).unwrap();
     let way_out = "put [null, null] for text_encoder_3 and tokenizer_3 into model_index.json";
-    refused(&mut place.sd3("run", &[]), place.room.path(), &["has none of: text_encoder_3/", way_out]);
+    refused(&mut sd3(&place, "run", &[]), place.room.path(), &["has none of: text_encoder_3/", way_out]);
     edit(&model.join("model_index.json"), |index| {
         index.extend(["text_encoder_3", "tokenizer_3"].map(|part| (part.to_owned(), json!([null, null]))));
     });
-    succeed(&mut place.sd3("run", &[]));
+    succeed(&mut sd3(&place, "run", &[]));
 }
 
 #[cfg(unix)]
 #[test]
 fn the_hubs_cache_trains_by_its_snapshot_and_names_what_is_missing() {
     use std::os::unix::fs::symlink;
-    let (place, cache) = (Place::new("sd1"), tempfile::tempdir().unwrap());
+    let (place, cache) = (small("sd1"), tempfile::tempdir().unwrap());
     let hub = cache.path().join("models--a--b");
     let snapshot = hub.join("snapshots/abc");
     fs::create_dir_all(hub.join("blobs")).unwrap();
@@ -197,7 +167,7 @@ fn the_hubs_cache_trains_by_its_snapshot_and_names_what_is_missing() {
         fs::create_dir_all(link.parent().unwrap()).unwrap();
         symlink(blob, link).unwrap();
     }
-    let train = |model: &Path, run: &str| place.train("sd1.5-ddpo-compressibility", model, run, &[]);
+    let train = |model: &Path, run: &str| place.train_on(model, "sd1.5-ddpo-compressibility", run, &[]);
     succeed(&mut train(&snapshot, "links"));
     let network = snapshot.join("unet/diffusion_pytorch_model.safetensors");
     let blob = fs::read_link(&network).unwrap();
@@ -210,7 +180,7 @@ fn the_hubs_cache_trains_by_its_snapshot_and_names_what_is_missing() {
 
 #[test]
 fn one_file_is_no_model_and_the_way_out_is_told() {
-    let place = Place::new("sd3");
+    let place = small("sd3");
     let names = ["model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight"];
     let zeros = [0; 16];
     let view = || TensorView::new(Dtype::F32, vec![4], &zeros).unwrap();
@@ -218,7 +188,7 @@ fn one_file_is_no_model_and_the_way_out_is_told() {
     let path = place.run("sd3.5_medium.safetensors");
     fs::write(&path, file).unwrap();
     let parts = ["sd3.5_medium.safetensors: this is SD3 or SD3.5", "from_single_file", "save_pretrained"];
-    refused(&mut place.train("sd3.5-geneval", &path, "run", &[]), place.room.path(), &parts);
+    refused(&mut place.train_on(&path, "sd3.5-geneval", "run", &[]), place.room.path(), &parts);
 }
 
 /// Pictures of 24 x 40 pixels through training, evaluation, samples and sheets, and a plan of them.
@@ -227,9 +197,9 @@ fn pictures_need_not_be_square() {
     for (pipeline, recipe) in
         [("sd3", "sd3.5-geneval"), ("flux", "flux-dance-grpo"), ("sd1", "sd1.5-ddpo-compressibility")]
     {
-        let place = Place::new(pipeline);
+        let place = small(pipeline);
         let changes = ["model.resolution=[24, 40]", "keep.pictures=true"];
-        succeed(&mut place.train(recipe, place.model.path(), "run", &changes));
+        succeed(&mut place.train(recipe, "run", &changes));
         let pictures = files(&place.run("run/samples"));
         let sizes: Vec<(u32, u32)> = pictures
             .iter()
@@ -247,14 +217,14 @@ fn pictures_need_not_be_square() {
         );
         succeed(elbow(["train", "--resume", "run"]).args(sets(&["epochs=2"])).current_dir(place.room.path()));
     }
-    let place = Place::new("sd3");
-    let told = place.sd3("run", &["model.resolution=[24, 42]"]).output().unwrap();
+    let place = small("sd3");
+    let told = sd3(&place, "run", &["model.resolution=[24, 42]"]).output().unwrap();
     assert!(text(&told).contains("resolution 24 x 42: a latent stands for 4 x 4 pixels"), "{}", text(&told));
 }
 
 #[test]
 fn doctor_looks_at_a_model_at_its_own_size_and_takes_changes() {
-    let place = Place::new("sd3");
+    let place = small("sd3");
     let doctor = |changes: &[&str]| {
         let mut command = elbow(["doctor", "--model"]);
         command.arg(place.model.path()).args(sets(changes)).current_dir(place.room.path());
@@ -290,10 +260,10 @@ fn doctor_looks_at_a_model_at_its_own_size_and_takes_changes() {
 /// Prompts that an encoder cuts are told once, with their number.
 #[test]
 fn prompts_that_are_cut_are_told_once() {
-    let place = Place::new("sd3");
+    let place = small("sd3");
     let long = "and on ".repeat(60);
     fs::write(place.run("prompts.txt"), format!("a red cat\na {long}\nhorse\n")).unwrap();
-    let printed = succeed(&mut place.sd3("run", &["epochs=2"]));
+    let printed = succeed(&mut sd3(&place, "run", &["epochs=2"]));
     let told: Vec<&str> = printed.lines().filter(|line| line.starts_with("warning: ")).collect();
     assert_eq!(told.len(), 2, "{printed}");
     assert!(
@@ -301,14 +271,14 @@ fn prompts_that_are_cut_are_told_once() {
         "{printed}"
     );
     assert!(told[1].starts_with("warning: 1 of 3 prompts is longer than the 24 tokens of T5"), "{printed}");
-    let printed = succeed(&mut place.sd3("enough", &["model.text_length=400"]));
+    let printed = succeed(&mut sd3(&place, "enough", &["model.text_length=400"]));
     assert!(printed.contains("tokens of CLIP") && !printed.contains("tokens of T5"), "{printed}");
 }
 
 /// A recipe and prompts as Notepad, PowerShell and old editors save them: the same run, and a place where they are no text.
 #[test]
 fn recipes_and_prompts_are_read_as_all_editors_write_them() {
-    let place = Place::new("sd1");
+    let place = small("sd1");
     let recipe = "extends = \"base.toml\"\nseed = 7\n# ä\n";
     let base =
         fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes/sd1.5-ddpo-compressibility.toml"))
@@ -331,7 +301,7 @@ fn recipes_and_prompts_are_read_as_all_editors_write_them() {
         for (file, bytes) in [("mine.toml", recipe), ("base.toml", base), ("prompts.txt", prompts)] {
             fs::write(place.run(file), bytes).unwrap();
         }
-        succeed(&mut place.train("mine.toml", place.model.path(), name, &[]));
+        succeed(&mut place.train("mine.toml", name, &[]));
         assert_same(&place.run("plain"), &place.run(name));
     }
     // One embedding a prompt, and that of the empty one.
@@ -341,7 +311,7 @@ fn recipes_and_prompts_are_read_as_all_editors_write_them() {
         "cannot read recipe mine.toml: line 2, column 6: the byte 0xe9 is not UTF-8",
         "hint: save the recipe as UTF-8",
     ];
-    refused(&mut place.train("mine.toml", place.model.path(), "run", &[]), place.room.path(), &parts);
+    refused(&mut place.train("mine.toml", "run", &[]), place.room.path(), &parts);
 }
 
 /// Makes all weights of the last convolution of a folder's decoder one number.
@@ -361,12 +331,12 @@ fn fill_last_convolution(model: &Path, value: f32) {
 /// Weights of the autoencoder that are finite numbers, and a picture that is not: nothing is scored, and the run says why.
 #[test]
 fn pictures_that_overflow_in_the_decoder_have_no_reward() {
-    let place = Place::new("sd1");
+    let place = small("sd1");
     fill_last_convolution(place.model.path(), f32::MAX);
-    let told = text(&place.sd1("run", &[]).output().unwrap());
+    let told = text(&sd1(&place, "run", &[]).output().unwrap());
     let parts = ["4 of 4 rewards `jpeg` are missing in epoch 0", "its picture is not finite: the decoder overflows"];
     assert!(parts.iter().all(|part| told.contains(part)), "{told}");
-    let printed = succeed(&mut place.sd1("on", &["on_missing=go-on", "epochs=3"]));
+    let printed = succeed(&mut sd1(&place, "on", &["on_missing=go-on", "epochs=3"]));
     assert!(printed.contains("no group has a reward"), "{printed}");
     for record in &records(&place.run("on"))[1..] {
         assert!(record["reward_missing"] == 4 && record["trained_samples"] == 0, "{record:?}");
@@ -378,9 +348,9 @@ fn pictures_that_overflow_in_the_decoder_have_no_reward() {
 /// A policy that diverged has no rewards from there on, and the run stops in the epoch after.
 #[test]
 fn a_policy_that_diverged_is_not_reported_as_the_best() {
-    let place = Place::new("sd3");
+    let place = small("sd3");
     let changes = ["epochs=4", "optimizer.learning_rate=1e30", "optimizer.max_grad_norm=1e9"];
-    let told = text(&place.sd3("run", &changes).output().unwrap());
+    let told = text(&sd3(&place, "run", &changes).output().unwrap());
     assert!(told.starts_with("error: ") || told.contains("\nerror: "), "{told}");
     assert!(told.contains("is not finite"), "{told}");
     assert!(!place.run("run/result.json").exists());
@@ -389,9 +359,9 @@ fn a_policy_that_diverged_is_not_reported_as_the_best() {
 /// A decoder that draws the same for everything: rewards agree within every group, which is told after some epochs.
 #[test]
 fn groups_that_all_agree_are_told() {
-    let place = Place::new("sd1");
+    let place = small("sd1");
     fill_last_convolution(place.model.path(), 0.0);
-    let printed = succeed(&mut place.sd1("run", &["epochs=4"]));
+    let printed = succeed(&mut sd1(&place, "run", &["epochs=4"]));
     let told: Vec<&str> = printed.lines().filter(|line| line.starts_with("warning: ")).collect();
     assert!(
         told.len() == 1

@@ -11,7 +11,7 @@
 
 mod common;
 
-use common::{assert_same, elbow, hears_hangups, resume, sets, signal, succeed, text};
+use common::{assert_same, elbow, resume, sets, signal, succeed, text};
 use std::{
     collections::BTreeMap,
     fs,
@@ -137,8 +137,7 @@ fn killed_and_resumed(
     };
     let mut kills = Vec::new();
     while kills.len() < wanted {
-        let heard = if hears_hangups() { 3 } else { 2 };
-        let name = ["KILL", "TERM", "HUP"][(number + kills.len()) % heard];
+        let name = ["KILL", "TERM", "HUP"][(number + kills.len()) % 3];
         // A number of epochs that must be finished, and a time after that: somewhere in loading, a rollout, an update, an evaluation, or
         // while something is written.
         let before = saved(&folder);

@@ -110,7 +110,10 @@ fn what_does_not_go_together_is_said_before_any_work() {
     refused(&["kl.reference=adapter"], &["kl.reference", "model.adapter"]);
     refused(&["model.adapter=first"], &["first", "a run of this program", "elbow export first --format peft"]);
     refused(&["model.adapter=absent"], &["cannot start from adapter absent"]);
-    refused(&["model.adapter=first.lora", "model.tuning.rank=8"], &["rank 8", "rank 3", "say nothing of rank"]);
+    refused(
+        &["model.adapter=first.lora", "model.tuning.rank=8"],
+        &["rank 8", "rank 3", "leave out rank, alpha and target_modules"],
+    );
     let full = ["model.tuning.kind=full", "model.adapter=first.lora"];
     refused(&full, &["every weight is trained", "model.tuning.kind"]);
     // A recipe may say what is so.

@@ -82,6 +82,20 @@ impl LoraConfig {
     }
 }
 
+/// The ends of layers' names after the number of their block, each once: what `target_modules` names.
+pub fn ends<'a>(layers: impl IntoIterator<Item = &'a str>) -> Vec<String> {
+    let mut ends: Vec<String> = Vec::new();
+    for layer in layers {
+        let parts: Vec<&str> = layer.split('.').collect();
+        let number = parts[..parts.len() - 1].iter().rposition(|part| part.parse::<usize>().is_ok());
+        let end = parts[number.map_or(0, |n| n + 1)..].join(".");
+        if !ends.contains(&end) {
+            ends.push(end);
+        }
+    }
+    ends
+}
+
 /// Whether `target` is the layer's name or the end of it, from a dot on.
 fn names(target: &str, layer: &str) -> bool {
     layer.strip_suffix(target).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
@@ -110,6 +124,17 @@ mod tests {
         let usual = ["to_q", "to_out.0"];
         assert_eq!(named.clone().with_usual(&usual), named);
         assert_eq!(LoraConfig::default().with_usual(&usual).target_modules, usual);
+    }
+
+    #[test]
+    fn ends_are_what_follows_the_last_number_of_a_block() {
+        let layers = [
+            "down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_out.0",
+            "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0",
+            "transformer_blocks.11.attn.to_q",
+            "proj_out",
+        ];
+        assert_eq!(ends(layers), ["attn1.to_out.0", "attn.to_q", "proj_out"]);
     }
 
     #[test]

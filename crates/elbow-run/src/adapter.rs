@@ -9,7 +9,7 @@ use crate::{
 };
 use elbow::params::Params;
 use elbow_models::{
-    lora::LoraConfig,
+    lora::{self, LoraConfig},
     lora_file::{Adapter, Family},
     policy::Tuning,
 };
@@ -68,7 +68,7 @@ pub fn read(folder: &RunFolder, recipe: &Recipe, epoch: Option<u64>, weights: We
         Some(network) => (Some(network.family), network.architecture),
         None => (found, String::new()),
     };
-    let ends: Vec<String> = ends(&layers);
+    let ends = lora::ends(layers.iter().copied());
     let adapter = Adapter::new(config.clone().with_usual(&ends), factors).map_err(|problems| {
         Error::new(
             format!("it is no adapter of rank {}:\n{}", config.rank, problems.join("\n")),
@@ -92,20 +92,6 @@ fn family(layers: &[&str], config: &LoraConfig, nano: bool) -> Option<Family> {
     }
 }
 
-/// The ends of the layers' names after the number of their block, each once.
-fn ends(layers: &[&str]) -> Vec<String> {
-    let mut ends: Vec<String> = Vec::new();
-    for layer in layers {
-        let parts: Vec<&str> = layer.split('.').collect();
-        let number = parts[..parts.len() - 1].iter().rposition(|part| part.parse::<usize>().is_ok());
-        let end = parts[number.map_or(0, |n| n + 1)..].join(".");
-        if !ends.contains(&end) {
-            ends.push(end);
-        }
-    }
-    ends
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -122,16 +108,5 @@ mod tests {
         assert_eq!(family(&single, &named, false), Some(Family::Flux));
         let unet = ["mid_block.attentions.0.transformer_blocks.0.attn1.to_q"];
         assert_eq!(family(&unet, &named, false), Some(Family::Unet));
-    }
-
-    #[test]
-    fn ends_are_what_follows_the_last_number_of_a_block() {
-        let layers = [
-            "down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_out.0",
-            "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0",
-            "transformer_blocks.11.attn.to_q",
-            "proj_out",
-        ];
-        assert_eq!(ends(&layers), ["attn1.to_out.0", "attn.to_q", "proj_out"]);
     }
 }

@@ -236,14 +236,16 @@ impl LoadedModel {
             return Ok(self.trained(&RunFolder::open(path).at(at)?, None, Weights::Averaged)?.1);
         }
         let own = self.policy.initial();
+        // Everything is trained, or the factors are named as here: else it is somebody's adapter, a file or a folder.
+        let config = match &self.policy.tuning {
+            Tuning::Full => return own.with_values_of(&std::fs::read(path).at(at)?).at(at),
+            Tuning::Lora(config) => config,
+        };
         if path.is_file()
             && let Ok(params) = own.with_values_of(&std::fs::read(path).at(at)?)
         {
             return Ok(params);
         }
-        let Tuning::Lora(config) = &self.policy.tuning else {
-            return own.with_values_of(&std::fs::read(path).at(at)?).at(at);
-        };
         let adapter = lora_file::read(path, &self.policy.network.layout().to_shapes()).at(at)?;
         let unfit = |problems: Vec<String>| {
             let hint = "train with the rank of the largest teacher and all its layers: model.lora";

@@ -9,7 +9,7 @@ use crate::{
 use elbow::{Prompt, Reward, eval::Measured};
 use elbow_rewards::geneval::{GenEval, Mode};
 use elbow_world::{Record, SceneDetector, SceneJudge, scene::SIDE};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// The judges of a recipe's held-out prompts, beside its reward: those that it names in `eval.rewards`, and detectors of scenes, which can
 /// say something of images of their size whose prompts come with GenEval's records.
@@ -59,6 +59,18 @@ pub fn measures<'a>(judges: &'a [Box<dyn Reward>], reward: &'a dyn Reward) -> Ve
         measures.push(reward);
     }
     measures
+}
+
+/// How an evaluation is to be had again, but for its prompts and weights.
+pub fn protocol(recipe: &Recipe, prompts: usize) -> Value {
+    let measure = &recipe.setting.eval.measure;
+    json!({
+        "prompts": prompts,
+        "images_per_prompt": measure.images_per_prompt,
+        "resolution": recipe.setting.model.resolution(),
+        "seed": measure.seed,
+        "sampler": measure.sampler,
+    })
 }
 
 /// `eval_reward_<name>` and `eval_reward_<name>_<tag>` of every measure.

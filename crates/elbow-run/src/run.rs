@@ -310,15 +310,8 @@ impl<'a> Run<'a> {
         let base = self.base.take().expect("invariant: a run that began has measured its base");
         let measures = self.measures();
         let scores = |measured: &Measured| Value::from_iter(judges::entries(measured, &measures));
-        let (setting, measure) = (&self.recipe.setting, &self.recipe.setting.eval.measure);
-        let protocol = json!({
-            "epoch": self.epoch(),
-            "prompts": self.components.data.test.len(),
-            "images_per_prompt": measure.images_per_prompt,
-            "resolution": setting.model.resolution(),
-            "seed": measure.seed,
-            "sampler": measure.sampler,
-        });
+        let mut protocol = judges::protocol(&self.recipe, self.components.data.test.len());
+        protocol["epoch"] = self.epoch().into();
         let mut results = json!({ "base": scores(&base), "tuned": scores(&tuned), "protocol": protocol });
         if let Some(hash) = &self.components.model.adapter_sha256 {
             // `base` is then the adapter that training started from.

@@ -68,7 +68,7 @@ impl Holder {
 pub(crate) struct Lock {
     path: PathBuf,
     /// Holds the operating system's lock.
-    _file: File,
+    file: File,
     /// The process that was killed while it had the folder.
     pub(crate) left_by: Option<Holder>,
 }
@@ -110,14 +110,16 @@ impl Lock {
                 }
             }
             Holder::own().write(&file).map_err(cannot)?;
-            return Ok(Self { path, _file: file, left_by });
+            return Ok(Self { path, file, left_by });
         }
     }
 
     /// Gives the folder back. For a process that ends without dropping anything.
     pub(crate) fn release(&self) {
-        // What cannot be removed is stale once this process is gone.
-        drop(fs::remove_file(&self.path));
+        // Given back before, it may be another process's by now. What cannot be removed is stale once this process is gone.
+        if is_at(&self.file, &self.path) {
+            drop(fs::remove_file(&self.path));
+        }
     }
 }
 

@@ -86,13 +86,8 @@ fn protocol(recipe: &Recipe, prompts: &[Prompt]) -> Result<Value> {
     let rewards =
         setting.reward.leaves().into_iter().chain(setting.eval.rewards.iter().map(|n| (n.name.clone(), &n.reward)));
     let reward = |(name, config): (String, &RewardConfig)| (name, json!({"is": config, "sha256": config.sha256()}));
-    Ok(json!({
-        "prompts": prompts.len(),
-        "prompts_sha256": machine::sha256(serde_json::to_string(prompts)?.as_bytes()),
-        "images_per_prompt": setting.eval.measure.images_per_prompt,
-        "resolution": setting.model.resolution(),
-        "seed": setting.eval.measure.seed,
-        "sampler": setting.eval.measure.sampler,
-        "rewards": rewards.map(reward).collect::<Map<_, _>>(),
-    }))
+    let mut protocol = judges::protocol(recipe, prompts.len());
+    protocol["prompts_sha256"] = machine::sha256(serde_json::to_string(prompts)?.as_bytes()).into();
+    protocol["rewards"] = rewards.map(reward).collect::<Map<_, _>>().into();
+    Ok(protocol)
 }

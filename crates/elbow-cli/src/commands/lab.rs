@@ -1,15 +1,12 @@
 //! `elbow lab`: estimators against the truth, as a report.
 
 use super::progress::Bars;
-use crate::{failure, output};
+use crate::{output, target};
 use anyhow::Result;
 use elbow_run::machine;
 use elbow_runlog::write_atomic;
 use elbow_study::lab::{Report, Size};
-use std::{
-    path::{Path, PathBuf},
-    time::Instant,
-};
+use std::{path::PathBuf, time::Instant};
 
 /// Arguments of `elbow lab`.
 #[derive(clap::Args)]
@@ -33,7 +30,7 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args) -> Result<()> {
-    check(&args.out)?;
+    target::document("--out", &args.out, "md", "lab.md")?;
     let bars = Bars::new();
     let started = Instant::now();
     let size = if args.quick { Size::QUICK } else { Size::FULL };
@@ -46,23 +43,5 @@ pub fn run(args: &Args) -> Result<()> {
     write_atomic(&args.out, report.markdown(&made).as_bytes())?;
     write_atomic(&json, report.json().as_bytes())?;
     output::line(&format!("{} and {}: {} tables", args.out.display(), json.display(), report.tables.len()));
-    Ok(())
-}
-
-/// Refuses a file that is probably not meant: another kind of file would be replaced.
-fn check(path: &Path) -> Result<()> {
-    if path.extension().is_none_or(|found| found != "md") || path.is_dir() {
-        return Err(failure::error(
-            format!("--out {}: the report is written as a file whose name ends in .md", path.display()),
-            "for example --out lab.md",
-        ));
-    }
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    if let Some(parent) = parent.filter(|parent| !parent.is_dir()) {
-        return Err(failure::error(
-            format!("--out {}: there is no folder {}", path.display(), parent.display()),
-            "make it first, or name another file",
-        ));
-    }
     Ok(())
 }

@@ -1,13 +1,10 @@
 //! `elbow report`: what happened, as a page.
 
-use crate::{failure, output};
+use crate::{failure, output, target};
 use anyhow::Result;
 use elbow_report::{Report, ReportError};
 use elbow_runlog::write_atomic;
-use std::{
-    error::Error,
-    path::{Path, PathBuf},
-};
+use std::{error::Error, path::PathBuf};
 
 /// Arguments of `elbow report`.
 #[derive(clap::Args)]
@@ -37,10 +34,10 @@ pub fn run(args: &Args) -> Result<()> {
         (None, _) => PathBuf::from("report.html"),
     };
     if args.out.is_some() {
-        check("--out", &out, "html")?;
+        target::document("--out", &out, "html", "report.html")?;
     }
     if let Some(csv) = &args.csv {
-        check("--csv", csv, "csv")?;
+        target::document("--csv", csv, "csv", "report.csv")?;
     }
     let report = Report::read(&args.runs).map_err(told)?;
     let page = report.html();
@@ -50,24 +47,6 @@ pub fn run(args: &Args) -> Result<()> {
     if let (Some(csv), Some(table)) = (&args.csv, table) {
         write_atomic(csv, table.as_bytes())?;
         output::line(&format!("{}: the curves", csv.display()));
-    }
-    Ok(())
-}
-
-/// Refuses a file that is probably not meant: another kind of file would be replaced.
-fn check(argument: &str, path: &Path, end: &str) -> Result<()> {
-    if path.extension().is_none_or(|found| found != end) || path.is_dir() {
-        return Err(failure::error(
-            format!("{argument} {}: this is written as a file whose name ends in .{end}", path.display()),
-            format!("for example {argument} report.{end}"),
-        ));
-    }
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    if let Some(parent) = parent.filter(|parent| !parent.is_dir()) {
-        return Err(failure::error(
-            format!("{argument} {}: there is no folder {}", path.display(), parent.display()),
-            "make it first",
-        ));
     }
     Ok(())
 }

@@ -27,11 +27,29 @@ pub const SMALL: [&str; 9] = [
     "keep.checkpoint_every=1",
 ];
 
-/// `elbow` with arguments; its output is captured.
+/// `elbow` with arguments; its output is captured, and it hears every signal.
 pub fn elbow<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_elbow"));
     command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    #[cfg(unix)]
+    hear_signals(&mut command);
     command
+}
+
+/// What these tests were started with may ignore signals, as `nohup` and the background of a script do, and what is ignored stays so.
+#[cfg(unix)]
+#[expect(unsafe_code, reason = "runs between fork and exec, where resetting signals is allowed")]
+fn hear_signals(command: &mut Command) {
+    use std::os::unix::process::CommandExt;
+    let reset = || {
+        for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGTERM] {
+            // SAFETY: `signal` is safe between fork and exec, and installs no handler of ours.
+            unsafe { libc::signal(signal, libc::SIG_DFL) };
+        }
+        Ok(())
+    };
+    // SAFETY: the closure calls nothing else.
+    unsafe { command.pre_exec(reset) };
 }
 
 /// `--set a=b` of each.
@@ -215,14 +233,6 @@ pub fn wait_for(what: &str, done: impl Fn() -> bool) {
         assert!(start.elapsed() < Duration::from_mins(1), "waited a minute for {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
-}
-
-/// Whether programs that are started here hear SIGHUP: where this one was started by `nohup` they do not, and are not meant to.
-pub fn hears_hangups() -> bool {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let ignored = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
-    // Signal 1 is the lowest bit.
-    ignored.unwrap_or(0) & 1 == 0
 }
 
 /// Sends a signal: `INT` is Ctrl-C.

@@ -33,8 +33,8 @@ pub enum FolderError {
         /// What to do, or nothing.
         hint: String,
     },
-    /// A link leads to something that is not there, such as a file of the hub's cache whose download was not finished.
-    #[error("{} is a link to {}, which is not there", link.display(), target.display())]
+    /// A dangling link, such as that of a file in the hub's cache whose download did not finish.
+    #[error("{} is a link to {}, which does not exist", link.display(), target.display())]
     Dangling {
         /// The link.
         link: PathBuf,

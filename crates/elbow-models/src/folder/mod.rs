@@ -124,7 +124,7 @@ impl Folder {
     }
 }
 
-/// A file or folder that is not there: a link to nowhere, or missing with a hint.
+/// The error for a missing file or folder: a dangling link, or nothing by that name, with a hint.
 fn missing(folder: &Path, file: &str, hint: impl FnOnce() -> String) -> FolderError {
     let lost = recognize::check_links([folder.join(file.trim_end_matches('/'))]).err();
     lost.unwrap_or_else(|| FolderError::Missing { folder: folder.into(), files: vec![file.into()], hint: hint() })

@@ -4,9 +4,13 @@ use super::{
     Adapter, AdapterFile, LoraFileError,
     delta::{Delta, Update},
     file::Change,
+    fit::lay,
     layer_and_side,
 };
-use crate::{folder::Shapes, lora::LoraConfig};
+use crate::{
+    folder::Shapes,
+    lora::{self, LoraConfig},
+};
 use elbow::noise::{Key, Purpose};
 use std::collections::{BTreeMap, HashMap};
 
@@ -65,15 +69,9 @@ impl AdapterFile {
         for entry in entries {
             let (layer, side) = layer_and_side(&entry.name).expect("invariant: factors have PEFT's names");
             let Some((product, scale)) = layers.get(layer) else { continue };
-            let values = &mut factors.values_mut()[entry.range];
-            if side == "A" {
-                values[..product.a.values.len()].copy_from_slice(&product.a.values);
-            } else {
-                let factor = (scale / common) as f32;
-                for (row, own) in values.chunks_mut(rank).zip(product.b.values.chunks(product.b.columns)) {
-                    row.iter_mut().zip(own).for_each(|(value, own)| *value = own * factor);
-                }
-            }
+            let given = if side == "A" { &product.a } else { &product.b };
+            let factor = (scale / common) as f32;
+            lay(side, &given.values, product.a.rows, factor, &mut factors.values_mut()[entry.range], rank);
         }
         Ok(Adapter { config, factors })
     }
@@ -88,14 +86,6 @@ fn targets(declared: Option<Vec<String>>, adapted: impl Fn(&str) -> bool, base: 
         dense().all(|layer| config.targets(layer) == adapted(layer))
     };
     let whole: Vec<String> = dense().filter(|layer| adapted(layer)).map(String::from).collect();
-    let mut ends: Vec<String> = Vec::new();
-    for layer in &whole {
-        let parts: Vec<&str> = layer.split('.').collect();
-        let number = parts[..parts.len() - 1].iter().rposition(|part| part.parse::<usize>().is_ok());
-        let end = parts[number.map_or(0, |n| n + 1)..].join(".");
-        if !ends.contains(&end) {
-            ends.push(end);
-        }
-    }
+    let ends = lora::ends(whole.iter().map(String::as_str));
     [declared, Some(ends)].into_iter().flatten().find(exact).unwrap_or(whole)
 }

@@ -32,7 +32,7 @@ pub enum LoraFileError {
         /// How the factors started.
         start: String,
     },
-    /// An adapter that is none of those that are read.
+    /// An adapter of a kind that is not supported.
     #[error("{}: {kind} (`{tensor}`); LoRA, DoRA, LoHa, LoKr and differences of weights are read", path.display())]
     OtherKind {
         /// The file.

@@ -30,19 +30,23 @@ impl Adapter {
         let mut fitted = layout.zeros_like();
         for entry in self.factors.entries() {
             let place = layout.entries().iter().find(|own| own.name == entry.name).expect("invariant: looked up above");
-            let (given, own) =
-                (&self.factors.values()[entry.range.clone()], &mut fitted.values_mut()[place.range.clone()]);
-            if entry.name.ends_with("lora_A.weight") {
-                // [rank, in]: further rows follow.
-                own[..given.len()].copy_from_slice(given);
-            } else {
-                // [out, rank]: every row is filled up.
-                for (row, own) in given.chunks(from).zip(own.chunks_mut(to)) {
-                    own.iter_mut().zip(row).for_each(|(own, given)| *own = scale * given);
-                }
-            }
+            let given = &self.factors.values()[entry.range.clone()];
+            let (_, side) = layer_and_side(&entry.name).expect("invariant: factors have PEFT's names");
+            lay(side, given, from, scale, &mut fitted.values_mut()[place.range.clone()], to);
         }
         Ok(fitted)
+    }
+}
+
+/// Lays a factor of rank `from` into one of rank `to`, which is no smaller: A `[from, in]` into the first rows, B `[out, from]` into the first
+/// columns, multiplied by `scale`. What it does not reach stays.
+pub(super) fn lay(side: &str, given: &[f32], from: usize, scale: f32, own: &mut [f32], to: usize) {
+    if side == "A" {
+        own[..given.len()].copy_from_slice(given);
+        return;
+    }
+    for (row, own) in given.chunks(from).zip(own.chunks_mut(to)) {
+        own.iter_mut().zip(row).for_each(|(own, given)| *own = scale * given);
     }
 }
 

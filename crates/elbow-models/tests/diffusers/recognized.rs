@@ -163,7 +163,7 @@ fn the_cache_of_the_hub_leads_to_its_snapshot_and_to_what_is_missing() {
         let blob = link.canonicalize().expect("there");
         fs::rename(&blob, hub.path().join("aside")).expect("moved");
         let error = refusal(&snapshot);
-        says(&error, &[file, "is a link to", &target.display().to_string(), "which is not there"]);
+        says(&error, &[file, "is a link to", &target.display().to_string(), "which does not exist"]);
         assert!(matches!(error.faults[0], FolderError::Dangling { .. }), "{error:?}");
         fs::rename(hub.path().join("aside"), &blob).expect("moved back");
     }

@@ -8,7 +8,7 @@ use elbow_models::{
 };
 use std::path::Path;
 
-/// Reads the adapter at `path` for a network. `asked` is what the recipe says of adapters: the same, or nothing.
+/// Reads the adapter at `path` for a network. `asked` is the recipe's own setting, which must agree with the adapter or be left at its default.
 pub(super) fn read(path: &Path, asked: &LoraConfig, network: &Network) -> Result<Adapter> {
     let place = || format!("cannot start from adapter {}", path.display());
     if path.join("checkpoints").is_dir() {
@@ -17,7 +17,7 @@ pub(super) fn read(path: &Path, asked: &LoraConfig, network: &Network) -> Result
     }
     let adapter = lora_file::read(path, &network.layout().to_shapes()).at(place)?;
     let (own, nothing) = (&adapter.config, LoraConfig::default());
-    // A default is taken for nothing said.
+    // A default counts as not set.
     let rank = [own.rank, nothing.rank].contains(&asked.rank);
     let alpha = [own.alpha, nothing.alpha].contains(&asked.alpha);
     let layers = [&own.target_modules, &nothing.target_modules].contains(&&asked.target_modules);
@@ -28,5 +28,5 @@ pub(super) fn read(path: &Path, asked: &LoraConfig, network: &Network) -> Result
         format!("rank {rank}, alpha {alpha}, layers [{}]", target_modules.join(", "))
     };
     let message = format!("the recipe says {}, and the adapter has {}", told(asked), told(own));
-    Err(Error::new(message, "say nothing of rank, alpha and layers: those of the adapter are trained")).at(place)
+    Err(Error::new(message, "leave out rank, alpha and target_modules: the adapter's own are trained")).at(place)
 }

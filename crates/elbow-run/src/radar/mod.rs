@@ -11,7 +11,7 @@
 
 pub mod look;
 
-use elbow::{RgbImage, eval::Measured};
+use elbow::{RgbImage, advantage::Moments, eval::Measured};
 use elbow_rewards::diversity;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -156,55 +156,67 @@ impl Radar {
 
     /// Looks at an evaluation of the weights that stand at `epoch`; 0 is what training starts from. `reward` is the name of the training reward.
     pub fn evaluation(&mut self, config: &RadarConfig, epoch: u64, measured: &Measured, reward: &str) -> Sighting {
-        let mut sighting = Sighting::default();
-        let Some(proxy) = by_prompt(measured, reward) else { return sighting };
+        let Some(proxy) = by_prompt(measured, reward) else { return Sighting::default() };
         let others = measured.scores.keys().filter(|name| *name != reward);
-        let measures: Vec<(&String, Vec<Option<f64>>)> =
-            others.filter_map(|name| Some((name, by_prompt(measured, name)?))).collect();
+        let measures: Vec<(&str, Vec<Option<f64>>)> =
+            others.filter_map(|name| Some((name.as_str(), by_prompt(measured, name)?))).collect();
         if epoch == 0 {
-            let all = measures.iter().map(|(name, scores)| (name.as_str(), scores)).chain([(reward, &proxy)]);
+            let all = measures.iter().map(|(name, scores)| (*name, scores)).chain([(reward, &proxy)]);
             self.base = all.map(|(name, scores)| (name.to_owned(), spread(scores))).collect();
         }
+        let mut sighting = Sighting::default();
         let mut found = BTreeSet::new();
-        for (name, measure) in &measures {
-            if let (Some(rise), Some(change)) = (self.risen(reward, &proxy), self.risen(name, measure)) {
+        for (name, scores) in &measures {
+            if let (Some(rise), Some(change)) = (self.risen(reward, &proxy), self.risen(name, scores)) {
                 sighting.entries.push((format!("radar_gap_{name}"), Value::from(rise - change)));
             }
-            if let Some(standing) = self.best.get(*name) {
-                let since = standing.epoch;
-                let up = difference(&proxy, &standing.reward).filter(|up| up.beyond(config.noise));
-                let down = difference(&standing.measure, measure).filter(|down| down.beyond(config.noise));
-                if let (Some(up), Some(down)) = (up, down) {
-                    let key = format!("hacking {name}");
-                    if !self.found.contains(&key) {
-                        sighting.news.push(format!(
-                            "epoch {epoch}: on held-out prompts reward `{reward}` has risen by {up} since epoch {since}, and `{name}` has \
-                             fallen by {down}: what the reward sees and what it stands for come apart (reward hacking)"
-                        ));
-                    }
-                    found.insert(key);
+            if let Some((up, down, since)) = self.apart(config, &proxy, name, scores) {
+                let key = format!("hacking {name}");
+                if !self.found.contains(&key) {
+                    sighting.news.push(format!(
+                        "epoch {epoch}: on held-out prompts reward `{reward}` has risen by {up} since epoch {since}, and `{name}` has \
+                         fallen by {down}: what the reward sees and what it stands for come apart (reward hacking)"
+                    ));
                 }
+                found.insert(key);
             }
-            let better = |standing: &Standing| spread(measure).0 > spread(&standing.measure).0;
+            let better = |standing: &Standing| spread(scores).0 > spread(&standing.measure).0;
             if self.best.get(*name).is_none_or(better) {
-                let standing = Standing { epoch, reward: proxy.clone(), measure: measure.clone() };
-                self.best.insert((*name).clone(), standing);
+                let standing = Standing { epoch, reward: proxy.clone(), measure: scores.clone() };
+                self.best.insert((*name).to_owned(), standing);
             }
         }
         self.settle("hacking", found);
-        // Without measures the reward is all there is.
-        let own = [(reward, &proxy)];
-        let named: Vec<(&str, &Vec<Option<f64>>)> = match &measures[..] {
-            [] => own.to_vec(),
-            all => all.iter().map(|(name, scores)| (name.as_str(), scores)).collect(),
-        };
-        let rises: Vec<f64> = named.iter().filter_map(|(name, scores)| self.risen(name, scores)).collect();
-        let height = rises.iter().sum::<f64>() / rises.len().max(1) as f64;
+        let height = self.height(&measures, (reward, &proxy));
         if self.peak.is_none_or(|(_, peak)| height > peak) {
             self.peak = Some((epoch, height));
             sighting.best = epoch > 0;
         }
         sighting
+    }
+
+    /// How far the reward has risen and a measure has fallen since the measure stood best, and when that was; `None` unless both are
+    /// beyond the noise.
+    fn apart(
+        &self,
+        config: &RadarConfig,
+        proxy: &[Option<f64>],
+        name: &str,
+        measure: &[Option<f64>],
+    ) -> Option<(Difference, Difference, u64)> {
+        let standing = self.best.get(name)?;
+        let up = difference(proxy, &standing.reward).filter(|up| up.beyond(config.noise))?;
+        let down = difference(&standing.measure, measure).filter(|down| down.beyond(config.noise))?;
+        Some((up, down, standing.epoch))
+    }
+
+    /// How many deviations the measures stand above the base on average. Without measures the reward is all there is.
+    fn height(&self, measures: &[(&str, Vec<Option<f64>>)], reward: (&str, &[Option<f64>])) -> f64 {
+        let rises: Vec<f64> = match measures {
+            [] => self.risen(reward.0, reward.1).into_iter().collect(),
+            all => all.iter().filter_map(|(name, scores)| self.risen(name, scores)).collect(),
+        };
+        rises.iter().sum::<f64>() / rises.len().max(1) as f64
     }
 
     /// Looks at the pictures of an epoch, group after group, and at its record.
@@ -286,20 +298,16 @@ impl Pictures {
     }
 }
 
-/// Means of a score over the pictures of each prompt; `None` if nothing was scored by that name.
+/// Means of a score over the pictures of each prompt; `None` if nothing was scored by that name, or every score is missing.
 fn by_prompt(measured: &Measured, name: &str) -> Option<Vec<Option<f64>>> {
-    Some(measured.by_prompt(name)?.into_iter().map(|(_, mean)| mean).collect())
+    let means: Vec<Option<f64>> = measured.by_prompt(name)?.into_iter().map(|(_, mean)| mean).collect();
+    means.iter().any(Option::is_some).then_some(means)
 }
 
 /// The mean of known numbers, and their deviation.
 fn spread(numbers: &[Option<f64>]) -> (f64, f64) {
-    moments(&numbers.iter().flatten().copied().collect::<Vec<_>>())
-}
-
-fn moments(known: &[f64]) -> (f64, f64) {
-    let n = known.len() as f64;
-    let mean = known.iter().sum::<f64>() / n;
-    (mean, (known.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n).sqrt())
+    let Moments { mean, std, .. } = Moments::of(&numbers.iter().flatten().copied().collect::<Vec<_>>());
+    (mean, std)
 }
 
 /// A mean difference and its standard error.
@@ -328,25 +336,17 @@ fn difference(a: &[Option<f64>], b: &[Option<f64>]) -> Option<Difference> {
         return None;
     }
     let n = pairs.len() as f64;
-    let (mean, deviation) = moments(&pairs);
-    Some(Difference { mean, error: deviation / (n - 1.0).sqrt() })
+    let Moments { mean, std, .. } = Moments::of(&pairs);
+    Some(Difference { mean, error: std / (n - 1.0).sqrt() })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use elbow::Prompt;
+    use std::sync::LazyLock;
 
-    const CONFIG: RadarConfig = RadarConfig {
-        action: Action::Warn,
-        noise: 3.0,
-        shift: 3.0,
-        diversity: 0.1,
-        kl: None,
-        grad_norm: None,
-        rollbacks: 3,
-        factor: 0.5,
-    };
+    static CONFIG: LazyLock<RadarConfig> = LazyLock::new(RadarConfig::default);
 
     /// An evaluation of ten prompts, two pictures each: every prompt's scores of the reward and the judge.
     fn measured(reward: impl Fn(usize) -> f64, judge: impl Fn(usize) -> f64) -> Measured {
@@ -420,6 +420,19 @@ mod tests {
         assert_ne!(difference(&a, &missing), difference(&a, &b));
     }
 
+    /// A judge that was away at first is compared from the evaluation on at which it answered.
+    #[test]
+    fn an_evaluation_without_scores_of_a_measure_is_no_standing_of_it() {
+        let mut radar = Radar::default();
+        let mut away = measured(level, level);
+        away.scores.insert("judge".into(), vec![None; 20]);
+        radar.evaluation(&CONFIG, 0, &away, "proxy");
+        assert!(radar.evaluation(&CONFIG, 10, &measured(level, level), "proxy").news.is_empty());
+        let apart = measured(|i| level(i) + 0.3, |i| level(i) - 0.3);
+        let news = radar.evaluation(&CONFIG, 20, &apart, "proxy").news;
+        assert!(news.len() == 1 && news[0].contains("since epoch 10"), "{news:?}");
+    }
+
     #[test]
     fn the_gap_is_in_deviations_between_prompts() {
         let mut radar = Radar::default();
@@ -462,7 +475,7 @@ mod tests {
 
     #[test]
     fn limits_hold_for_the_record() {
-        let config = RadarConfig { kl: Some(0.5), ..CONFIG };
+        let config = RadarConfig { kl: Some(0.5), ..*CONFIG };
         let gray = RgbImage::from_pixel(16, 16, image::Rgb([100; 3]));
         let (mut radar, groups) = (Radar::default(), many(&[vec![&gray, &gray]]));
         let mut see = |kl: f64| radar.epoch(&config, 7, &groups, &Map::from_iter([("kl_loss".into(), kl.into())])).news;
