@@ -20,7 +20,7 @@ use std::time::Instant;
 /// Steps of the two rollouts whose difference is evaluations alone.
 const STEPS: [usize; 2] = [4, 12];
 
-/// Measures a recipe's model for at least `least` seconds a part, after a first run of each that is not counted; the fastest run counts. The
+/// Measures a recipe's model for at least `least` seconds, after a first run of each part that is not counted; the fastest run counts. The
 /// method of the recipe does not matter: what is timed is a plain rollout, and an update that asks the current weights alone.
 pub fn measure(recipe: &Recipe, components: &Components, least: f64) -> Result<Cost> {
     let micro_batch = components.micro_batch(&recipe.method);
@@ -43,20 +43,22 @@ pub fn measure(recipe: &Recipe, components: &Components, least: f64) -> Result<C
     };
     let images = (groups * group_size) as f64;
     let [short, long] = STEPS;
-    let mut drawn = [0.0; 2];
-    for (steps, seconds) in [short, long].into_iter().zip(&mut drawn) {
-        let trainer = components.trainer(&config(steps))?;
-        *seconds = fastest(least, || trainer.collect(&()).map(drop))? / images;
-    }
-    let forward = (drawn[1] - drawn[0]) / (long - short) as f64;
-    let mut trainer: Trainer<'_> = components.trainer(&config(short))?;
-    let points = trainer.method().points(components.model.policy.schedule()) as f64;
-    let batch = disagreeing(trainer.collect(&())?.batch);
-    let updated = fastest(least, || trainer.update(&batch, &()).map(drop))? / images;
+    let (few, many): (Trainer<'_>, Trainer<'_>) =
+        (components.trainer(&config(short))?, components.trainer(&config(long))?);
+    let mut trained = components.trainer(&config(short))?;
+    let points = trained.method().points(components.model.policy.schedule()) as f64;
+    let batch = disagreeing(trained.collect(&())?.batch);
+    let mut parts: [Part<'_>; 3] = [
+        Box::new(|| few.collect(&()).map(drop)),
+        Box::new(|| many.collect(&()).map(drop)),
+        Box::new(|| trained.update(&batch, &()).map(drop)),
+    ];
+    let [few, many, updated] = fastest(least, &mut parts)?.map(|seconds| seconds / images);
+    let forward = (many - few) / (long - short) as f64;
     Ok(Cost {
         forward,
         backward: updated / points,
-        image: (drawn[0] - forward * short as f64).max(0.0),
+        image: (few - forward * short as f64).max(0.0),
         from: format!("measured by elbow study --measure on {}", machine()),
     })
 }
@@ -76,14 +78,21 @@ fn machine() -> String {
     )
 }
 
-/// Seconds of the fastest of several runs; the first is not counted.
-fn fastest(least: f64, mut run: impl FnMut() -> Result<(), TrainError>) -> Result<f64> {
-    run()?;
-    let (start, mut best) = (Instant::now(), f64::INFINITY);
-    while best.is_infinite() || start.elapsed().as_secs_f64() < least {
-        let began = Instant::now();
-        run()?;
-        best = best.min(began.elapsed().as_secs_f64());
+/// Something that is timed.
+type Part<'a> = Box<dyn FnMut() -> Result<(), TrainError> + 'a>;
+
+/// Seconds of the fastest of several runs of each part; the first is not counted. They take turns, so that a busy moment meets all of them.
+fn fastest<const N: usize>(least: f64, parts: &mut [Part<'_>; N]) -> Result<[f64; N]> {
+    for part in &mut *parts {
+        part()?;
+    }
+    let (start, mut best) = (Instant::now(), [f64::INFINITY; N]);
+    while best[0].is_infinite() || start.elapsed().as_secs_f64() < least {
+        for (part, best) in parts.iter_mut().zip(&mut best) {
+            let began = Instant::now();
+            part()?;
+            *best = best.min(began.elapsed().as_secs_f64());
+        }
     }
     Ok(best)
 }

@@ -55,8 +55,8 @@ A study file:
 A finished cell is a small file below --out, which can be committed; it is never run again. A study that was stopped or killed goes on
 by the same command, in the middle of a run too, and several processes may work on one. Ctrl-C finishes the epoch and saves it.";
 
-/// Seconds that a part of the measurement of costs takes, at least.
-const CALIBRATION: f64 = 3.0;
+/// Seconds that the measurement of costs takes, at least.
+const CALIBRATION: f64 = 30.0;
 
 /// Runs the command.
 pub fn run(args: &Args, device: DeviceName) -> Result<()> {
@@ -110,7 +110,7 @@ pub fn run(args: &Args, device: DeviceName) -> Result<()> {
     if left > 0 || stopped {
         let _ = write!(text, ", {left} left: go on with the same command");
     }
-    let _ = write!(text, "\nreport: {}", out.join("report.md").display());
+    let _ = write!(text, "\nreport: {} and report.html beside it", out.join("report.md").display());
     bars.say(&text);
     Ok(())
 }
