@@ -65,7 +65,7 @@ fn a_run_ends_there_and_goes_on_where_the_radar_only_warns() {
     assert!(result(&run)["halted"].is_null());
 }
 
-/// It goes back to the best weights with half the rate, and ends when that does not help; stopped and resumed it is the same run.
+/// It goes back to the best weights with half the rate, and ends with them when that does not help; stopped and resumed it is the same run.
 #[test]
 fn a_run_goes_back_and_is_the_same_after_a_stop() {
     let room = tempfile::tempdir().unwrap();
@@ -73,14 +73,28 @@ fn a_run_goes_back_and_is_the_same_after_a_stop() {
     let (straight, said) = cheat(room.path(), "straight", 9, &back);
     let found = records(&straight);
     let rolled: Vec<usize> = (1..found.len()).filter(|&i| found[i].contains_key("rollback_to")).collect();
-    assert!(rolled.len() == 1 && found[rolled[0]]["rollback_to"] == 0, "{rolled:?}\n{said}");
+    assert!(rolled.len() == 2 && rolled.iter().all(|&i| found[i]["rollback_to"] == 0), "{rolled:?}\n{said}");
     assert!(said.contains("with 0.5 times the learning rate (rollback 1 of 1)"), "{said}");
+    assert!(said.contains("back to the weights of epoch 0; after 1 of 1 rollbacks the run ends"), "{said}");
     let end = result(&straight)["halted"]["epoch"].as_u64().unwrap();
-    assert!(end < 9 && end as usize == found.len() - 1, "{end}");
+    assert!(end < 9 && end as usize == rolled[1] && found.len() == rolled[1] + 1, "{end} {rolled:?}");
+    assert_eq!(result(&straight)["tuned"], result(&straight)["base"], "the best weights are those of the base");
 
     let (resumed, _) = cheat(room.path(), "resumed", rolled[0] as u64, &back);
     succeed(resume(&resumed).args(sets(&["epochs=9"])));
     assert_same(&straight, &resumed);
+}
+
+/// A run without evaluations between is looked at when it ends, and is left with the weights that were best.
+#[test]
+fn a_run_that_is_found_out_at_its_end_goes_back() {
+    let room = tempfile::tempdir().unwrap();
+    let (run, said) = cheat(room.path(), "run", 2, &["radar.action=rollback", "eval.measure.every=0"]);
+    let end = result(&run);
+    assert!(end["rollback_to"] == 0 && end["tuned"] == end["base"] && end["halted"].is_null(), "{end}\n{said}");
+    // What is kept is what was measured: a run that is finished again says the same.
+    succeed(&mut resume(&run));
+    assert_eq!(result(&run)["tuned"], end["base"]);
 }
 
 #[test]

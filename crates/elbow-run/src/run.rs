@@ -142,12 +142,13 @@ impl<'a> Run<'a> {
     fn open(
         folder: RunFolder,
         recipe: Recipe,
-        (trainer, radar): (Trainer<'a>, Radar),
+        (mut trainer, radar): (Trainer<'a>, Radar),
         judges: Vec<Box<dyn Reward>>,
         events: EventWriter,
         (components, watch): (&'a Components, &'a Watch<'a>),
     ) -> Result<Self> {
         let metrics = MetricsWriter::open(folder.metrics())?;
+        trainer.watch_reference = recipe.setting.radar.action != Action::Off;
         components.tools.log.write_to(&folder.reward_log());
         components
             .tools
@@ -293,19 +294,9 @@ impl<'a> Run<'a> {
             return Err(stopped());
         }
         self.save()?;
-        let tuned = match self.latest.take() {
-            Some((epoch, measured)) if epoch == self.epoch() => measured,
-            _ => {
-                let measured = self.measure(self.epoch())?.ok_or_else(stopped)?;
-                let config = self.recipe.setting.radar;
-                if config.action != Action::Off {
-                    let reward = self.components.reward.name();
-                    for text in self.radar.evaluation(&config, self.epoch(), &measured, reward).news {
-                        (self.watch)(Event::Warning { text: &text });
-                    }
-                }
-                measured
-            }
+        let (tuned, went_back) = match self.latest.take() {
+            Some((epoch, measured)) if epoch == self.epoch() => (measured, None),
+            _ => self.last_look()?.ok_or_else(stopped)?,
         };
         let base = self.base.take().expect("invariant: a run that began has measured its base");
         let measures = self.measures();
@@ -323,6 +314,9 @@ impl<'a> Run<'a> {
         if let Some(best) = self.radar.best_epoch() {
             results["best_epoch"] = best.into();
         }
+        if let Some(epoch) = went_back {
+            results["rollback_to"] = epoch.into();
+        }
         let idle = self.epochs_without_update()?;
         if idle > 0 {
             results["epochs_that_trained_nothing"] = idle.into();
@@ -334,6 +328,27 @@ impl<'a> Run<'a> {
         save_png(&self.folder.images().join("before-after.png"), &image)?;
         (self.watch)(Event::Finished { base: &base, tuned: &tuned });
         Ok(Results { base, tuned })
+    }
+
+    /// Measures the weights after the last epoch, and has the radar look at that. A policy that cheats goes back where the recipe wants it: then
+    /// the epoch of the weights that are kept, and their measurement. `None` if it was asked to stop meanwhile.
+    fn last_look(&mut self) -> Result<Option<(Measured, Option<u64>)>> {
+        let Some(measured) = self.measure(self.epoch())? else { return Ok(None) };
+        let config = self.recipe.setting.radar;
+        if config.action == Action::Off {
+            return Ok(Some((measured, None)));
+        }
+        let news = self.radar.evaluation(&config, self.epoch(), &measured, self.components.reward.name()).news;
+        for text in &news {
+            (self.watch)(Event::Warning { text });
+        }
+        if news.is_empty() || config.action != Action::Rollback {
+            return Ok(Some((measured, None)));
+        }
+        let best = self.go_back()?;
+        self.finished.add(&self.trainer.state, &self.radar);
+        self.save()?;
+        Ok(self.measure(self.epoch())?.map(|measured| (measured, Some(best))))
     }
 
     /// Epochs of the record in which no sample was trained on: rewards were missing, or agreed within every group.
@@ -468,27 +483,37 @@ impl<'a> Run<'a> {
         let (Some(first), Action::Stop | Action::Rollback) = (sighting.news.first(), config.action) else {
             return Ok(());
         };
-        if config.action == Action::Rollback && self.radar.rollbacks < config.rollbacks {
-            let best = self.radar.best_epoch().unwrap_or(0);
-            let state = match best {
-                0 => State::new(self.components.model.policy.initial()),
-                _ => read_state(&self.folder.checkpoints().join(format!("checkpoint-{best}")), &self.trainer.state)?.0,
-            };
-            self.trainer.roll_back(state, config.factor);
-            self.radar.rollbacks += 1;
-            self.radar.clear();
-            self.latest = None;
-            record.insert("rollback_to".to_owned(), best.into());
-            let (epoch, factor) = (self.epoch(), self.trainer.state.optimizer.rate_factor);
-            let text = format!(
-                "epoch {epoch}: back to the weights of epoch {best}, with {factor} times the learning rate (rollback {} of {})",
-                self.radar.rollbacks, config.rollbacks
-            );
-            (self.watch)(Event::Warning { text: &text });
-        } else {
-            self.radar.halted = Some(first.clone());
+        if config.action == Action::Rollback {
+            record.insert("rollback_to".to_owned(), self.go_back()?.into());
+            if self.radar.rollbacks <= config.rollbacks {
+                return Ok(());
+            }
         }
+        self.radar.halted = Some(first.clone());
         Ok(())
+    }
+
+    /// Goes back to the weights of the best evaluation, with a smaller step, and returns its epoch.
+    fn go_back(&mut self) -> Result<u64> {
+        let config = self.recipe.setting.radar;
+        let best = self.radar.best_epoch().unwrap_or(0);
+        let state = match best {
+            0 => State::new(self.components.model.policy.initial()),
+            _ => read_state(&self.folder.checkpoints().join(format!("checkpoint-{best}")), &self.trainer.state)?.0,
+        };
+        self.trainer.roll_back(state, config.factor);
+        self.radar.rollbacks += 1;
+        self.radar.clear();
+        self.latest = None;
+        let (epoch, rollbacks) = (self.epoch(), self.radar.rollbacks);
+        let rest = if rollbacks > config.rollbacks {
+            format!("; after {0} of {0} rollbacks the run ends", config.rollbacks)
+        } else {
+            let factor = self.trainer.state.optimizer.rate_factor;
+            format!(", with {factor} times the learning rate (rollback {rollbacks} of {})", config.rollbacks)
+        };
+        (self.watch)(Event::Warning { text: &format!("epoch {epoch}: back to the weights of epoch {best}{rest}") });
+        Ok(best)
     }
 
     fn write(&mut self, record: &Map<String, Value>) -> Result<()> {

@@ -115,6 +115,11 @@ impl Kl {
         Some(if self.importance { value * e.ratio() } else { value })
     }
 
+    /// Whether the log tells by it how far the policy is from the base, or from the adapter that training starts from.
+    pub fn measures_reference(&self) -> bool {
+        self.weight != 0.0 && self.reference != Anchor::Lagged
+    }
+
     /// Whether it compares the steps that a likelihood scores.
     pub fn of_steps(&self) -> bool {
         matches!(self.kind, KlKind::Step | KlKind::StepDt)

@@ -557,3 +557,29 @@ fn a_policy_is_held_near_the_base_or_near_what_it_starts_from() {
     let ([one, other], [near, far]) = (losses(Anchor::Adapter), losses(Anchor::Base));
     assert!((one - other).abs() < 1e-6 && (near - far).abs() > 1e-3, "{one} {other} {near} {far}");
 }
+
+/// What is watched is what a penalty would measure, and nothing is trained by it.
+#[test]
+fn the_distance_from_the_reference_is_told_without_a_penalty() {
+    let toy = Toy::default();
+    let mut start = toy.initial();
+    start.values_mut().iter_mut().rev().take(2 * toy.hidden).for_each(|value| *value = 0.3);
+    let (policy, prompts) = (Started { toy, start }, vec![Prompt::from("a point")]);
+    let train = |objective: &ObjectiveKind, weight: f64, watch_reference: bool| {
+        let kl = Kl { weight, ..Kl::default() };
+        let config = Config { kl, objective: objective.clone(), ..config() };
+        let mut trainer = Trainer { watch_reference, ..trainer(&config, &policy, &prompts, &HONEST) };
+        let record = trainer.epoch(&()).expect("an epoch").record;
+        (record, trainer.state.current.values().to_vec())
+    };
+    // Of whole groups too, whose losses need two passes.
+    for objective in [Epg::default().into(), Dgpo::default().into()] {
+        let (penalized, _) = train(&objective, 0.5, true);
+        let (watched, weights) = train(&objective, 0.0, true);
+        let (plain, same) = train(&objective, 0.0, false);
+        let (expected, found) = (penalized["kl_loss"].as_f64(), watched["kl_reference"].as_f64());
+        assert!(expected > Some(0.1) && found == expected, "{found:?} and not {expected:?}");
+        assert!(watched["kl_loss"].is_null() && weights == same);
+        assert!(!plain.contains_key("kl_reference") && !penalized.contains_key("kl_reference"));
+    }
+}

@@ -2,11 +2,12 @@
 //! judges say.
 
 use super::{
-    Page, figure,
+    Page,
     training::{means, names},
 };
 use crate::{
     chart::{Chart, Line, Look},
+    document::figure,
     measure::{Measure, words},
     run::Run,
     series::band,
@@ -64,6 +65,9 @@ fn about(key: &str) -> Option<(String, String)> {
     let plain = |key: &str| key.replace('_', " ");
     if key == "kl_loss" {
         return Some(("Distance from the base (KL)".into(), "The penalty’s estimate, before its weight.".into()));
+    }
+    if key == "kl_reference" {
+        return Some(("Distance from the base".into(), "Mean squared distance of velocities (kl_reference).".into()));
     }
     if let Some(name) = key.strip_prefix("radar_") {
         return Some((plain(name), format!("Recorded as {key}.")));

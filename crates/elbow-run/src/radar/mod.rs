@@ -7,7 +7,7 @@
 //!
 //! **Collapse** is told by the pictures of an epoch: a number of [`look`] whose mean has left that of the first epoch by more than `shift`
 //! deviations that single pictures had then, of at least 32 pictures; or pictures of one prompt that are more alike than `diversity` times as they were (mean distance
-//! of color layouts, `elbow_rewards::diversity`). A KL penalty or a norm of the gradient beyond a limit counts too, where one is set.
+//! of color layouts, `elbow_rewards::diversity`). A divergence from the reference or a norm of the gradient beyond a limit counts too, where one is set.
 
 pub mod look;
 
@@ -30,7 +30,7 @@ pub enum Action {
     /// The run ends there.
     Stop,
     /// Weights and optimizer go back to the checkpoint of the best evaluation, with a smaller learning rate; when that does not help, the run
-    /// ends.
+    /// ends with those weights. A run that is found out after its last epoch goes back too.
     Rollback,
 }
 
@@ -46,7 +46,7 @@ pub struct RadarConfig {
     pub shift: f64,
     /// Share of the first epoch's diversity within groups that must remain; 0 does not look.
     pub diversity: f64,
-    /// Largest KL penalty (`kl_loss`) of an epoch; without it none is too large.
+    /// Largest divergence from the reference of an epoch (`kl_loss`, or `kl_reference` where no penalty measures it); without it none is too large.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kl: Option<f64>,
     /// Largest norm of the gradient before clipping (`grad_norm`); without it none is too large.
@@ -235,7 +235,7 @@ impl Radar {
             entries.extend(now.entries());
             wrong.extend(now.collapsed(&first, config));
         }
-        for (key, limit) in [("kl_loss", config.kl), ("grad_norm", config.grad_norm)] {
+        for (key, limit) in [("kl_loss", config.kl), ("kl_reference", config.kl), ("grad_norm", config.grad_norm)] {
             let value = record.get(key).and_then(Value::as_f64);
             if let (Some(value), Some(limit)) = (value, limit)
                 && value > limit

@@ -76,6 +76,9 @@ pub struct Trainer<'a> {
     pub teachers: Vec<Params>,
     /// What stands for [`Weights::Reference`](crate::evaluation::Weights): without it the base.
     pub reference: Option<Params>,
+    /// Whether the log tells how far the policy is from the reference where no penalty measures it: `kl_reference`, the mean ‖v − v_ref‖² of
+    /// one micro-batch an epoch at three of its points. Nothing is trained by it.
+    pub watch_reference: bool,
     /// Micro-batches side by side; results do not depend on it.
     pub in_flight: usize,
 }
@@ -94,7 +97,19 @@ impl<'a> Trainer<'a> {
         let state = State::new(policy.initial());
         let reference = (method.kl.reference == Anchor::Adapter).then(|| state.current.clone());
         let (teachers, in_flight) = (Vec::new(), lanes::count(&device));
-        Ok(Self { method, policy, prompts, reward, device, unconditional, state, teachers, reference, in_flight })
+        Ok(Self {
+            method,
+            policy,
+            prompts,
+            reward,
+            device,
+            unconditional,
+            state,
+            teachers,
+            reference,
+            watch_reference: false,
+            in_flight,
+        })
     }
 
     /// What it trains by.

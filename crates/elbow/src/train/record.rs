@@ -110,6 +110,9 @@ fn update(outcome: &Outcome, record: &mut Map<String, Value>) {
     record.insert("policy_loss".into(), mean(&outcome.policy_losses));
     record.insert("log_prob".into(), mean(&outcome.log_probs));
     record.insert("kl_loss".into(), mean(&outcome.kls));
+    if !outcome.reference_distances.is_empty() {
+        record.insert("kl_reference".into(), mean(&outcome.reference_distances));
+    }
     record.insert("approx_kl".into(), mean(&half_squares));
     record.insert("logratio_std".into(), ratios.std.into());
     record.insert("logratio_max".into(), sizes.iter().copied().fold(0.0, f64::max).into());

@@ -33,6 +33,8 @@ pub struct Outcome {
     pub policy_losses: Vec<f64>,
     /// Unweighted divergence of every (sample, query).
     pub kls: Vec<f64>,
+    /// mean ‖v − v_ref‖² of the samples that are looked at, where [`Trainer::watch_reference`] asks and no penalty measures it.
+    pub reference_distances: Vec<f64>,
     /// Gradient norm of every update, before clipping.
     pub grad_norms: Vec<f64>,
     /// The advantage of every sample of the batch.
@@ -53,6 +55,7 @@ impl Outcome {
         self.log_probs.extend(later.log_probs);
         self.policy_losses.extend(later.policy_losses);
         self.kls.extend(later.kls);
+        self.reference_distances.extend(later.reference_distances);
         self.grad_norms.extend(later.grad_norms);
         self.trained += later.trained;
         self.passes += later.passes;
@@ -69,6 +72,8 @@ struct Update<'a, 'b> {
     /// Samples that the mean loss is over. Those of them that are left out, being of a group with zero variance, count as zero.
     valid: usize,
     fields: Fields<'a>,
+    /// Whether a few of its samples are compared with the reference.
+    watches: bool,
 }
 
 pub(super) fn run(trainer: &mut Trainer<'_>, batch: &Batch, observer: &dyn Observer) -> Result<Outcome, TrainError> {
@@ -107,6 +112,7 @@ pub(super) fn run(trainer: &mut Trainer<'_>, batch: &Batch, observer: &dyn Obser
                 guided_reference: guided_reference.as_deref(),
                 teachers: &teachers,
             },
+            watches: trainer.watch_reference && !trainer.method.kl.measures_reference() && number + 1 == sizes.updates,
         };
         let progress = |done| observer.progress("update", rows.start + done, share * sizes.updates);
         let (gradient, seen) = update.gradient(&progress);
@@ -135,7 +141,9 @@ impl Update<'_, '_> {
         let micro_batches = self.micro_batches();
         let mut tree = Tree::default();
         let mut done = 0;
-        let compute = |i: usize| self.micro_batch(&micro_batches[i], &weights.leaves(), factors.as_ref());
+        let watched = micro_batches.iter().position(|rows| self.watches && !rows.is_empty());
+        let compute =
+            |i: usize| self.micro_batch(&micro_batches[i], &weights.leaves(), factors.as_ref(), watched == Some(i));
         let consume = |(part, seen): (Gradient, Outcome)| {
             tree.push(part);
             outcome.extend(seen);
@@ -161,8 +169,15 @@ impl Update<'_, '_> {
         rows.iter().filter_map(|&row| self.advantages[row]).collect()
     }
 
-    /// What the samples of one micro-batch add to the gradient, and what was seen of them.
-    fn micro_batch(&self, rows: &[usize], leaves: &Tensors, factors: Option<&Factors>) -> (Gradient, Outcome) {
+    /// What the samples of one micro-batch add to the gradient, and what was seen of them. Where it is `watched`, three of its points are
+    /// compared with the reference, which adds nothing to the loss.
+    fn micro_batch(
+        &self,
+        rows: &[usize],
+        leaves: &Tensors,
+        factors: Option<&Factors>,
+        watched: bool,
+    ) -> (Gradient, Outcome) {
         let (trainer, method) = (self.trainer, &self.trainer.method);
         let mut gradient = Gradient::none(&trainer.state.current);
         let mut seen = Outcome { trained: rows.len(), ..Outcome::default() };
@@ -174,6 +189,7 @@ impl Update<'_, '_> {
         let importance = importance(&part, &trainer.device);
         let queries = method.likelihood.queries(&part, self.batch);
         let weight = 1.0 / (self.valid * queries.len()) as f64;
+        let last = queries.len().saturating_sub(1);
         for (number, query) in queries.enumerate() {
             let current = trainer.guided(trainer.policy.bind(Some(leaves)));
             let e = Evaluation::new(&query, &*current, &self.fields);
@@ -199,6 +215,9 @@ impl Update<'_, '_> {
             if let Some(kl) = method.kl.value(&e) {
                 seen.kls.extend(values(kl.clone()));
                 loss = loss + kl * method.kl.weight;
+            }
+            if watched && [0, last / 2, last].contains(&number) {
+                seen.reference_distances.extend(values(e.mean(e.distance(Weights::Reference))));
             }
             if factors.is_none() {
                 seen.log_ratios.extend(e.known_log_ratio().into_iter().flat_map(values));
