@@ -5,37 +5,46 @@
 
 use crate::{
     number,
-    series::{MOST, Points, thinned, thinned_ends},
+    series::{MOST, thinned, thinned_ends},
 };
 use maud::{Markup, html};
 use std::fmt::Write;
 
+/// A curve: x, and y where there is one. Where there is none the curve has a gap.
+pub type Points = Vec<(f64, Option<f64>)>;
+
 /// A figure of curves.
 #[derive(Default)]
-pub(crate) struct Chart {
+pub struct Chart {
     /// What one sees, in words; read aloud in place of the figure.
-    pub(crate) title: String,
-    pub(crate) x: String,
-    pub(crate) y: String,
-    pub(crate) lines: Vec<Line>,
+    pub title: String,
+    /// The label of the axis along which it runs.
+    pub x: String,
+    /// The label of the other one.
+    pub y: String,
+    /// The curves, drawn one over the other.
+    pub lines: Vec<Line>,
     /// Ranges of x and y, for figures that are to have the same; otherwise they follow from the curves.
-    pub(crate) frame: Option<[Scale; 2]>,
+    pub frame: Option<[Scale; 2]>,
 }
 
 /// One curve.
-pub(crate) struct Line {
-    pub(crate) name: String,
+pub struct Line {
+    /// What it is called in the legend, at its end and under the pointer.
+    pub name: String,
     /// Index into the palette.
-    pub(crate) color: usize,
-    pub(crate) look: Look,
-    pub(crate) points: Points,
+    pub color: usize,
+    /// How it is drawn.
+    pub look: Look,
+    /// Where it runs.
+    pub points: Points,
     /// x, lower and upper end.
-    pub(crate) band: Vec<(f64, f64, f64)>,
+    pub band: Vec<(f64, f64, f64)>,
 }
 
 /// How a curve is drawn.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Look {
+pub enum Look {
     /// What matters.
     Bold,
     /// What it is made of.
@@ -54,7 +63,7 @@ impl Look {
 }
 
 /// Colors that are told apart with color blindness; more curves than that repeat them with dashes.
-pub(crate) const COLORS: usize = 6;
+pub const COLORS: usize = 6;
 
 /// Width and height of a figure in units of its text, which is 12 high.
 #[derive(Clone, Copy)]
@@ -79,27 +88,27 @@ const LETTERS: usize = 24;
 
 impl Chart {
     /// A large figure.
-    pub(crate) fn large(&self) -> Markup {
+    pub fn large(&self) -> Markup {
         html! { (self.draw(WIDE)) (self.draw(NARROW)) }
     }
 
     /// One of two side by side.
-    pub(crate) fn medium(&self) -> Markup {
+    pub fn medium(&self) -> Markup {
         self.draw(MEDIUM)
     }
 
     /// One of several small ones.
-    pub(crate) fn small(&self) -> Markup {
+    pub fn small(&self) -> Markup {
         self.draw(SMALL)
     }
 
     /// Whether there is anything to see.
-    pub(crate) fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.lines.iter().all(|line| line.points.iter().all(|(_, y)| y.is_none()))
     }
 
     /// The names of the curves, each with its color; nothing if there is one.
-    pub(crate) fn legend(&self) -> Markup {
+    pub fn legend(&self) -> Markup {
         // A name stands beside the strongest of its curves.
         let mut seen: Vec<&Line> = Vec::new();
         for line in self.lines.iter().filter(|line| line.look != Look::Hidden) {
@@ -165,7 +174,7 @@ impl Chart {
 
     /// The ranges of x and y. That of y holds all of the curves, and of the bands no more than half as much again on either side. Scores
     /// that begin near zero begin at zero.
-    pub(crate) fn frame(&self) -> [Scale; 2] {
+    pub fn frame(&self) -> [Scale; 2] {
         if let Some(frame) = self.frame {
             return frame;
         }
@@ -190,7 +199,7 @@ impl Chart {
     }
 
     /// Ranges that hold several figures.
-    pub(crate) fn frame_of(charts: &[Self]) -> Option<[Scale; 2]> {
+    pub fn frame_of(charts: &[Self]) -> Option<[Scale; 2]> {
         let frames: Vec<[Scale; 2]> = charts.iter().map(Self::frame).collect();
         let over = |axis: usize| Scale {
             from: frames.iter().map(|frame| frame[axis].from).fold(f64::INFINITY, f64::min),
@@ -276,7 +285,7 @@ fn class(look: Look) -> &'static str {
 }
 
 /// A color of the palette, which is of the page's style.
-pub(crate) fn color(index: usize) -> String {
+pub fn color(index: usize) -> String {
     format!("var(--c{})", index % COLORS)
 }
 
@@ -313,7 +322,7 @@ fn shortened(name: &str) -> String {
 
 /// A range of values.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Scale {
+pub struct Scale {
     from: f64,
     to: f64,
 }
@@ -333,7 +342,7 @@ impl Scale {
     }
 
     /// The same, but as far as `reach` on both sides of zero at least: what is small there shall look small.
-    pub(crate) fn around_zero(self, reach: f64) -> Self {
+    pub fn around_zero(self, reach: f64) -> Self {
         Self { from: self.from.min(-reach), to: self.to.max(reach) }
     }
 

@@ -11,16 +11,21 @@
 //! run.rs        a folder as it is, with notes on what is damaged     measure.rs    which keys are measures, which their tags
 //! recipe.rs     the resolved recipe, and differences                 group.rs      runs of one recipe
 //! series.rs     curves: averages, bands, thinning                    interval.rs   means over seeds
-//! chart.rs      curves as SVG                                        pictures.rs   pairs and galleries, from files and from sheets
-//! page/         the page, a file a section                           table.rs      the curves as CSV
+//! chart.rs      curves as SVG                                        bars.rs       bars in a table
+//! pictures.rs   pairs and galleries, from files and from sheets      table.rs      the curves as CSV
+//! document/     head, style and script of any page                   page/         the page about runs, a file a section
 //! ```
+//!
+//! [`document`], [`chart`] and [`bars`] know nothing of runs: the page about a study is made of them too.
 
-mod chart;
+pub mod bars;
+pub mod chart;
+pub mod document;
 mod error;
 mod group;
 mod interval;
 mod measure;
-mod number;
+pub mod number;
 mod page;
 mod pictures;
 mod recipe;
@@ -65,7 +70,7 @@ impl Report {
 
     /// The page.
     pub fn html(&self) -> String {
-        page::page(&self.runs, &self.names).into_string()
+        page::page(&self.runs, &self.names)
     }
 
     /// The training curves as CSV: `run,step,elapsed_hours,reward,reward_averaged`, a row an epoch and run.

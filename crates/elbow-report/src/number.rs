@@ -1,7 +1,7 @@
 //! Numbers as a reader wants them.
 
 /// A score: three decimals, more digits if it is small.
-pub(crate) fn score(value: f64) -> String {
+pub fn score(value: f64) -> String {
     let size = value.abs();
     if size > 0.0 && size < 1e-3 {
         return format!("{value:.1e}").replace('-', "−");
@@ -15,7 +15,7 @@ pub(crate) fn score(value: f64) -> String {
 }
 
 /// A whole number with thin spaces between thousands.
-pub(crate) fn count(value: f64) -> String {
+pub fn count(value: f64) -> String {
     let digits = format!("{:.0}", value.abs());
     let mut text = String::new();
     for (index, digit) in digits.chars().enumerate() {
@@ -28,7 +28,7 @@ pub(crate) fn count(value: f64) -> String {
 }
 
 /// Seconds in two units that suit them.
-pub(crate) fn duration(seconds: f64) -> String {
+pub fn duration(seconds: f64) -> String {
     let whole = seconds.round() as u64;
     match whole {
         _ if seconds < 0.05 => "under 0.1 s".into(),
@@ -40,18 +40,18 @@ pub(crate) fn duration(seconds: f64) -> String {
 }
 
 /// `count` of a thing, with its plural.
-pub(crate) fn plural(count: usize, one: &str) -> String {
+pub fn plural(count: usize, one: &str) -> String {
     if count == 1 { format!("1 {one}") } else { format!("{} {one}s", self::count(count as f64)) }
 }
 
 /// With a capital at its beginning.
-pub(crate) fn capital(text: &str) -> String {
+pub fn capital(text: &str) -> String {
     let mut characters = text.chars();
     characters.next().map(|first| first.to_uppercase().collect::<String>() + characters.as_str()).unwrap_or_default()
 }
 
 /// With a minus sign in place of a hyphen, and none before a zero.
-pub(crate) fn minus(text: String) -> String {
+pub fn minus(text: String) -> String {
     match text.strip_prefix('-') {
         Some(digits) if digits.chars().all(|c| c == '0' || c == '.') => digits.to_owned(),
         Some(digits) => format!("−{digits}"),

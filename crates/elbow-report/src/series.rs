@@ -1,13 +1,11 @@
 //! Curves: what a run recorded, epoch by epoch, averaged, thinned, and over seeds.
 
 use crate::{
+    chart::Points,
     interval::Interval,
     run::{Epoch, Run},
 };
 use std::collections::BTreeMap;
-
-/// A curve: x, and y where there is one. Where there is none the curve has a gap.
-pub(crate) type Points = Vec<(f64, Option<f64>)>;
 
 /// Weight of what was before in an average.
 pub(crate) const SMOOTHING: f64 = 0.6;

@@ -8,6 +8,7 @@ use elbow::noise::{Key, Purpose};
 use elbow_run::{
     Error, Recipe, Result, data, error::At, judges, machine::sha256, radar::Action, recipe, recipe::PromptsConfig,
 };
+use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
     fmt::Write,
@@ -57,7 +58,8 @@ pub struct Cell {
 }
 
 /// What a comparison compares.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Stage {
     /// Methods as their recipes have them.
     Published,
@@ -71,6 +73,14 @@ impl Stage {
         match self {
             Self::Published => "as in the recipe",
             Self::Tuned => "tuned",
+        }
+    }
+
+    /// As headings have it.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Published => "As in the recipe",
+            Self::Tuned => "Tuned",
         }
     }
 }

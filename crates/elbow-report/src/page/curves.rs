@@ -1,8 +1,9 @@
 //! Rewards over training, against epochs, images and time.
 
-use super::{Page, figure};
+use super::Page;
 use crate::{
     chart::{Chart, Line, Look},
+    document::{figure, switch},
     group::Group,
     interval::KIND,
     measure::{self, Measure},
@@ -30,19 +31,10 @@ fn rewards(page: &Page<'_>) -> Markup {
     html! {
         @for (index, name) in names.into_iter().enumerate() {
             @let key = format!("reward_{name}");
-            @let charts: Vec<(X, Chart)> = page.xs.iter().map(|x| (*x, chart(page, &key, name, *x))).collect();
+            @let charts: Vec<(&str, Chart)> = page.xs.iter().map(|x| (x.word(), chart(page, &key, name, *x))).collect();
             @if charts.iter().all(|(_, chart)| !chart.is_empty()) { figure.card {
                 h3 { "Training reward" @if name != "geneval" { ": " (measure::words(name)) } }
-                div.switch role="radiogroup" aria-label="Horizontal axis" {
-                    @for (place, (x, _)) in charts.iter().enumerate() {
-                        @let id = format!("x{index}-{place}");
-                        input type="radio" name=(format!("x{index}")) id=(id) checked[place == 0];
-                        label for=(id) { (x.word()) }
-                    }
-                    @for (place, (_, chart)) in charts.iter().enumerate() {
-                        div.panel data-place=(place) { (chart.legend()) (chart.large()) }
-                    }
-                }
+                (switch(&format!("x{index}"), &charts))
                 figcaption { (reward_caption(page, name)) }
             } }
         }

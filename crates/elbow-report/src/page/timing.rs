@@ -1,11 +1,12 @@
 //! How long epochs took, and on what.
 
-use super::{Page, figure};
+use super::Page;
 use crate::{
-    chart::{Chart, Line, Look},
+    chart::{Chart, Line, Look, Points},
+    document::figure,
     number::{duration, score},
     run::Run,
-    series::{Points, X, curve},
+    series::{X, curve},
 };
 use maud::{Markup, html};
 use serde_json::Value;

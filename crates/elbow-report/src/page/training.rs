@@ -1,12 +1,13 @@
 //! What epochs record beside their mean reward: rewards by task, how they spread, and whether training is healthy.
 
-use super::{Page, curves::bands, figure};
+use super::{Page, curves::bands};
 use crate::{
-    chart::{Chart, Line, Look, color},
+    chart::{Chart, Line, Look, Points, color},
+    document::figure,
     group::Group,
     measure::tag,
     pictures::{numbered, spread},
-    series::{Band, Points, X, curve, over_seeds, smooth},
+    series::{Band, X, curve, over_seeds, smooth},
 };
 use maud::{Markup, html};
 use std::collections::BTreeSet;

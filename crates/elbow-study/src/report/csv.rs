@@ -53,5 +53,5 @@ impl Report {
 
 /// Method and stage, quoted: a name may have commas.
 fn name(arm: &Arm) -> String {
-    format!("\"{}\",\"{}\"", arm.name.replace('"', "\"\""), arm.stage)
+    format!("\"{}\",\"{}\"", arm.name.replace('"', "\"\""), arm.stage.name())
 }

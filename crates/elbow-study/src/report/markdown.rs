@@ -14,11 +14,11 @@ impl Report {
         if !self.study.about.is_empty() {
             let _ = writeln!(out, "{}\n", self.study.about.trim());
         }
-        let _ = writeln!(out, "{}\n", self.setup());
+        let _ = writeln!(out, "{}\n", setup(self));
         self.tuning(&mut out);
         for stage in self.stages() {
             let arms: Vec<&Arm> = self.arms.iter().filter(|arm| arm.stage == stage).collect();
-            let _ = writeln!(out, "## Methods, {stage}\n");
+            let _ = writeln!(out, "## Methods, {}\n", stage.name());
             self.methods(&arms, &mut out);
             self.threshold(&arms, &mut out);
             let pairs: Vec<&Comparison> = self.comparisons.iter().filter(|pair| pair.stage == stage).collect();
@@ -28,48 +28,8 @@ impl Report {
             }
         }
         self.pairs("## What tuning changed", &self.gains.iter().collect::<Vec<_>>(), &mut out);
-        let _ = writeln!(out, "{}", NOTES.replace("RESAMPLES", &RESAMPLES.to_string()).trim());
+        let _ = writeln!(out, "## How to read this\n\n{}", notes());
         out
-    }
-
-    fn stages(&self) -> Vec<&'static str> {
-        let mut stages: Vec<&str> = self.arms.iter().map(|arm| arm.stage).collect();
-        stages.dedup();
-        stages
-    }
-
-    /// What was run, in a paragraph.
-    fn setup(&self) -> String {
-        let study = &self.study;
-        let budget = match study.budget {
-            Budget::Samples(n) => format!("at most {n} images a run, so methods are matched by samples"),
-            Budget::Evaluations(n) => {
-                format!("at most {n} network evaluations a run, so methods are matched by evaluations")
-            }
-            Budget::Epochs(n) => format!("{n} epochs a run, whatever they cost"),
-        };
-        let mut text =
-            format!("Seeds {}; {budget}. Compared: `{}` on held-out prompts", listed(&study.seeds), study.measure);
-        if let Some(threshold) = study.threshold {
-            let _ = write!(text, ", and what it takes until it is {threshold}");
-        }
-        text.push('.');
-        let set = crate::file::flat(&study.set);
-        if !set.is_empty() {
-            let fields: Vec<String> = set.iter().map(|(field, value)| format!("`{field}={value}`")).collect();
-            let _ = write!(text, " Fields of all recipes: {}.", fields.join(", "));
-        }
-        match &study.cost {
-            None => text += " Seconds are not reported, since the study does not say what a pass costs.",
-            Some(Cost { forward, backward, image, from }) => {
-                let _ = write!(
-                    text,
-                    " Seconds are counted, not clocked: {forward:.2e} an evaluation, {backward:.2e} one with its gradient, {image:.2e} an \
-                     image ({from})."
-                );
-            }
-        }
-        text
     }
 
     fn tuning(&self, out: &mut String) {
@@ -208,6 +168,40 @@ impl Report {
     }
 }
 
+/// What was run, in a paragraph.
+pub(super) fn setup(report: &Report) -> String {
+    let study = &report.study;
+    let budget = match study.budget {
+        Budget::Samples(n) => format!("at most {n} images a run, so methods are matched by samples"),
+        Budget::Evaluations(n) => {
+            format!("at most {n} network evaluations a run, so methods are matched by evaluations")
+        }
+        Budget::Epochs(n) => format!("{n} epochs a run, whatever they cost"),
+    };
+    let mut text =
+        format!("Seeds {}; {budget}. Compared: `{}` on held-out prompts", listed(&study.seeds), study.measure);
+    if let Some(threshold) = study.threshold {
+        let _ = write!(text, ", and what it takes until it is {threshold}");
+    }
+    text.push('.');
+    let set = crate::file::flat(&study.set);
+    if !set.is_empty() {
+        let fields: Vec<String> = set.iter().map(|(field, value)| format!("`{field}={value}`")).collect();
+        let _ = write!(text, " Fields of all recipes: {}.", fields.join(", "));
+    }
+    match &study.cost {
+        None => text += " Seconds are not reported, since the study does not say what a pass costs.",
+        Some(Cost { forward, backward, image, from }) => {
+            let _ = write!(
+                text,
+                " Seconds are counted, not clocked: {forward:.2e} an evaluation, {backward:.2e} one with its gradient, {image:.2e} an \
+                 image ({from})."
+            );
+        }
+    }
+    text
+}
+
 fn variance(split: &Split, out: &mut String) {
     let [first, second] = &split.asked.factors;
     let only: Vec<String> = split.asked.only.iter().map(|(factor, level)| format!("{factor} = {level}")).collect();
@@ -275,9 +269,12 @@ fn listed(seeds: &[u64]) -> String {
     seeds.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
-const NOTES: &str = "## How to read this
+/// What the numbers mean.
+pub(super) fn notes() -> String {
+    NOTES.replace("RESAMPLES", &RESAMPLES.to_string())
+}
 
-Intervals are of 95 %. Means and their differences have Student's, curves and ratios percentile bootstrap intervals of RESAMPLES resamples of seeds (with
+const NOTES: &str = "Intervals are of 95 %. Means and their differences have Student's, curves and ratios percentile bootstrap intervals of RESAMPLES resamples of seeds (with
 few seeds these are too narrow), medians Kaplan and Meier's. A threshold counts as reached at the first measurement that shows it. A seed that
 does not arrive is censored at its last measurement and never left out; an infinite bound is one that the seeds do not tell. A run that stopped,
 since its gradients or its samples were not finite, counts with its last measurement. A run hacked its reward if, after its best measurement of what the reward should serve, the training

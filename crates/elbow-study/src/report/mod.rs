@@ -2,6 +2,7 @@
 
 mod csv;
 mod markdown;
+mod page;
 
 use crate::{
     cell::{Finished, Point, Store},
@@ -17,18 +18,21 @@ use crate::{
     },
 };
 use elbow::noise::{Key, Purpose};
-use elbow_run::{Result, error::At};
+use elbow_run::{Error, Result, error::At};
 use elbow_runlog::write_atomic;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::{collections::BTreeMap, fs, path::Path};
 
+/// What of a report another program reads.
+pub const RESULTS: &str = "results.json";
 /// Seeds on either side before a table says that one method is better than another.
 pub const ENOUGH: usize = 5;
 /// A corrected p-value below this is told as a difference.
 pub const ALPHA: f64 = 1.0 - LEVEL;
 
 /// All that a study found.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Report {
     /// [`FORMAT`].
     pub format: u32,
@@ -47,7 +51,7 @@ pub struct Report {
 }
 
 /// What the trials of a method chose.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Tuning {
     /// The method.
     pub name: String,
@@ -60,12 +64,12 @@ pub struct Tuning {
 }
 
 /// A method in a stage.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Arm {
     /// Its name.
     pub name: String,
-    /// Published or tuned, in words.
-    pub stage: &'static str,
+    /// Before or after trials.
+    pub stage: Stage,
     /// What it is made of.
     pub levels: BTreeMap<String, String>,
     /// Epochs of a run.
@@ -93,7 +97,7 @@ pub struct Arm {
 }
 
 /// What a run spent, on average.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Spent {
     /// Images drawn and scored.
     pub images: f64,
@@ -106,7 +110,7 @@ pub struct Spent {
 }
 
 /// A point of a curve.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Band {
     /// Epochs trained.
     pub epoch: u64,
@@ -117,7 +121,7 @@ pub struct Band {
 }
 
 /// On which axis something is counted until the threshold is reached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Axis {
     /// Images drawn and scored.
@@ -138,6 +142,15 @@ impl Axis {
         }
     }
 
+    /// As axes of figures have it.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Images => "images drawn",
+            Self::Evaluations => "evaluations of the network",
+            Self::Seconds => "seconds on an idle machine, as counted",
+        }
+    }
+
     fn of(self, point: &Point, cost: Option<&Cost>) -> Option<f64> {
         match self {
             Self::Images => Some(point.images as f64),
@@ -148,7 +161,7 @@ impl Axis {
 }
 
 /// What it took the seeds of a method to reach the threshold.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Arrivals {
     /// Counted in.
     pub axis: Axis,
@@ -165,10 +178,10 @@ pub struct Arrivals {
 }
 
 /// Two methods of a stage.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Comparison {
-    /// Published or tuned, in words, of the first.
-    pub stage: &'static str,
+    /// Before or after trials, of the first.
+    pub stage: Stage,
     /// The first.
     pub one: String,
     /// The second.
@@ -184,13 +197,13 @@ pub struct Comparison {
     /// The same, corrected for all of the stage (Holm).
     pub corrected: Option<f64>,
     /// In a word, of the first.
-    pub verdict: &'static str,
+    pub verdict: String,
     /// The way to the threshold.
     pub ways: Vec<Way>,
 }
 
 /// Two methods on their way to the threshold.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Way {
     /// Counted in.
     pub axis: Axis,
@@ -205,14 +218,14 @@ pub struct Way {
     /// The same, corrected for all of the stage on this axis (Holm).
     pub corrected: Option<f64>,
     /// In a word, of the first.
-    pub verdict: &'static str,
+    pub verdict: String,
 }
 
 /// How the variance of a balanced grid splits.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Split {
-    /// Published or tuned, in words.
-    pub stage: &'static str,
+    /// Before or after trials.
+    pub stage: Stage,
     /// What was asked.
     pub asked: Variance,
     /// Levels of the first and of the second factor.
@@ -279,19 +292,44 @@ impl Report {
         Ok(Self { format: FORMAT, study: file.clone(), tuning, arms, comparisons, gains, variances })
     }
 
-    /// Writes `results.json`, `seeds.csv`, `curves.csv` and `report.md` into a folder.
+    /// Reads what [`write`](Self::write) left in a folder.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let path = folder.join(RESULTS);
+        let text = fs::read_to_string(&path).at(|| format!("cannot read {}", path.display()))?;
+        let hint = "write it anew: elbow study with the study file, which runs nothing that is finished";
+        let format = |json: &Value| json["format"].as_u64();
+        match serde_json::from_str::<Value>(&text) {
+            Ok(json) if format(&json).is_some_and(|format| format != u64::from(FORMAT)) => {
+                Err(Error::new(format!("{} is of another version of the program", path.display()), hint))
+            }
+            json => json
+                .and_then(serde_json::from_value)
+                .map_err(|error| Error::new(format!("{} holds no report of a study: {error}", path.display()), hint)),
+        }
+    }
+
+    /// Writes `results.json`, `seeds.csv`, `curves.csv`, `report.md` and `report.html` into a folder.
     pub fn write(&self, folder: &Path) -> Result<()> {
         fs::create_dir_all(folder).at(|| format!("cannot create {}", folder.display()))?;
         let json = serde_json::to_string_pretty(self)? + "\n";
         for (name, text) in [
-            ("results.json", json),
+            (RESULTS, json),
             ("seeds.csv", self.seeds_csv()),
             ("curves.csv", self.curves_csv()),
             ("report.md", self.markdown()),
+            ("report.html", self.html()),
         ] {
             write_atomic(&folder.join(name), text.as_bytes())?;
         }
         Ok(())
+    }
+}
+
+impl Report {
+    fn stages(&self) -> Vec<Stage> {
+        let mut stages: Vec<Stage> = self.arms.iter().map(|arm| arm.stage).collect();
+        stages.dedup();
+        stages
     }
 }
 
@@ -327,7 +365,7 @@ fn arm(file: &StudyFile, stage: Stage, variant: &Variant, epochs: u64, cells: &[
     };
     Arm {
         name: variant.name.clone(),
-        stage: stage.name(),
+        stage,
         levels: variant.levels.clone(),
         epochs,
         seeds: seeds(&|_| true),
@@ -452,7 +490,8 @@ fn compare(file: &StudyFile, pairs: &[[&Group<'_>; 2]]) -> Vec<Comparison> {
         |c| c.p,
         |c, p| {
             c.corrected = p;
-            c.verdict = verdict(c.seeds, p, c.difference.is_some_and(|d| d.value > 0.0), ["better", "worse"]);
+            c.verdict =
+                verdict(c.seeds, p, c.difference.is_some_and(|d| d.value > 0.0), ["better", "worse"]).to_owned();
         },
     );
     for i in 0..comparisons.first().map_or(0, |c| c.ways.len()) {
@@ -463,7 +502,7 @@ fn compare(file: &StudyFile, pairs: &[[&Group<'_>; 2]]) -> Vec<Comparison> {
                 let seeds = c.seeds;
                 let way = &mut c.ways[i];
                 way.corrected = p;
-                way.verdict = verdict(seeds, p, way.ratio.value > 1.0, ["sooner", "later"]);
+                way.verdict = verdict(seeds, p, way.ratio.value > 1.0, ["sooner", "later"]).to_owned();
             },
         );
     }
@@ -495,10 +534,10 @@ fn pair(file: &StudyFile, one: &Group<'_>, other: &Group<'_>) -> Comparison {
             [first, second].map(|times| cut(&times.into_iter().map(|(time, _)| time).collect::<Vec<_>>(), until));
         let censored = [&first, &second].map(|times| times.iter().filter(|time| !time.arrived).count());
         let p = survival::log_rank(&first, &second).map(|[_, p]| p);
-        Way { axis, ratio: ratio(&first, &second), until, censored, p, corrected: None, verdict: "" }
+        Way { axis, ratio: ratio(&first, &second), until, censored, p, corrected: None, verdict: String::new() }
     };
     Comparison {
-        stage: one.stage.name(),
+        stage: one.stage,
         one: one.variant.name.clone(),
         other: other.variant.name.clone(),
         seeds: [a.len(), b.len()],
@@ -509,7 +548,7 @@ fn pair(file: &StudyFile, one: &Group<'_>, other: &Group<'_>) -> Comparison {
             Test::Permutation => tests::permutation(&a, &b, key(1)),
         },
         corrected: None,
-        verdict: "",
+        verdict: String::new(),
         ways: file.threshold.map_or_else(Vec::new, |_| axes(file).into_iter().map(way).collect()),
     }
 }
@@ -529,7 +568,7 @@ fn ratio(first: &[Arrival], second: &[Arrival]) -> Estimate {
 
 /// Splits the variance of the methods that a grid asks for.
 fn split(file: &StudyFile, asked: &Variance, groups: &[Group<'_>]) -> Split {
-    let stage = groups.first().map_or("", |group| group.stage.name());
+    let stage = groups.first().map_or(Stage::Published, |group| group.stage);
     let [first, second] = &asked.factors;
     let fits = |group: &&Group<'_>| {
         let levels = &group.variant.levels;
