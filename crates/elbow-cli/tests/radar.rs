@@ -89,7 +89,12 @@ fn a_run_goes_back_and_is_the_same_after_a_stop() {
 #[test]
 fn a_run_that_is_found_out_at_its_end_goes_back() {
     let room = tempfile::tempdir().unwrap();
-    let (run, said) = cheat(room.path(), "run", 2, &["radar.action=rollback", "eval.measure.every=0"]);
+    let (run, said) = cheat(
+        room.path(),
+        "run",
+        2,
+        &["radar.action=rollback", "radar.shift=100", "radar.diversity=0", "eval.measure.every=0"],
+    );
     let end = result(&run);
     assert!(end["rollback_to"] == 0 && end["tuned"] == end["base"] && end["halted"].is_null(), "{end}\n{said}");
     // What is kept is what was measured: a run that is finished again says the same.

@@ -271,9 +271,9 @@ fn a_report_says_what_the_numbers_allow() {
 
     assert_eq!(report.comparisons.len(), 6);
     let first = &report.comparisons[0];
-    assert_eq!((&*first.one, &*first.other, first.verdict), ("good", "bad", "better"));
+    assert_eq!((&*first.one, &*first.other, &*first.verdict), ("good", "bad", "better"));
     assert!(first.corrected.expect("tested") >= first.p.expect("tested"));
-    assert_eq!((first.ways[0].verdict, first.ways[0].censored), ("sooner", [1, 5]));
+    assert_eq!((&*first.ways[0].verdict, first.ways[0].censored), ("sooner", [1, 5]));
     assert!((first.ways[0].ratio.value - 48.0 / 28.8).abs() < 1e-9, "{:?}", first.ways[0].ratio);
     let third = report.comparisons.iter().find(|c| c.one == "good" && c.other == "third").expect("compared");
     assert_eq!(third.verdict, "not told apart");
@@ -304,6 +304,21 @@ fn a_report_says_what_the_numbers_allow() {
         serde_json::from_str(&fs::read_to_string(folder.path().join("results.json")).expect("written")).expect("JSON");
     assert_eq!(json["arms"][1]["arrivals"][0]["median"]["value"], serde_json::Value::Null);
 
+    // The page is made of what was written, and says the same.
+    let page = fs::read_to_string(folder.path().join("report.html")).expect("written");
+    assert_eq!(page, report.html());
+    assert_eq!(page, Report::read(folder.path()).expect("a report").html());
+    for part in [
+        "good is better than bad, fourth; it is not told apart from the others (p corrected for all pairs).",
+        "aria-label=\"Held-out geneval against images drawn, as in the recipe\"",
+        "aria-label=\"Share of seeds that have reached 0.6 against evaluations of the network, as in the recipe\"",
+        "<b class=\"right\">better</b>",
+        "more than 48",
+        "Share of the variance (η²)",
+    ] {
+        assert!(page.contains(part), "{part:?} is not on the page\n{page}");
+    }
+
     // A run that stopped early is censored like the others, and shortens nobody's time.
     let cell = study.cell(&study.variants[0], 0, 4).expect("a cell");
     let whole = store.read(&cell.key).expect("whole").expect("finished");
@@ -320,6 +335,12 @@ fn a_report_says_what_the_numbers_allow() {
     }
     let few = Report::make(&study, &store).expect("a report");
     assert!(few.comparisons.iter().all(|c| c.verdict == "fewer than five seeds"));
+    let page = few.html();
+    assert!(page.contains("nothing is said of who is better") && !page.contains("is better than"), "{page}");
+    assert!(
+        page.contains("The study is not finished. Seeds of methods so far: good, as in the recipe: 4 of 5;"),
+        "{page}"
+    );
     // An unbalanced grid is refused, and the rest is told.
     fs::remove_file(store.path(&study.cell(&study.variants[0], 0, 3).expect("a cell").key)).expect("removed");
     let unbalanced = Report::make(&study, &store).expect("a report");
@@ -328,6 +349,14 @@ fn a_report_says_what_the_numbers_allow() {
     // And so is nothing at all.
     let nothing = Report::make(&study, &Store::new(folder.path().join("nothing"))).expect("a report");
     assert!(nothing.markdown().contains("| good | 0 of 5 |"));
+    assert!(nothing.html().contains("no run is finished."));
+    for (text, wrong) in
+        [("{}", "holds no report of a study"), ("{\"format\": 0}", "of another version"), ("", "holds no report")]
+    {
+        fs::write(folder.path().join("results.json"), text).expect("written");
+        let error = Report::read(folder.path()).expect_err("damaged");
+        assert!(error.chain().contains(wrong) && error.hint().is_some(), "{}", error.chain());
+    }
 }
 
 #[test]
@@ -439,7 +468,7 @@ fn a_run_that_diverges_is_told_and_not_chosen() {
     assert!(tuned.stopped.is_empty() && tuned.seeds == [0]);
     let gain = report.gains.first().expect("another candidate was chosen");
     assert_eq!(
-        (&*gain.one, &*gain.other, gain.verdict),
+        (&*gain.one, &*gain.other, &*gain.verdict),
         ("wild, tuned", "wild, as in the recipe", "fewer than five seeds")
     );
     assert!(report.markdown().contains("as in the recipe: stopped; `optimizer.learning_rate=0.0001`: "));

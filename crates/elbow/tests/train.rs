@@ -567,8 +567,12 @@ fn the_distance_from_the_reference_is_told_without_a_penalty() {
     let (policy, prompts) = (Started { toy, start }, vec![Prompt::from("a point")]);
     let train = |objective: &ObjectiveKind, weight: f64, watch_reference: bool| {
         let kl = Kl { weight, ..Kl::default() };
-        let config = Config { kl, objective: objective.clone(), ..config() };
-        let mut trainer = Trainer { watch_reference, ..trainer(&config, &policy, &prompts, &HONEST) };
+        // As many points as are looked at.
+        let timesteps = Timesteps::Stratified { count: 3, first: false, fraction: 1.0 };
+        let likelihood = LikelihoodKind::Elbo(Elbo { timesteps, ..Elbo::default() });
+        let config = Config { kl, objective: objective.clone(), likelihood, ..config() };
+        let mut trainer = trainer(&config, &policy, &prompts, &HONEST);
+        trainer.watch_reference = watch_reference;
         let record = trainer.epoch(&()).expect("an epoch").record;
         (record, trainer.state.current.values().to_vec())
     };

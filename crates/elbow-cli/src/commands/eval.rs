@@ -18,6 +18,7 @@ use std::path::PathBuf;
 #[command(after_help = "Examples:
   elbow eval                                          the embedded base model
   elbow eval --run runs/nano-geneval-1 --json scores.json
+  elbow eval --run runs/nano-geneval-1 --epoch 20     an earlier checkpoint, as the `best_epoch` of its result.json
   elbow eval --set model.tuning.kind=lora --set model.adapter=my-lora
   elbow eval --set eval.prompts_per_task=100 --set eval.measure.sampler.guidance=3
 

@@ -36,6 +36,9 @@ pub struct Source {
     /// A run folder; its last checkpoint's averaged weights are used. Without it, the base model.
     #[arg(long, value_name = "FOLDER")]
     run: Option<PathBuf>,
+    /// The checkpoint of this epoch in place of the last one.
+    #[arg(long, requires = "run")]
+    epoch: Option<u64>,
     /// Change one field of the recipe, e.g. eval.measure.sampler.guidance=2; may be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
@@ -51,7 +54,7 @@ impl Source {
     /// The trained weights of the run if one was given.
     pub fn params(&self, model: &LoadedModel) -> Result<Option<Params>> {
         let Some(path) = &self.run else { return Ok(None) };
-        Ok(Some(model.trained(&RunFolder::open(path)?, None, Weights::Averaged)?.1))
+        Ok(Some(model.trained(&RunFolder::open(path)?, self.epoch, Weights::Averaged)?.1))
     }
 }
 

@@ -23,7 +23,7 @@ impl Report {
         let sections = vec![
             section("curves", "Curves", self.curves()),
             section("scores", "Scores at the end", self.scores()),
-            section("threshold", "On the way", self.arrivals()),
+            section("threshold", "Until the threshold", self.arrivals()),
             section("differences", "Differences", self.differences()),
             section("tuning", "Tuning", self.trials()),
             section("variance", "Variance", html! { @for split in &self.variances { (shares(split)) } }),
@@ -100,11 +100,17 @@ impl Report {
     fn warnings(&self) -> Markup {
         let mut texts = Vec::new();
         let wanted = self.study.seeds.len();
+        let open: Vec<String> = self
+            .arms
+            .iter()
+            .filter(|arm| arm.seeds.len() < wanted)
+            .map(|arm| format!("{}, {}: {} of {wanted}", arm.name, arm.stage.name(), arm.seeds.len()))
+            .collect();
+        if !open.is_empty() {
+            texts.push(format!("The study is not finished. Seeds of methods so far: {}.", open.join("; ")));
+        }
         for arm in &self.arms {
             let title = format!("{}, {}", arm.name, arm.stage.name());
-            if arm.seeds.len() < wanted {
-                texts.push(format!("{title}: {} of {} are finished.", arm.seeds.len(), plural(wanted, "seed")));
-            }
             if !arm.stopped.is_empty() {
                 texts.push(format!("{title}: {} stopped before the last epoch.", plural(arm.stopped.len(), "run")));
             }
@@ -224,7 +230,7 @@ impl Report {
             };
             let lines = self.of(stage).enumerate().filter_map(line).collect();
             let title =
-                format!("Share of seeds that have reached {threshold} against {}, {}", axis.name(), stage.name());
+                format!("Share of seeds that have reached {threshold} against {}, {}", axis.label(), stage.name());
             Chart { title, x: axis.label().into(), y: "share of seeds".into(), lines, ..Chart::default() }
         };
         html! {
@@ -558,7 +564,7 @@ fn spread(estimate: Estimate) -> String {
         _ if value.is_nan() => "–".into(),
         f64::INFINITY => "∞".into(),
         f64::NEG_INFINITY => "−∞".into(),
-        _ if value.abs() >= 1000.0 => count(value),
+        _ if value.abs() >= 10.0 => count(value),
         _ => score(value),
     };
     if value.is_nan() { "–".into() } else { format!("{} ({} to {})", number(value), number(low), number(high)) }
