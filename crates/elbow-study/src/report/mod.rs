@@ -22,7 +22,11 @@ use elbow_run::{Error, Result, error::At};
 use elbow_runlog::write_atomic;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    path::Path,
+};
 
 /// What of a report another program reads.
 pub const RESULTS: &str = "results.json";
@@ -311,6 +315,8 @@ impl Report {
     /// Writes `results.json`, `seeds.csv`, `curves.csv`, `report.md` and `report.html` into a folder.
     pub fn write(&self, folder: &Path) -> Result<()> {
         fs::create_dir_all(folder).at(|| format!("cannot create {}", folder.display()))?;
+        // Processes that share a study may end at the same moment: one writes after the other, where the system has locks of folders.
+        let turn = File::open(folder).and_then(|folder| folder.lock().map(|()| folder));
         let json = serde_json::to_string_pretty(self)? + "\n";
         for (name, text) in [
             (RESULTS, json),
@@ -321,6 +327,7 @@ impl Report {
         ] {
             write_atomic(&folder.join(name), text.as_bytes())?;
         }
+        drop(turn);
         Ok(())
     }
 }
