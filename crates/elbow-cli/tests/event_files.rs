@@ -21,13 +21,15 @@ fn event_files(run: &Path) -> Vec<PathBuf> {
     names.map(|name| run.join(name)).collect()
 }
 
-/// A run of five epochs that was killed after its third, in the middle of a record, and goes on from its second: epoch 3 is made twice.
+/// A run of five epochs that was killed after its fourth, in the middle of a record, and goes on from its second: epochs 3 and 4 are made twice.
+/// Beside it, as `watched`, is what a program has of it that was looking on.
 fn interrupted(root: &Path) -> PathBuf {
     let run = root.join("run");
-    succeed(train(&run, 3).args(sets(&["keep.images_every=1"])));
-    fs::remove_dir_all(run.join("checkpoints/checkpoint-3")).unwrap();
+    succeed(train(&run, 4).args(sets(&["keep.images_every=1", "keep.checkpoints=3"])));
+    for lost in [3, 4] {
+        fs::remove_dir_all(run.join(format!("checkpoints/checkpoint-{lost}"))).unwrap();
+    }
     let first = event_files(&run).remove(0);
-    // What a program has read that was looking on.
     let watched = fs::read(&first).unwrap();
     fs::write(&first, [&watched[..], &watched[..20]].concat()).unwrap();
     succeed(resume(&run).args(sets(&["epochs=5"])));
