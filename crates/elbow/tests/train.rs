@@ -568,7 +568,8 @@ fn the_distance_from_the_reference_is_told_without_a_penalty() {
     let train = |objective: &ObjectiveKind, weight: f64, watch_reference: bool| {
         let kl = Kl { weight, ..Kl::default() };
         let config = Config { kl, objective: objective.clone(), ..config() };
-        let mut trainer = Trainer { watch_reference, ..trainer(&config, &policy, &prompts, &HONEST) };
+        let mut trainer = trainer(&config, &policy, &prompts, &HONEST);
+        trainer.watch_reference = watch_reference;
         let record = trainer.epoch(&()).expect("an epoch").record;
         (record, trainer.state.current.values().to_vec())
     };
