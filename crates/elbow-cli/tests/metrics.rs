@@ -24,8 +24,13 @@ fn fits(name: &str, pattern: &str) -> bool {
 fn the_page_describes_every_name_of_a_record_and_no_other() {
     let root = tempfile::tempdir().unwrap();
     // Without a penalty and with one, and one of each collection.
-    let recipes =
-        ["nano-geneval", "nano-flow-grpo", "nano-dapo", "nano-sol-rl --set collection.steps=1", "nano-op-grpo --set collection.groups=1"];
+    let recipes = [
+        "nano-geneval",
+        "nano-flow-grpo",
+        "nano-dapo",
+        "nano-sol-rl --set collection.steps=1",
+        "nano-op-grpo --set collection.groups=1",
+    ];
     let described = described();
     let mut met = BTreeSet::new();
     for recipe in recipes {

@@ -172,7 +172,9 @@ mod tests {
             ("time_rollout", 6.0),
             ("time_update", 2.0),
         ];
-        assert_eq!(record, expected.map(|(name, number)| (name.to_owned(), Value::from(number))).into_iter().collect());
+        let expected: Map<_, _> =
+            expected.map(|(name, number)| (name.to_owned(), Value::from(number))).into_iter().collect();
+        assert_eq!(record, expected);
         assert!(record.keys().all(|name| depends_on_machine(name)) && !depends_on_machine("policy_loss"));
         // Nothing drawn has no time per image.
         times(0, &Timing { rollout, reward, update }, &mut record);
