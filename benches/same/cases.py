@@ -37,7 +37,7 @@ ONLY_HEAD = []
 WEIGHTS = "weights"
 
 # Metrics that depend on the machine.
-MACHINE = r"time_.*|samples_per_second"
+MACHINE = r"time_.*|(images|samples)_per_second"
 
 COMMON = [
     "seed=0",

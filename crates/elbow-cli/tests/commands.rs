@@ -182,7 +182,7 @@ fn train_leaves_what_the_field_expects() {
     assert_eq!(records.iter().map(|r| r["epoch"].as_u64().unwrap()).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
     let names = "epoch step reward_geneval reward_geneval_std reward_std_mean reward_missing zero_std_ratio trained_samples \
                  policy_loss kl_loss approx_kl logratio_std logratio_max logratio_abs ratio_mean clipfrac clipfrac_high clipfrac_low grad_norm time_rollout time_reward \
-                 time_update samples_per_second";
+                 time_update time_per_image_rollout time_per_image_reward time_per_image_update images_per_second";
     for record in &records[1..] {
         for name in names.split(' ') {
             assert!(record.contains_key(name), "{name} is not in {record:?}");

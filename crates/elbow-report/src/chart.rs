@@ -342,6 +342,7 @@ impl Scale {
     }
 
     /// The same, but as far as `reach` on both sides of zero at least: what is small there shall look small.
+    #[must_use]
     pub fn around_zero(self, reach: f64) -> Self {
         Self { from: self.from.min(-reach), to: self.to.max(reach) }
     }

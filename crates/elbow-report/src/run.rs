@@ -187,7 +187,13 @@ fn records(path: &PathBuf, notes: &mut Vec<String>) -> Result<Vec<(u64, Record)>
     for (index, line) in bytes.split_inclusive(|&byte| byte == b'\n').enumerate() {
         let record = serde_json::from_slice::<Record>(line).ok();
         match record.and_then(|record| Some((record.get("epoch")?.as_u64()?, record))) {
-            Some((epoch, record)) => drop(records.insert(epoch, record)),
+            Some((epoch, mut record)) => {
+                // What earlier versions called it.
+                if let Some(speed) = record.remove("samples_per_second") {
+                    record.insert("images_per_second".into(), speed);
+                }
+                records.insert(epoch, record);
+            }
             None if !line.ends_with(b"\n") => {
                 notes.push("The last line of metrics.jsonl is half written: the run was killed, or is at work.".into());
             }
@@ -208,7 +214,7 @@ fn accumulate(records: Vec<(u64, Record)>, recipe: &Recipe) -> Vec<Epoch> {
         let time = |key| self::number(&record, key);
         let took = time("time_rollout").unwrap_or(0.0) + time("time_update").unwrap_or(0.0);
         if number > 0 {
-            let drawn = time("samples_per_second").map(|rate| (rate * took).round()).filter(|drawn| *drawn > 0.0);
+            let drawn = time("images_per_second").map(|rate| (rate * took).round()).filter(|drawn| *drawn > 0.0);
             images += drawn.or(recipe.batch()).unwrap_or(0.0);
             seconds += took;
         }

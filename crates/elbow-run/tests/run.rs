@@ -1,5 +1,6 @@
 //! A recipe through the library, from outside: what it tells, and that a run that was stopped ends as one that was not.
 
+use elbow::train::depends_on_machine;
 use elbow_run::{Components, Device, Event, Finished, Recipe, Run, Status, recipe};
 use elbow_runlog::{RunFolder, metrics};
 use std::{
@@ -49,7 +50,7 @@ fn files(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 fn numbers(run: &Path) -> Vec<metrics::Record> {
     let mut records = metrics::read(&run.join("metrics.jsonl")).expect("records");
     for record in &mut records {
-        record.retain(|key, _| !key.starts_with("time_") && key != "samples_per_second");
+        record.retain(|key, _| !depends_on_machine(key));
     }
     records
 }

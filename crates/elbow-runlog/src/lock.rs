@@ -151,7 +151,7 @@ fn is_alive(process: u32) -> bool {
 }
 
 /// What this host is called.
-fn host() -> String {
+pub(crate) fn host() -> String {
     let asked =
         || Ok::<_, io::Error>(String::from_utf8_lossy(&Command::new("uname").arg("-n").output()?.stdout).into());
     let name = fs::read_to_string("/proc/sys/kernel/hostname").or_else(|_| asked()).unwrap_or_default();

@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its own part")]
 #![expect(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
 
+use elbow::train::depends_on_machine;
 use serde_json::{Map, Value};
 use std::{
     collections::BTreeMap,
@@ -146,7 +147,7 @@ pub fn records(folder: &Path) -> Vec<Map<String, Value>> {
 pub fn numbers(folder: &Path) -> Vec<Map<String, Value>> {
     let mut records = records(folder);
     for record in &mut records {
-        record.retain(|key, _| !key.starts_with("time_") && key != "samples_per_second");
+        record.retain(|key, _| !depends_on_machine(key));
     }
     records
 }

@@ -102,7 +102,7 @@ fn table(page: &Page<'_>) -> Markup {
                     }
                     tr {
                         th scope="row" { "pictures a second, the median epoch" }
-                        @for run in page.runs { td { (median(run, "samples_per_second").map_or("–".into(), score)) } }
+                        @for run in page.runs { td { (median(run, "images_per_second").map_or("–".into(), score)) } }
                     }
                     tr {
                         th scope="row" { "all epochs" }

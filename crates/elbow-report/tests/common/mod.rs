@@ -127,7 +127,7 @@ impl Fixture {
             record["time_rollout"] = 6.0.into();
             record["time_reward"] = 0.01.into();
             record["time_update"] = 12.0.into();
-            record["samples_per_second"] = (24.0 / 18.0).into();
+            record["images_per_second"] = (24.0 / 18.0).into();
             record["time_planned"] = 17.0.into();
         }
         let due = epoch == 0 || self.eval_every > 0 && epoch.is_multiple_of(self.eval_every);

@@ -7,7 +7,7 @@ mod record;
 mod state;
 mod update;
 
-pub use record::{EpochReport, Logged};
+pub use record::{EpochReport, Logged, depends_on_machine};
 pub use state::{State, StateError};
 pub use update::Outcome;
 

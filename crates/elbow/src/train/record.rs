@@ -12,8 +12,8 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 /// One epoch's numbers and samples.
 #[derive(Clone, Debug)]
 pub struct EpochReport {
-    /// One record of `metrics.jsonl`; keys that start with `time_` and `samples_per_second` depend on the machine, all others
-    /// on the run alone.
+    /// One record of `metrics.jsonl`, whose names `docs/metrics.md` explains. Those that [`depends_on_machine`] holds for may differ between two
+    /// equal runs, all others depend on the run alone.
     pub record: Map<String, Value>,
     /// All samples of the batch, group after group.
     pub samples: Vec<Logged>,
@@ -28,6 +28,11 @@ pub struct Logged {
     pub advantage: Option<f64>,
     /// Whether it was trained on.
     pub trained: bool,
+}
+
+/// Whether a number of a record is a time or a speed: two runs that are equal bit for bit may differ in it.
+pub fn depends_on_machine(key: &str) -> bool {
+    key.starts_with("time_") || key == "images_per_second"
 }
 
 /// How long the parts of an epoch took.
@@ -126,11 +131,13 @@ fn update(outcome: &Outcome, record: &mut Map<String, Value>) {
 }
 
 fn times(drawn: usize, timing: &Timing, record: &mut Map<String, Value>) {
-    let seconds = (timing.rollout + timing.update).as_secs_f64();
-    record.insert("time_rollout".into(), timing.rollout.as_secs_f64().into());
-    record.insert("time_reward".into(), timing.reward.as_secs_f64().into());
-    record.insert("time_update".into(), timing.update.as_secs_f64().into());
-    record.insert("samples_per_second".into(), (drawn as f64 / seconds).into());
+    let Timing { rollout, reward, update } = timing;
+    for (stage, time) in [("rollout", rollout), ("reward", reward), ("update", update)] {
+        let seconds = time.as_secs_f64();
+        record.insert(format!("time_{stage}"), seconds.into());
+        record.insert(format!("time_per_image_{stage}"), (seconds / drawn as f64).into());
+    }
+    record.insert("images_per_second".into(), (drawn as f64 / (*rollout + *update).as_secs_f64()).into());
 }
 
 /// 1 where the ratio was clipped and lay on one side of 1; of nothing where it is not known for each.
@@ -150,6 +157,29 @@ fn mean(values: &[f64]) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_are_told_by_stage_and_by_image_and_the_comparison_of_runs_leaves_all_of_them_out() {
+        let [rollout, reward, update] = [6, 1, 2].map(Duration::from_secs);
+        let mut record = Map::new();
+        times(4, &Timing { rollout, reward, update }, &mut record);
+        let expected = [
+            ("images_per_second", 0.5),
+            ("time_per_image_reward", 0.25),
+            ("time_per_image_rollout", 1.5),
+            ("time_per_image_update", 0.5),
+            ("time_reward", 1.0),
+            ("time_rollout", 6.0),
+            ("time_update", 2.0),
+        ];
+        let expected: Map<_, _> =
+            expected.map(|(name, number)| (name.to_owned(), Value::from(number))).into_iter().collect();
+        assert_eq!(record, expected);
+        assert!(record.keys().all(|name| depends_on_machine(name)) && !depends_on_machine("policy_loss"));
+        // Nothing drawn has no time per image.
+        times(0, &Timing { rollout, reward, update }, &mut record);
+        assert!(record["time_per_image_rollout"].is_null());
+    }
 
     #[test]
     fn ratios_are_told_by_their_mean_and_by_the_side_on_which_they_were_clipped() {
