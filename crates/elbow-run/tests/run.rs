@@ -74,6 +74,10 @@ impl Told {
                 assert_eq!((record["epoch"].as_u64(), samples.len()), (Some(epoch), 4));
                 format!("epoch {epoch}")
             }
+            Event::Pictures { epoch, path } => {
+                assert!(path.is_file());
+                format!("pictures {epoch}")
+            }
             Event::Checkpoint { epoch, path } => {
                 assert!(path.join("manifest.json").is_file());
                 format!("checkpoint {epoch}")

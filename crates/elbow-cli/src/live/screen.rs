@@ -1,0 +1,294 @@
+//! A run on a whole screen.
+//!
+//! ```text
+//! recipe · run folder                                  epoch n of N
+//! time so far, time left
+//! phase  ━━━━━━━━━━━━━━
+//! the chosen curve, large                              latest numbers
+//! the main curves, small
+//! messages
+//! pictures
+//! keys
+//! ```
+//!
+//! A lower screen shows less: messages go first, then the large curve. A narrower one shows no table.
+
+use super::curves::{Board, Series, beside, held_out, training};
+use crate::numbers::{duration, short};
+use elbow_report::averaged;
+use ratatui::{
+    Frame,
+    crossterm::event::{KeyCode, KeyEvent, KeyEventKind, KeyModifiers},
+    layout::{Constraint, Layout, Rect},
+    style::{Color, Modifier, Style},
+    symbols::Marker,
+    text::{Line, Span},
+    widgets::{Axis, Block, Borders, Chart, Dataset, GraphType, LineGauge, Paragraph},
+};
+use std::time::Instant;
+
+/// From this height on there is a large curve, and messages.
+const TALL: u16 = 12;
+
+/// From this width on there is a table.
+const WIDE: u16 = 60;
+
+/// Width of the table.
+const TABLE: u16 = 34;
+
+const RAW: Style = Style::new().fg(Color::DarkGray);
+const BOLD: Style = Style::new().fg(Color::Cyan).add_modifier(Modifier::BOLD);
+const DOTS: Style = Style::new().fg(Color::Yellow);
+const WARNING: Style = Style::new().fg(Color::Yellow);
+const CHOSEN: Style = Style::new().add_modifier(Modifier::REVERSED);
+const FAINT: Style = Style::new().fg(Color::DarkGray);
+
+/// What a key asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Press {
+    /// To stop, as Ctrl-C does.
+    Stop,
+    /// The next curve.
+    Next,
+    /// The one before.
+    Previous,
+}
+
+/// What a key asks for, if anything.
+pub fn press(key: KeyEvent) -> Option<Press> {
+    if key.kind == KeyEventKind::Release {
+        return None;
+    }
+    let control = key.modifiers.contains(KeyModifiers::CONTROL);
+    match key.code {
+        KeyCode::Char('c') if control => Some(Press::Stop),
+        KeyCode::Char('q' | 'Q') if !control => Some(Press::Stop),
+        KeyCode::Tab | KeyCode::Right | KeyCode::Down => Some(Press::Next),
+        KeyCode::BackTab | KeyCode::Left | KeyCode::Up => Some(Press::Previous),
+        _ => None,
+    }
+}
+
+/// Which curve is large: the training reward until another is chosen.
+#[derive(Debug, Default)]
+pub struct Choice(Option<String>);
+
+impl Choice {
+    /// Chooses the next curve or the one before; after the last comes the first.
+    pub fn turn(&mut self, board: &Board, forward: bool) {
+        let all = board.all();
+        if all.is_empty() {
+            return;
+        }
+        let step = if forward { 1 } else { all.len() - 1 };
+        self.0 = Some(all[(self.index(board, &all) + step) % all.len()].name.clone());
+    }
+
+    fn name(&self, board: &Board) -> String {
+        self.0.clone().unwrap_or_else(|| training(&board.reward))
+    }
+
+    fn index(&self, board: &Board, all: &[&Series]) -> usize {
+        let name = self.name(board);
+        all.iter().position(|series| series.name == name).unwrap_or(0)
+    }
+}
+
+/// Draws all of it.
+pub fn draw(frame: &mut Frame<'_>, board: &Board, choice: &Choice, now: Instant) {
+    let area = frame.area();
+    let tall = area.height >= TALL;
+    let told = if tall { (area.height / 6).min(7) } else { 0 };
+    let rows = [
+        Constraint::Length(if tall { 2 } else { 1 }),
+        Constraint::Length(1),
+        Constraint::Fill(1),
+        Constraint::Length(told),
+        Constraint::Length(u16::from(tall)),
+        Constraint::Length(1),
+    ];
+    let [head, phase, body, messages, pictures, foot] = Layout::vertical(rows).areas(area);
+    draw_head(frame, head, board, now);
+    draw_phase(frame, phase, board);
+    draw_body(frame, body, board, choice);
+    draw_messages(frame, messages, board);
+    let path = board.pictures.as_deref().unwrap_or("–");
+    frame.render_widget(Line::from(vec![Span::styled("pictures  ", FAINT), Span::raw(path)]), pictures);
+    draw_foot(frame, foot);
+}
+
+fn draw_head(frame: &mut Frame<'_>, area: Rect, board: &Board, now: Instant) {
+    let epoch = match board.epochs {
+        0 => "loading".to_owned(),
+        epochs => format!("epoch {} of {epochs}", board.epoch),
+    };
+    let mut times = format!("{} so far", duration(now.saturating_duration_since(board.start).as_secs_f64()));
+    if let Some(left) = board.left(now).filter(|_| board.epoch < board.epochs) {
+        times += &format!(", about {} left", duration(left.as_secs_f64()));
+    }
+    let epoch = Line::styled(epoch, BOLD);
+    if area.height < 2 {
+        let [left, right] = beside_each_other(area, epoch.width());
+        frame.render_widget(epoch, left);
+        frame.render_widget(Line::raw(times), right);
+        return;
+    }
+    let [first, second] = Layout::vertical([Constraint::Length(1); 2]).areas(area);
+    frame.render_widget(Line::styled(board.recipe.as_str(), Modifier::BOLD).left_aligned(), first);
+    let [left, right] = beside_each_other(second, epoch.width());
+    frame.render_widget(epoch, left);
+    frame.render_widget(Line::raw(times), right);
+    let room = first.width.saturating_sub(board.recipe.chars().count() as u16 + 2);
+    let folder = Rect { x: first.right() - room, width: room, ..first };
+    frame.render_widget(Line::styled(board.folder.as_str(), FAINT).right_aligned(), folder);
+}
+
+/// A part of a width, a space, and the rest.
+fn beside_each_other(area: Rect, width: usize) -> [Rect; 2] {
+    Layout::horizontal([Constraint::Length(width as u16), Constraint::Fill(1)]).spacing(2).areas(area)
+}
+
+fn draw_phase(frame: &mut Frame<'_>, area: Rect, board: &Board) {
+    let Some((name, done, total)) = board.phase else { return };
+    let label = format!("{name} {done}/{total}");
+    if area.width < TABLE {
+        return frame.render_widget(Line::raw(label), area);
+    }
+    let share = if total == 0 { 1.0 } else { (done as f64 / total as f64).clamp(0.0, 1.0) };
+    let bar = LineGauge::default().label(format!("{label:<22}")).ratio(share).filled_style(BOLD).unfilled_style(FAINT);
+    frame.render_widget(bar, area);
+}
+
+fn draw_body(frame: &mut Frame<'_>, area: Rect, board: &Board, choice: &Choice) {
+    let wide = area.width >= WIDE;
+    let columns = [Constraint::Fill(1), Constraint::Length(if wide { TABLE } else { 0 })];
+    let [left, right] = Layout::horizontal(columns).spacing(u16::from(wide)).areas(area);
+    let main: Vec<&Series> = board.main().collect();
+    let small = if left.height < 6 { left.height } else { (main.len() as u16 + 1).min(left.height / 3) };
+    let [chart, lines] = Layout::vertical([Constraint::Fill(1), Constraint::Length(small)]).areas(left);
+    draw_chart(frame, chart, board, &choice.name(board));
+    let place = if chart.is_empty() { lines } else { titled(frame, lines, Line::styled("main curves", FAINT)) };
+    let lines: Vec<Line<'_>> =
+        main.iter().map(|series| Line::styled(beside(series, place.width.into()), BOLD)).collect();
+    frame.render_widget(Paragraph::new(lines), place);
+    draw_table(frame, right, board, choice);
+}
+
+/// Draws a rule with a title at the top of an area, and returns what is below.
+fn titled(frame: &mut Frame<'_>, area: Rect, title: Line<'_>) -> Rect {
+    let block = Block::new().borders(Borders::TOP).border_style(FAINT).title(title);
+    let inner = block.inner(area);
+    frame.render_widget(block, area);
+    inner
+}
+
+fn draw_chart(frame: &mut Frame<'_>, area: Rect, board: &Board, name: &str) {
+    if area.is_empty() {
+        return;
+    }
+    let Some(series) = board.series(name) else {
+        titled(frame, area, Line::styled("no epoch has ended yet", FAINT));
+        return;
+    };
+    let raw = points(series, &series.values());
+    let mean = points(series, &averaged(&series.values()));
+    let scores = name.strip_prefix("reward_").and_then(|reward| board.series(&held_out(reward)));
+    let dots = scores.map(|series| points(series, &series.values())).unwrap_or_default();
+    let number = |points: &[(f64, f64)]| points.last().map_or_else(|| "–".into(), |(_, value)| short(*value));
+    let mut title = vec![
+        Span::styled(name.to_owned(), Modifier::BOLD),
+        Span::styled(format!("  each epoch {}", number(&raw)), RAW),
+        Span::styled(format!("  averaged {}", number(&mean)), BOLD),
+    ];
+    if !dots.is_empty() {
+        title.push(Span::styled(format!("  • held-out {}", number(&dots)), DOTS));
+    }
+    let place = titled(frame, area, Line::from(title));
+    let (low, high) = range(raw.iter().chain(&dots).map(|(_, value)| *value));
+    let (first, last) = bounds(raw.iter().chain(&dots).map(|(epoch, _)| *epoch));
+    let data =
+        |points, marker, kind, style| Dataset::default().marker(marker).graph_type(kind).style(style).data(points);
+    let curves = vec![
+        data(&raw, Marker::Braille, GraphType::Line, RAW),
+        data(&mean, Marker::Braille, GraphType::Line, BOLD),
+        data(&dots, Marker::Dot, GraphType::Scatter, DOTS),
+    ];
+    let axis =
+        |low: f64, high: f64, labels: Vec<String>| Axis::default().bounds([low, high]).labels(labels).style(FAINT);
+    let chart = Chart::new(curves)
+        .x_axis(axis(first, last, vec![format!("{first:.0}"), format!("epoch {last:.0}")]))
+        .y_axis(axis(low, high, [low, f64::midpoint(low, high), high].map(short).to_vec()))
+        .legend_position(None);
+    frame.render_widget(chart, place);
+}
+
+/// Epochs and finite values.
+fn points(series: &Series, values: &[Option<f64>]) -> Vec<(f64, f64)> {
+    series.points.iter().zip(values).filter_map(|((epoch, _), value)| Some((*epoch as f64, (*value)?))).collect()
+}
+
+/// The smallest and the largest value; 0 and 1 if there is none.
+fn bounds(values: impl Iterator<Item = f64>) -> (f64, f64) {
+    let (low, high) =
+        values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)));
+    match () {
+        () if low > high => (0.0, 1.0),
+        () if low == high => (low, low + 1.0),
+        () => (low, high),
+    }
+}
+
+/// The bounds of a vertical axis: with a margin, and about a value that is the only one.
+fn range(values: impl Iterator<Item = f64> + Clone) -> (f64, f64) {
+    let (low, high) = bounds(values.clone());
+    let margin = match values.clone().all(|value| value == low) {
+        true if values.count() == 0 => return (0.0, 1.0),
+        true => return if low == 0.0 { (-1.0, 1.0) } else { (low - low.abs() / 2.0, low + low.abs() / 2.0) },
+        false => (high - low) / 20.0,
+    };
+    (low - margin, high + margin)
+}
+
+fn draw_table(frame: &mut Frame<'_>, area: Rect, board: &Board, choice: &Choice) {
+    if area.is_empty() {
+        return;
+    }
+    let place = titled(frame, area, Line::styled("latest numbers", FAINT));
+    let all = board.all();
+    // The chosen row stays in sight.
+    let above = (choice.index(board, &all) + 1).saturating_sub(place.height.into());
+    let width = usize::from(place.width);
+    let name = choice.name(board);
+    let rows = all.iter().skip(above).take(place.height.into()).map(|series| {
+        let number = series.latest().map_or_else(|| "–".into(), short);
+        let room = width.saturating_sub(number.chars().count() + 1);
+        let key: String = series.name.chars().take(room).collect();
+        Line::styled(format!("{key:<room$} {number}"), if series.name == name { CHOSEN } else { Style::new() })
+    });
+    frame.render_widget(Paragraph::new(rows.collect::<Vec<_>>()), place);
+}
+
+fn draw_messages(frame: &mut Frame<'_>, area: Rect, board: &Board) {
+    if area.is_empty() {
+        return;
+    }
+    let place = titled(frame, area, Line::styled("messages", FAINT));
+    let (width, height) = (usize::from(place.width).max(1), usize::from(place.height));
+    let mut rows: Vec<Line<'_>> = Vec::new();
+    for message in &board.messages {
+        let style = if message.starts_with("warning: ") { WARNING } else { Style::new() };
+        let letters: Vec<char> = message.trim().chars().collect();
+        rows.extend(letters.chunks(width).map(|part| Line::styled(part.iter().collect::<String>(), style)));
+    }
+    let last = rows.split_off(rows.len().saturating_sub(height));
+    frame.render_widget(Paragraph::new(last), place);
+}
+
+fn draw_foot(frame: &mut Frame<'_>, area: Rect) {
+    let keys = if area.width < WIDE {
+        "q: stop  Tab: curve"
+    } else {
+        "q: finish this epoch, save and stop (again: at once)   Tab, arrows: other curve"
+    };
+    frame.render_widget(Line::styled(keys, CHOSEN), area);
+}
