@@ -60,17 +60,18 @@ pub fn run(mut args: Args, device: DeviceName) -> Result<()> {
         Some(path) => {
             let folder = RunFolder::open(path)?;
             let recipe = recipe::of_run(&folder, args.recipe.as_deref(), &args.set)?;
-            ("elbow train --resume".to_owned(), recipe, Target::Existing(folder.claim()?))
+            ("a resumed run".to_owned(), recipe, Target::Existing(folder.claim()?))
         }
         None => start(&args)?,
     };
     let view = Arc::new(if args.tui { View::screen(&name)? } else { View::lines(&name) });
     let ended = train(recipe, target, device, &view);
     view.leave();
-    let Ended { folder, text } = ended?;
+    let Ended { folder, text, stop } = ended?;
     output::line(&text);
     // Whoever listens for signals may be at work with it until the program ends.
     folder.release();
+    drop(stop);
     Ok(())
 }
 
@@ -79,6 +80,8 @@ struct Ended {
     folder: RunFolder,
     /// What is to be read of it.
     text: String,
+    /// Listens until the program ends.
+    stop: Stop,
 }
 
 /// Trains until the end, or until it is asked to stop.
@@ -116,14 +119,14 @@ fn train(recipe: Recipe, target: Target, device: DeviceName, view: &Arc<View>) -
     if run.steps()? == Status::Stopped {
         let (epoch, place) = (run.epoch(), folder.path().display());
         let text = format!("stopped after epoch {epoch}; go on with: elbow train --resume {place}");
-        return Ok(Ended { text, folder });
+        return Ok(Ended { folder, text, stop });
     }
     if run.halted().is_some() {
         let (epoch, folder) = (run.epoch(), folder.path().display());
         view.say(&format!("the radar ended the run after epoch {epoch}; to go on: elbow train --resume {folder} --set radar.action=warn"));
     }
     let text = summary(&run.finish()?, reward, &folder);
-    Ok(Ended { folder, text })
+    Ok(Ended { folder, text, stop })
 }
 
 /// A recipe with its name, and a folder to write to that is not there yet.

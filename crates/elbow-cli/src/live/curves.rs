@@ -16,12 +16,6 @@ const MESSAGES: usize = 50;
 /// Levels of a sparkline, from the smallest value to the largest.
 const LEVELS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 
-/// Width of the longest name beside a sparkline.
-const NAME: usize = 30;
-
-/// Width of a number beside a sparkline.
-const NUMBER: usize = 9;
-
 /// A number of the record, epoch by epoch.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Series {
@@ -29,6 +23,8 @@ pub struct Series {
     pub name: String,
     /// Epochs that have the key, and what it says there; `None` where that is not finite.
     pub points: Vec<(u64, Option<f64>)>,
+    /// Whether it counts something.
+    pub whole: bool,
 }
 
 impl Series {
@@ -38,8 +34,13 @@ impl Series {
     }
 
     /// What the last epoch that has the key says.
-    pub fn latest(&self) -> Option<f64> {
-        self.points.last().and_then(|(_, value)| *value)
+    pub fn latest(&self) -> String {
+        match self.points.last().and_then(|(_, value)| *value) {
+            None => "–".to_owned(),
+            Some(value) if self.whole => format!("{value:.0}"),
+            // Zero has no sign here.
+            Some(value) => short(value + 0.0),
+        }
     }
 }
 
@@ -169,10 +170,11 @@ impl Board {
         self.main.iter().filter_map(|name| self.series(name))
     }
 
-    /// All curves, the main ones first.
+    /// All curves: the main ones, the others of training, those of held-out prompts by task.
     pub fn all(&self) -> Vec<&Series> {
         let others = self.series.iter().filter(|series| !self.main.contains(&series.name));
-        self.main().chain(others).collect()
+        let (held_out, trained): (Vec<_>, Vec<_>) = others.partition(|series| series.name.starts_with("eval_"));
+        self.main().chain(trained).chain(held_out).collect()
     }
 
     /// The curve of a name.
@@ -180,9 +182,9 @@ impl Board {
         self.series.iter().find(|series| series.name == name)
     }
 
-    /// The main curves as sparklines of a width, and where the newest pictures are.
+    /// The main curves as sparklines, each with its name and its latest number, and where the newest pictures are.
     pub fn lines(&self, width: usize) -> String {
-        let mut lines: Vec<String> = self.main().map(|series| beside(series, width)).collect();
+        let mut lines = sparklines(&self.main().collect::<Vec<_>>(), width);
         lines.extend(self.pictures.as_ref().map(|path| format!("pictures  {path}")));
         lines.join("\n")
     }
@@ -192,7 +194,7 @@ impl Board {
         let epoch = record.get("epoch").and_then(Value::as_u64).unwrap_or(0);
         for (name, value) in record {
             if name != "epoch" && (value.is_number() || value.is_null()) {
-                self.add(name, epoch, value.as_f64());
+                self.add(name, epoch, value.as_f64(), value.is_i64() || value.is_u64());
             }
         }
     }
@@ -200,19 +202,19 @@ impl Board {
     fn evaluation(&mut self, epoch: u64, measured: &Measured) {
         for measure in measured.scores.keys() {
             let Some(summary) = measured.summary(measure) else { continue };
-            self.add(&held_out(measure), epoch, Some(summary.mean));
+            self.add(&held_out(measure), epoch, Some(summary.mean), false);
             for (tag, mean) in summary.by_tag {
-                self.add(&format!("{}_{tag}", held_out(measure)), epoch, Some(mean));
+                self.add(&format!("{}_{tag}", held_out(measure)), epoch, Some(mean), false);
             }
         }
     }
 
-    fn add(&mut self, name: &str, epoch: u64, value: Option<f64>) {
+    fn add(&mut self, name: &str, epoch: u64, value: Option<f64>, whole: bool) {
         let (name, value) = (plain(name), value.filter(|value| value.is_finite()));
         match self.series.iter_mut().find(|series| series.name == name) {
             Some(series) if series.points.last().is_some_and(|(last, _)| *last >= epoch) => {}
             Some(series) => series.points.push((epoch, value)),
-            None => self.series.push(Series { name, points: vec![(epoch, value)] }),
+            None => self.series.push(Series { name, points: vec![(epoch, value)], whole }),
         }
     }
 }
@@ -241,16 +243,19 @@ pub fn plain(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
-/// Name, latest number and sparkline in a width; the sparkline is left out where there is no room.
-pub fn beside(series: &Series, width: usize) -> String {
-    let number = series.latest().map_or_else(|| "–".into(), short);
-    let name: String = series.name.chars().take(NAME).collect();
-    let line = format!("{name:<NAME$} {number:>NUMBER$} ");
-    let room = width.saturating_sub(line.chars().count());
-    if room == 0 {
-        return format!("{name} {number}").chars().take(width).collect();
-    }
-    line + &sparkline(&series.values(), room)
+/// Name, latest number and sparkline of each, in a width; no sparklines where there is no room.
+pub fn sparklines(all: &[&Series], width: usize) -> Vec<String> {
+    let numbers: Vec<String> = all.iter().map(|series| series.latest()).collect();
+    let longest = |lengths: &mut dyn Iterator<Item = usize>| lengths.max().unwrap_or(0);
+    let name = longest(&mut all.iter().map(|series| series.name.chars().count())).min(width / 2);
+    let number = longest(&mut numbers.iter().map(|number| number.chars().count()));
+    let room = width.saturating_sub(name + number + 2);
+    let line = |(series, text): (&&Series, &String)| {
+        let key: String = series.name.chars().take(name).collect();
+        let line = format!("{key:<name$} {text:>number$} {}", sparkline(&series.values(), room));
+        line.trim_end().chars().take(width).collect()
+    };
+    all.iter().zip(&numbers).map(line).collect()
 }
 
 /// A character a value, where there are more values than characters one for the mean of several; a space where there is none. The
@@ -313,15 +318,15 @@ mod tests {
 
     #[test]
     fn more_values_than_characters_are_averaged() {
-        assert_eq!(sparkline(&some(&[0.0, 2.0, 3.0, 5.0, 7.0, 9.0]), 3), "▁▅█");
+        assert_eq!(sparkline(&some(&[0.0, 2.0, 3.0, 5.0, 7.0, 9.0]), 3), "▁▄█");
         assert_eq!(sparkline(&[None, None, Some(1.0), None, Some(2.0), Some(4.0)], 3), " ▁█");
     }
 
     fn board() -> Board {
         let mut board = Board::new("a recipe");
         let records = [
-            json!({"epoch": 0, "eval_reward_judge": 0.25}),
-            json!({"epoch": 1, "time_update": 2.0, "kl_loss": null, "reward_hps": 0.5, "radar": "text"}),
+            json!({"epoch": 0, "eval_reward_judge_dog": 0.5, "eval_reward_judge": 0.25}),
+            json!({"epoch": 1, "time_update": 2.0, "kl_loss": null, "reward_hps": 0.5, "radar": "text", "step": 7, "policy_loss": -0.0}),
         ];
         board.begin(&Start {
             folder: Path::new("runs/a"),
@@ -339,11 +344,26 @@ mod tests {
     fn the_main_curves_come_first_and_begin_with_earlier_records() {
         let board = board();
         let names: Vec<&str> = board.all().iter().map(|series| &*series.name).collect();
-        assert_eq!(names, ["reward_hps", "eval_reward_judge", "kl_loss", "time_update"]);
+        assert_eq!(
+            names,
+            [
+                "reward_hps",
+                "eval_reward_judge",
+                "kl_loss",
+                "time_update",
+                "step",
+                "policy_loss",
+                "eval_reward_judge_dog"
+            ]
+        );
         assert_eq!(board.series("kl_loss").unwrap().points, [(1, None)]);
+        assert_eq!(
+            ["kl_loss", "step", "policy_loss"].map(|name| board.series(name).unwrap().latest()),
+            ["–", "7", "0.000"]
+        );
         let lines = board.lines(60);
-        assert_eq!(lines.lines().count(), 3);
-        assert_eq!(lines.lines().next().unwrap(), format!("{:<30} {:>9} ▄", "reward_hps", "0.500"));
+        let expected = ["reward_hps        0.500 ▄", "eval_reward_judge 0.250 ▄", "kl_loss               –"];
+        assert_eq!(lines, expected.join("\n"));
     }
 
     #[test]
@@ -390,7 +410,7 @@ mod tests {
     fn lines_fit_any_width() {
         let board = board();
         for width in 0..60 {
-            assert!(board.lines(width).lines().all(|line| line.chars().count() <= width.max(1)), "{width}");
+            assert!(board.lines(width).lines().all(|line| line.chars().count() <= width), "{width}");
         }
     }
 }

@@ -13,7 +13,7 @@
 //!
 //! A lower screen shows less: messages go first, then the large curve. A narrower one shows no table.
 
-use super::curves::{Board, Series, beside, held_out, training};
+use super::curves::{Board, Series, held_out, sparklines, training};
 use crate::numbers::{duration, short};
 use elbow_report::averaged;
 use ratatui::{
@@ -155,7 +155,13 @@ fn draw_phase(frame: &mut Frame<'_>, area: Rect, board: &Board) {
         return frame.render_widget(Line::raw(label), area);
     }
     let share = if total == 0 { 1.0 } else { (done as f64 / total as f64).clamp(0.0, 1.0) };
-    let bar = LineGauge::default().label(format!("{label:<22}")).ratio(share).filled_style(BOLD).unfilled_style(FAINT);
+    let bar = LineGauge::default()
+        .label(format!("{label:<22}"))
+        .ratio(share)
+        .filled_symbol("━")
+        .unfilled_symbol("─")
+        .filled_style(BOLD)
+        .unfilled_style(FAINT);
     frame.render_widget(bar, area);
 }
 
@@ -164,12 +170,14 @@ fn draw_body(frame: &mut Frame<'_>, area: Rect, board: &Board, choice: &Choice) 
     let columns = [Constraint::Fill(1), Constraint::Length(if wide { TABLE } else { 0 })];
     let [left, right] = Layout::horizontal(columns).spacing(u16::from(wide)).areas(area);
     let main: Vec<&Series> = board.main().collect();
-    let small = if left.height < 6 { left.height } else { (main.len() as u16 + 1).min(left.height / 3) };
+    let small = if left.height < 6 { left.height } else { (main.len() as u16 + 1).min(left.height / 2) };
     let [chart, lines] = Layout::vertical([Constraint::Fill(1), Constraint::Length(small)]).areas(left);
-    draw_chart(frame, chart, board, &choice.name(board));
+    let name = choice.name(board);
+    draw_chart(frame, chart, board, &name);
     let place = if chart.is_empty() { lines } else { titled(frame, lines, Line::styled("main curves", FAINT)) };
+    let lines = sparklines(&main, place.width.into()).into_iter().zip(&main);
     let lines: Vec<Line<'_>> =
-        main.iter().map(|series| Line::styled(beside(series, place.width.into()), BOLD)).collect();
+        lines.map(|(line, series)| Line::styled(line, if series.name == name { BOLD } else { Style::new() })).collect();
     frame.render_widget(Paragraph::new(lines), place);
     draw_table(frame, right, board, choice);
 }
@@ -197,11 +205,12 @@ fn draw_chart(frame: &mut Frame<'_>, area: Rect, board: &Board, name: &str) {
     let number = |points: &[(f64, f64)]| points.last().map_or_else(|| "–".into(), |(_, value)| short(*value));
     let mut title = vec![
         Span::styled(name.to_owned(), Modifier::BOLD),
-        Span::styled(format!("  each epoch {}", number(&raw)), RAW),
+        Span::styled(format!(" {}", number(&raw)), RAW),
         Span::styled(format!("  averaged {}", number(&mean)), BOLD),
     ];
     if !dots.is_empty() {
-        title.push(Span::styled(format!("  • held-out {}", number(&dots)), DOTS));
+        let words = if area.width < WIDE { "" } else { "held-out " };
+        title.push(Span::styled(format!("  • {words}{}", number(&dots)), DOTS));
     }
     let place = titled(frame, area, Line::from(title));
     let (low, high) = range(raw.iter().chain(&dots).map(|(_, value)| *value));
@@ -260,7 +269,7 @@ fn draw_table(frame: &mut Frame<'_>, area: Rect, board: &Board, choice: &Choice)
     let width = usize::from(place.width);
     let name = choice.name(board);
     let rows = all.iter().skip(above).take(place.height.into()).map(|series| {
-        let number = series.latest().map_or_else(|| "–".into(), short);
+        let number = series.latest();
         let room = width.saturating_sub(number.chars().count() + 1);
         let key: String = series.name.chars().take(room).collect();
         Line::styled(format!("{key:<room$} {number}"), if series.name == name { CHOSEN } else { Style::new() })
@@ -291,4 +300,137 @@ fn draw_foot(frame: &mut Frame<'_>, area: Rect) {
         "q: finish this epoch, save and stop (again: at once)   Tab, arrows: other curve"
     };
     frame.render_widget(Line::styled(keys, CHOSEN), area);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::live::curves::Start;
+    use elbow_run::Event;
+    use ratatui::{Terminal, backend::TestBackend};
+    use serde_json::json;
+    use std::{
+        path::{Path, PathBuf},
+        time::Duration,
+    };
+
+    fn board() -> Board {
+        let mut board = Board::new("nano-geneval");
+        let mut records = vec![json!({"epoch": 0, "eval_reward_geneval": 0.25, "eval_reward_judge": 0.2})];
+        for epoch in 1..=20 {
+            let mut record = json!({"epoch": epoch, "reward_geneval": f64::from(epoch) / 20.0, "zero_std_ratio": 0.5});
+            record["kl_loss"] = if epoch == 5 { f64::NAN.into() } else { 0.0125.into() };
+            record["grad_norm"] = 1.5.into();
+            if epoch == 10 {
+                record["eval_reward_geneval"] = 0.75.into();
+            }
+            records.push(record);
+        }
+        board.begin(&Start {
+            folder: Path::new("runs/nano-geneval-1"),
+            epoch: 20,
+            epochs: 60,
+            reward: "geneval",
+            measures: &["geneval".into(), "judge".into()],
+            records: &records.iter().map(|record| record.as_object().unwrap().clone()).collect::<Vec<_>>(),
+            pictures: Some(PathBuf::from("runs/nano-geneval-1/images/epoch-00020.png")),
+        });
+        board.event(Event::Progress { phase: "rollout", done: 120, total: 480 });
+        board.event(Event::Warning { text: "look\u{1b}[2J here" });
+        board
+    }
+
+    /// The rows of a screen.
+    fn drawn(board: &Board, choice: &Choice, width: u16, height: u16) -> Vec<String> {
+        let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
+        let now = board.start + Duration::from_secs(65);
+        terminal.draw(|frame| draw(frame, board, choice, now)).unwrap();
+        let cells = terminal.backend().buffer().content();
+        cells
+            .chunks(usize::from(width).max(1))
+            .map(|row| row.iter().map(ratatui::buffer::Cell::symbol).collect())
+            .collect()
+    }
+
+    #[track_caller]
+    fn has(rows: &[String], parts: &[&str]) {
+        for part in parts {
+            assert!(rows.iter().any(|row| row.contains(part)), "{part:?} is not in\n{}", rows.join("\n"));
+        }
+    }
+
+    #[test]
+    fn a_usual_terminal_shows_all() {
+        for (width, height) in [(80, 24), (120, 40)] {
+            let rows = drawn(&board(), &Choice::default(), width, height);
+            let head = ["nano-geneval  ", "  runs/nano-geneval-1", "epoch 20 of 60  1 min 05 s so far"];
+            has(&rows, &head);
+            has(&rows, &["rollout 120/480", "━─", "reward_geneval 1.000  averaged 0.9", "•", "epoch 20"]);
+            has(&rows, &["eval_reward_judge ", "kl_loss ", "zero_std_ratio ", "grad_norm ", "1.500", "█", "▁"]);
+            has(&rows, &["warning: look [2J here", "pictures  runs/nano-geneval-1/images/epoch-00020.png"]);
+            has(&rows, &["q: finish this epoch, save and stop", "Tab, arrows: other curve"]);
+            assert!(rows.concat().chars().filter(|c| ('\u{2801}'..='\u{28ff}').contains(c)).count() > 10, "no curve");
+        }
+    }
+
+    #[test]
+    fn a_tiny_terminal_shows_what_matters() {
+        let rows = drawn(&board(), &Choice::default(), 20, 5);
+        has(&rows, &["epoch 20 of 60", "rollout 120/480", "reward_gen 1.000", "q: stop  Tab: curve"]);
+    }
+
+    #[test]
+    fn no_size_is_too_small() {
+        for width in (0..30).chain([59, 60, 61, 200]) {
+            for height in (0..16).chain([60]) {
+                drawn(&board(), &Choice::default(), width, height);
+                drawn(&Board::new("a recipe"), &Choice::default(), width, height);
+            }
+        }
+    }
+
+    #[test]
+    fn a_run_that_is_loaded_says_so() {
+        let mut board = Board::new("nano-geneval");
+        board.event(Event::Progress { phase: "encoding prompts", done: 3, total: 8 });
+        has(
+            &drawn(&board, &Choice::default(), 80, 24),
+            &["nano-geneval", "loading  ", "encoding prompts 3/8", "no epoch has ended yet", "pictures  –"],
+        );
+    }
+
+    #[test]
+    fn curves_are_chosen_in_a_ring() {
+        let board = board();
+        let mut choice = Choice::default();
+        choice.turn(&board, true);
+        assert_eq!(choice.name(&board), "eval_reward_geneval");
+        has(&drawn(&board, &choice, 120, 40), &["eval_reward_geneval 0.750  averaged 0."]);
+        choice.turn(&board, false);
+        choice.turn(&board, false);
+        assert_eq!(choice.name(&board), "grad_norm");
+        has(&drawn(&board, &choice, 80, 24), &["grad_norm 1.500", "2.250", "0.750"]);
+        choice.turn(&board, true);
+        assert_eq!(choice.name(&board), "reward_geneval");
+        Choice::default().turn(&Board::new("a recipe"), true);
+    }
+
+    #[test]
+    fn keys_ask_for_what_the_foot_says() {
+        let plain = |code| press(KeyEvent::new(code, KeyModifiers::NONE));
+        let control = |letter| press(KeyEvent::new(KeyCode::Char(letter), KeyModifiers::CONTROL));
+        assert_eq!([plain(KeyCode::Char('q')), control('c')], [Some(Press::Stop); 2]);
+        assert_eq!([KeyCode::Tab, KeyCode::Right, KeyCode::Down].map(plain), [Some(Press::Next); 3]);
+        assert_eq!([KeyCode::BackTab, KeyCode::Left, KeyCode::Up].map(plain), [Some(Press::Previous); 3]);
+        assert_eq!([plain(KeyCode::Char('c')), control('q'), plain(KeyCode::Esc)], [None; 3]);
+        let release = KeyEvent { kind: KeyEventKind::Release, ..KeyEvent::from(KeyCode::Char('q')) };
+        assert_eq!(press(release), None);
+    }
+
+    #[test]
+    fn axes_have_room_for_any_values() {
+        let range = |values: &[f64]| range(values.iter().copied());
+        assert_eq!([range(&[]), range(&[0.0]), range(&[-4.0, -4.0])], [(0.0, 1.0), (-1.0, 1.0), (-6.0, -2.0)]);
+        assert_eq!(range(&[0.0, 20.0]), (-1.0, 21.0));
+    }
 }

@@ -10,7 +10,7 @@ use super::{
 use anyhow::{Context, Result};
 use ratatui::{
     Terminal,
-    backend::CrosstermBackend,
+    backend::{Backend, CrosstermBackend},
     crossterm::{
         cursor::{Hide, Show},
         event::{self, Event},
@@ -98,7 +98,9 @@ fn show(
             }
             // A terminal that cannot be written to is none of the run's business.
             if anew.swap(false, Ordering::SeqCst) {
-                let _ = terminal.clear();
+                let _ = terminal.backend_mut().clear();
+                // Nothing of the screen before is taken to be there.
+                terminal.swap_buffers();
             }
             let board = lock();
             let _ = terminal.draw(|frame| screen::draw(frame, &board, &choice, Instant::now()));
