@@ -6,7 +6,7 @@
 //! terminal.rs   the terminal in that mode, and out of it on every way
 //! ```
 //!
-//! The other view is [`Bars`]: lines, and on a terminal a bar and sparklines below them.
+//! [`Bars`] are the other view: lines, and on a terminal a bar and sparklines below them.
 
 mod curves;
 mod screen;

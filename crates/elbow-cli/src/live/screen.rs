@@ -27,8 +27,11 @@ use ratatui::{
 };
 use std::time::Instant;
 
-/// From this height on there is a large curve, and messages.
+/// From this height on there are messages.
 const TALL: u16 = 12;
+
+/// What lies between head and messages has a large curve from this height on.
+const ROOMY: u16 = 12;
 
 /// From this width on there is a table.
 const WIDE: u16 = 60;
@@ -169,10 +172,14 @@ fn draw_body(frame: &mut Frame<'_>, area: Rect, board: &Board, choice: &Choice) 
     let wide = area.width >= WIDE;
     let columns = [Constraint::Fill(1), Constraint::Length(if wide { TABLE } else { 0 })];
     let [left, right] = Layout::horizontal(columns).spacing(u16::from(wide)).areas(area);
-    let main: Vec<&Series> = board.main().collect();
-    let small = if left.height < 6 { left.height } else { (main.len() as u16 + 1).min(left.height / 2) };
-    let [chart, lines] = Layout::vertical([Constraint::Fill(1), Constraint::Length(small)]).areas(left);
+    let mut main: Vec<&Series> = board.main().collect();
     let name = choice.name(board);
+    let small = if left.height < ROOMY { left.height } else { (main.len() as u16 + 1).min(left.height / 2) };
+    if left.height < ROOMY && main.iter().all(|series| series.name != name) {
+        // It is to be seen somewhere.
+        main.splice(0..0, board.series(&name));
+    }
+    let [chart, lines] = Layout::vertical([Constraint::Fill(1), Constraint::Length(small)]).areas(left);
     draw_chart(frame, chart, board, &name);
     let place = if chart.is_empty() { lines } else { titled(frame, lines, Line::styled("main curves", FAINT)) };
     let lines = sparklines(&main, place.width.into()).into_iter().zip(&main);
@@ -375,6 +382,9 @@ mod tests {
 
     #[test]
     fn a_tiny_terminal_shows_what_matters() {
+        let mut choice = Choice::default();
+        choice.turn(&board(), false);
+        has(&drawn(&board(), &choice, 20, 5), &["grad_norm  1.500"]);
         let rows = drawn(&board(), &Choice::default(), 20, 5);
         has(&rows, &["epoch 20 of 60", "rollout 120/480", "reward_gen 1.000", "q: stop  Tab: curve"]);
     }
