@@ -110,7 +110,7 @@ fn a_run_tells_what_happens_and_stopped_and_resumed_is_the_same_run() {
     assert_eq!(results.base.images.len(), results.tuned.images.len());
     assert_eq!(
         told.take(),
-        "evaluation 0, epoch 1, evaluation 2, epoch 2, checkpoint 2, epoch 3, checkpoint 3, evaluation 3, finished"
+        "evaluation 0, pictures 1, epoch 1, evaluation 2, pictures 2, epoch 2, checkpoint 2, pictures 3, epoch 3, checkpoint 3, evaluation 3, finished"
     );
     assert_eq!(*told.phases.lock().expect("no panic"), BTreeSet::from(["evaluation", "rollout", "update"]));
 
@@ -120,7 +120,7 @@ fn a_run_tells_what_happens_and_stopped_and_resumed_is_the_same_run() {
     run.stop.store(true, Ordering::SeqCst);
     assert_eq!(run.steps().expect("stops"), Status::Stopped);
     drop(run);
-    assert_eq!(told.take(), "evaluation 0, epoch 1, checkpoint 1");
+    assert_eq!(told.take(), "evaluation 0, pictures 1, epoch 1, checkpoint 1");
 
     // Everything is read again, from the folder.
     let folder = RunFolder::open(&stopped).expect("a run folder");
@@ -133,7 +133,7 @@ fn a_run_tells_what_happens_and_stopped_and_resumed_is_the_same_run() {
     run.finish().expect("results");
     assert_eq!(
         told.take(),
-        "evaluation 0, evaluation 2, epoch 2, checkpoint 2, epoch 3, checkpoint 3, evaluation 3, finished"
+        "evaluation 0, evaluation 2, pictures 2, epoch 2, checkpoint 2, pictures 3, epoch 3, checkpoint 3, evaluation 3, finished"
     );
     assert_same(&straight, &stopped);
 }

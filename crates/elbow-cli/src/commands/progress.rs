@@ -84,10 +84,11 @@ impl Bars {
         self.below.set_message(lines);
     }
 
-    /// Takes all away that is not an ordinary line.
+    /// Takes all away that is not an ordinary line, for good.
     pub fn clear(&self) {
         self.bar.finish_and_clear();
         self.below.finish_and_clear();
+        self.all.set_draw_target(ProgressDrawTarget::hidden());
     }
 
     /// Shows how far a phase is, and prints warnings; other events are not for a bar.

@@ -79,11 +79,7 @@ impl View {
                     self.draw_below(bars);
                 }
             }
-            Shown::Screen(screen) if screen.is_left() => {
-                if let Event::Warning { text } = event {
-                    output::line(&format!("warning: {text}"));
-                }
-            }
+            // It draws by itself.
             Shown::Screen(_) => {}
         }
     }
@@ -92,7 +88,6 @@ impl View {
     pub fn say(&self, line: &str) {
         match &self.shown {
             Shown::Lines(bars) => bars.say(line),
-            Shown::Screen(screen) if screen.is_left() => output::line(line),
             Shown::Screen(_) => {
                 let mut board = self.board();
                 board.tell(line);

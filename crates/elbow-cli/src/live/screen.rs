@@ -125,10 +125,13 @@ fn draw_head(frame: &mut Frame<'_>, area: Rect, board: &Board, now: Instant) {
         0 => "loading".to_owned(),
         epochs => format!("epoch {} of {epochs}", board.epoch),
     };
-    let mut times = format!("{} so far", duration(now.saturating_duration_since(board.start).as_secs_f64()));
-    if let Some(left) = board.left(now).filter(|_| board.epoch < board.epochs) {
-        times += &format!(", about {} left", duration(left.as_secs_f64()));
-    }
+    let so_far = duration(now.saturating_duration_since(board.start).as_secs_f64());
+    let times = match board.left(now) {
+        Some(left) if board.epoch < board.epochs => {
+            format!("{so_far} so far, about {} left", duration(left.as_secs_f64()))
+        }
+        _ => format!("{so_far} so far"),
+    };
     let epoch = Line::styled(epoch, BOLD);
     if area.height < 2 {
         let [left, right] = beside_each_other(area, epoch.width());
@@ -221,7 +224,7 @@ fn draw_chart(frame: &mut Frame<'_>, area: Rect, board: &Board, name: &str) {
     }
     let place = titled(frame, area, Line::from(title));
     let (low, high) = range(raw.iter().chain(&dots).map(|(_, value)| *value));
-    let (first, last) = bounds(raw.iter().chain(&dots).map(|(epoch, _)| *epoch));
+    let (first, last) = epochs(raw.iter().chain(&dots).map(|(epoch, _)| *epoch));
     let data =
         |points, marker, kind, style| Dataset::default().marker(marker).graph_type(kind).style(style).data(points);
     let curves = vec![
@@ -243,24 +246,30 @@ fn points(series: &Series, values: &[Option<f64>]) -> Vec<(f64, f64)> {
     series.points.iter().zip(values).filter_map(|((epoch, _), value)| Some((*epoch as f64, (*value)?))).collect()
 }
 
-/// The smallest and the largest value; 0 and 1 if there is none.
-fn bounds(values: impl Iterator<Item = f64>) -> (f64, f64) {
-    let (low, high) =
-        values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)));
-    match () {
-        () if low > high => (0.0, 1.0),
-        () if low == high => (low, low + 1.0),
-        () => (low, high),
+/// The smallest and the largest value, if there is one.
+fn extremes(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
+    values.fold(None, |seen, value| {
+        let (low, high) = seen.unwrap_or((value, value));
+        Some((low.min(value), high.max(value)))
+    })
+}
+
+/// The bounds of the axis of epochs.
+fn epochs(values: impl Iterator<Item = f64>) -> (f64, f64) {
+    match extremes(values) {
+        None => (0.0, 1.0),
+        Some((first, last)) if first < last => (first, last),
+        Some((only, _)) => (only, only + 1.0),
     }
 }
 
-/// The bounds of a vertical axis: with a margin, and about a value that is the only one.
-fn range(values: impl Iterator<Item = f64> + Clone) -> (f64, f64) {
-    let (low, high) = bounds(values.clone());
-    let margin = match values.clone().all(|value| value == low) {
-        true if values.count() == 0 => return (0.0, 1.0),
-        true => return if low == 0.0 { (-1.0, 1.0) } else { (low - low.abs() / 2.0, low + low.abs() / 2.0) },
-        false => (high - low) / 20.0,
+/// The bounds of the axis of values, with a margin.
+fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
+    let Some((low, high)) = extremes(values) else { return (0.0, 1.0) };
+    let margin = match high - low {
+        0.0 if low == 0.0 => 1.0,
+        0.0 => low.abs() / 2.0,
+        reach => reach / 20.0,
     };
     (low - margin, high + margin)
 }
