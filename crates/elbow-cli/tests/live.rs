@@ -11,7 +11,7 @@ use common::{SMALL, assert_same, elbow, refused, resume, sets, succeed, train};
 use interpreter::python;
 use std::process::{Command, Stdio};
 
-/// Runs a program on a terminal of 80 × 24, presses keys a second after a text was shown, and prints all that it wrote. The status is the program's.
+/// Runs a program on a terminal of 80 × 24, presses keys after a text was shown, and prints all that it wrote. The status is the program's.
 const TERMINAL: &str = r#"
 import fcntl, os, pty, select, struct, sys, termios, time
 awaited, keys, program = sys.argv[1].encode(), sys.argv[2].encode(), sys.argv[3:]
@@ -31,8 +31,8 @@ while time.time() < end:
         break
     shown += part
     if keys and awaited in shown:
-        # Into the epoch that follows.
-        time.sleep(1)
+        # Several are for one epoch: the one that follows.
+        time.sleep(1 if len(keys) > 1 else 0)
         for key in keys:
             os.write(terminal, bytes([key]))
             time.sleep(0.1)
@@ -67,7 +67,7 @@ fn a_run_on_the_full_screen_stops_and_goes_on() {
     let root = tempfile::tempdir().unwrap();
     let (folder, straight) = (root.path().join("run"), root.path().join("straight"));
     let path = folder.to_str().unwrap();
-    let mut args = vec!["train", "--tui", "--run", path, "--set", "epochs=40", "--set", "keep.images_every=1"];
+    let mut args = vec!["train", "--tui", "--run", path, "--set", "epochs=20", "--set", "keep.images_every=1"];
     args.extend(sets(&SMALL));
     let (shown, status) = on_a_terminal(&python, "epoch-00001.png", "q", &args);
     assert_eq!(status, Some(0), "{shown:?}");
@@ -75,11 +75,11 @@ fn a_run_on_the_full_screen_stops_and_goes_on() {
     assert!(after.contains("writing to ") && after.contains("stopped after epoch "), "{after:?}");
     assert!(!after.contains("run folder: "), "it ran to its end: {after:?}");
 
-    let args = ["train", "--tui", "--resume", path, "--set", "epochs=41"];
+    let args = ["train", "--tui", "--resume", path, "--set", "epochs=21"];
     let (shown, status) = on_a_terminal(&python, "", "", &args);
     assert_eq!(status, Some(0), "{shown:?}");
     assert!(after_the_screen(&shown).contains("run folder: "), "{shown:?}");
-    succeed(train(&straight, 41).args(["--set", "keep.images_every=1"]));
+    succeed(train(&straight, 21).args(["--set", "keep.images_every=1"]));
     assert_same(&straight, &folder);
 }
 
