@@ -11,15 +11,15 @@ use common::{SMALL, assert_same, elbow, refused, resume, sets, succeed, train};
 use interpreter::python;
 use std::process::{Command, Stdio};
 
-/// Runs a program on a terminal of 80 × 24, presses keys after a text was shown, and prints all that it wrote. The status is the program's.
+/// Runs a program on a terminal of 80 × 24, presses each key after its text was shown, and prints all that it wrote. The status is the program's.
 const TERMINAL: &str = r#"
-import fcntl, os, pty, select, struct, sys, termios, time
-awaited, keys, program = sys.argv[1].encode(), sys.argv[2].encode(), sys.argv[3:]
+import fcntl, json, os, pty, select, struct, sys, termios, time
+steps, program = json.loads(sys.argv[1]), sys.argv[2:]
 child, terminal = pty.fork()
 if child == 0:
     fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     os.execv(program[0], program)
-shown, end = b"", time.time() + 100
+shown, end = b"", time.time() + 300
 while time.time() < end:
     if not select.select([terminal], [], [], 1)[0]:
         continue
@@ -30,13 +30,8 @@ while time.time() < end:
     if not part:
         break
     shown += part
-    if keys and awaited in shown:
-        # Several are for one epoch: the one that follows.
-        time.sleep(1 if len(keys) > 1 else 0)
-        for key in keys:
-            os.write(terminal, bytes([key]))
-            time.sleep(0.1)
-        keys = b""
+    if steps and steps[0][0].encode() in shown:
+        os.write(terminal, steps.pop(0)[1].encode())
 else:
     os.kill(child, 9)
 sys.stdout.buffer.write(shown)
@@ -44,10 +39,11 @@ sys.stdout.flush()
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) % 256)
 "#;
 
-/// What `elbow` with arguments shows on a terminal, where `keys` are pressed once it has shown `awaited`, and its status.
-fn on_a_terminal(python: &str, awaited: &str, keys: &str, args: &[&str]) -> (String, Option<i32>) {
+/// What `elbow` with arguments shows on a terminal, where keys are pressed, each once a text was shown, and its status.
+fn on_a_terminal(python: &str, keys: &[(&str, &str)], args: &[&str]) -> (String, Option<i32>) {
+    let keys = serde_json::to_string(keys).unwrap();
     let mut command = Command::new(python);
-    command.args(["-c", TERMINAL, awaited, keys, env!("CARGO_BIN_EXE_elbow")]).args(args).stdin(Stdio::null());
+    command.args(["-c", TERMINAL, &keys, env!("CARGO_BIN_EXE_elbow")]).args(args).stdin(Stdio::null());
     let output = command.env("TERM", "xterm-256color").output().unwrap();
     (String::from_utf8_lossy(&output.stdout).into_owned(), output.status.code())
 }
@@ -69,14 +65,14 @@ fn a_run_on_the_full_screen_stops_and_goes_on() {
     let path = folder.to_str().unwrap();
     let mut args = vec!["train", "--tui", "--run", path, "--set", "epochs=20", "--set", "keep.images_every=1"];
     args.extend(sets(&SMALL));
-    let (shown, status) = on_a_terminal(&python, "epoch-00001.png", "q", &args);
+    let (shown, status) = on_a_terminal(&python, &[("epoch-00001.png", "q")], &args);
     assert_eq!(status, Some(0), "{shown:?}");
     let after = after_the_screen(&shown);
     assert!(after.contains("writing to ") && after.contains("stopped after epoch "), "{after:?}");
     assert!(!after.contains("run folder: "), "it ran to its end: {after:?}");
 
     let args = ["train", "--tui", "--resume", path, "--set", "epochs=21"];
-    let (shown, status) = on_a_terminal(&python, "", "", &args);
+    let (shown, status) = on_a_terminal(&python, &[], &args);
     assert_eq!(status, Some(0), "{shown:?}");
     assert!(after_the_screen(&shown).contains("run folder: "), "{shown:?}");
     succeed(train(&straight, 21).args(["--set", "keep.images_every=1"]));
@@ -92,15 +88,15 @@ fn a_second_key_and_an_error_restore_the_terminal() {
     let mut args = vec!["train", "--tui", "--run", path];
     args.extend(sets(&SMALL));
     // An epoch takes seconds.
-    args.extend(sets(&["batch.groups=96", "keep.images_every=1"]));
-    let (shown, status) = on_a_terminal(&python, "epoch-00001.png", "\u{3}q", &args);
+    args.extend(sets(&["batch.groups=96"]));
+    let (shown, status) = on_a_terminal(&python, &[("update ", "\u{3}"), ("Ctrl-C", "q")], &args);
     assert_eq!(status, Some(130), "{shown:?}");
     let after = after_the_screen(&shown);
-    assert!(after.contains("stopped at once; stopped after epoch "), "{after:?}");
+    assert!(after.contains("stopped at once; no epoch was finished; go on with"), "{after:?}");
 
     let other = root.path().join("other");
     let args = ["train", "--tui", "--run", other.to_str().unwrap(), "--set", "model.weights=none.safetensors"];
-    let (shown, status) = on_a_terminal(&python, "", "", &args);
+    let (shown, status) = on_a_terminal(&python, &[], &args);
     assert_eq!(status, Some(1), "{shown:?}");
     let after = after_the_screen(&shown);
     assert!(after.contains("error: ") && after.contains("hint: "), "{after:?}");
@@ -114,7 +110,7 @@ fn sparklines_stay_below_the_lines_of_a_terminal() {
     let mut args =
         vec!["train", "--run", folder.to_str().unwrap(), "--set", "epochs=2", "--set", "keep.images_every=1"];
     args.extend(sets(&SMALL));
-    let (shown, status) = on_a_terminal(&python, "", "", &args);
+    let (shown, status) = on_a_terminal(&python, &[], &args);
     assert_eq!(status, Some(0), "{shown:?}");
     for part in
         ["epoch    1/2  reward ", "reward_geneval ", "eval_reward_judge ", "zero_std_ratio ", "/images/epoch-00002.png"]
