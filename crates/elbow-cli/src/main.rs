@@ -6,6 +6,7 @@ mod card;
 mod commands;
 mod device;
 mod failure;
+mod live;
 mod numbers;
 mod output;
 mod reference;
@@ -49,6 +50,7 @@ const EXAMPLES: &str = "\
 Examples:
   elbow train                                         the default recipe on the embedded model
   elbow train nano-flow-grpo --set seed=1             a recipe that comes with the program, or a file
+  elbow train --tui                                   curves and numbers on the full screen, as it trains
   elbow train --resume runs/nano-geneval-1            go on where a run stopped, bit for bit
   elbow sample --run runs/nano-geneval-1 \"a photo of a red car left of a cat\"
   elbow eval --run runs/nano-geneval-1

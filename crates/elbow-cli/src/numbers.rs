@@ -20,6 +20,11 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
+/// A number of a record in at most a few places.
+pub fn short(value: f64) -> String {
+    if value != 0.0 && value.abs() < 1e-3 { format!("{value:.1e}") } else { format!("{value:.3}") }
+}
+
 /// The value in the middle.
 pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);

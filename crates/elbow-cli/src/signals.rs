@@ -4,7 +4,10 @@
 //! `keep.grace_seconds` after the others: whoever sends those kills soon. The second ends the program as soon as what is finished is
 //! saved, the third at once.
 
-use crate::output;
+use crate::{
+    live::{self, View},
+    output,
+};
 use anyhow::{Context, Result};
 use elbow_run::Finished;
 use elbow_runlog::RunFolder;
@@ -33,8 +36,9 @@ const TOGETHER: Duration = Duration::from_secs(1);
 pub struct Stop(Arc<State>);
 
 /// What signals act on. Nobody may be there to read what it says: it does not mind.
-#[derive(Default)]
 struct State {
+    /// What shows the run, and is left before the program ends.
+    view: Arc<View>,
     /// Set by the first: stop before the next epoch.
     flag: Arc<AtomicBool>,
     held: Mutex<Held>,
@@ -52,8 +56,8 @@ enum Held {
 
 impl Stop {
     /// Listens for signals from now on.
-    pub fn listen(grace: Duration) -> Result<Self> {
-        let stop = Self(Arc::default());
+    pub fn listen(grace: Duration, view: Arc<View>) -> Result<Self> {
+        let stop = Self(Arc::new(State { view, flag: Arc::default(), held: Mutex::default() }));
         let mut signals = Signals::new(heeded()).context("cannot listen for signals")?;
         let listening = Arc::clone(&stop.0);
         thread::spawn(move || {
@@ -66,7 +70,10 @@ impl Stop {
                         listening.first(signal, grace);
                     }
                     Some(time) if signal != SIGINT && time.elapsed() < TOGETHER => {}
-                    Some(_) if leaving => exit(128 + signal),
+                    Some(_) if leaving => {
+                        live::restore();
+                        exit(128 + signal)
+                    }
                     Some(_) => {
                         leaving = true;
                         let stop = Arc::clone(&listening);
@@ -130,11 +137,12 @@ impl State {
             SIGINT => "finishing this epoch".to_owned(),
             _ => format!("finishing this epoch, if it ends within {} s", grace.as_secs()),
         };
-        let _ = writeln!(stderr(), "\n{ending}, then saving (a second Ctrl-C or signal stops at once)");
+        self.view.note(&format!("{ending}, then saving (a second Ctrl-C or signal stops at once)"));
     }
 
     /// Saves what is finished and ends the program with the status that a shell gives to a process that the signal killed.
     fn leave(&self, signal: i32, why: &str) -> ! {
+        self.view.leave();
         let finished = match self.held() {
             Held::Finished(finished) => finished,
             held => {

@@ -34,6 +34,7 @@ mod series;
 mod table;
 
 pub use error::ReportError;
+pub use series::averaged;
 
 use run::Run;
 use std::{collections::BTreeSet, fs, path::Path};

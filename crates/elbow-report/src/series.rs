@@ -61,7 +61,7 @@ impl X {
 
 /// Exponential moving average that starts without a bias, as TensorBoard draws it with a smoothing of 0.6: the mean of all values until
 /// now, each counting 0.6 times the next. What is missing counts nothing and stays missing.
-pub(crate) fn averaged(values: &[Option<f64>]) -> Vec<Option<f64>> {
+pub fn averaged(values: &[Option<f64>]) -> Vec<Option<f64>> {
     let (mut sum, mut weight) = (0.0, 0.0);
     let mut average = |value: f64| {
         sum = SMOOTHING * sum + value;

@@ -57,6 +57,13 @@ pub enum Event<'a> {
         /// How long the epochs that follow should take, by those that were trained since the run was started or resumed.
         left: Duration,
     },
+    /// Pictures of an epoch are written: those that it drew, in one file, with their prompts and rewards.
+    Pictures {
+        /// Its number, from 1.
+        epoch: u64,
+        /// The file.
+        path: &'a Path,
+    },
     /// A checkpoint is complete.
     Checkpoint {
         /// Epochs trained.

@@ -539,8 +539,11 @@ impl<'a> Run<'a> {
             return Ok(());
         }
         let image = grid::grid(&pictures::samples(&report.samples, self.recipe.method.batch.group_size, 16), 8, 4);
-        save_png(&self.folder.images().join(format!("epoch-{epoch:05}.png")), &image)?;
-        Ok(self.events.image(epoch, "samples", &image)?)
+        let path = self.folder.images().join(format!("epoch-{epoch:05}.png"));
+        save_png(&path, &image)?;
+        self.events.image(epoch, "samples", &image)?;
+        (self.watch)(Event::Pictures { epoch, path: &path });
+        Ok(())
     }
 
     /// What nobody answered in work that ends here is asked again by whoever goes on.

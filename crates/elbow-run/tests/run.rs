@@ -75,6 +75,10 @@ impl Told {
                 assert_eq!((record["epoch"].as_u64(), samples.len()), (Some(epoch), 4));
                 format!("epoch {epoch}")
             }
+            Event::Pictures { epoch, path } => {
+                assert!(path.is_file());
+                format!("pictures {epoch}")
+            }
             Event::Checkpoint { epoch, path } => {
                 assert!(path.join("manifest.json").is_file());
                 format!("checkpoint {epoch}")
@@ -107,7 +111,7 @@ fn a_run_tells_what_happens_and_stopped_and_resumed_is_the_same_run() {
     assert_eq!(results.base.images.len(), results.tuned.images.len());
     assert_eq!(
         told.take(),
-        "evaluation 0, epoch 1, evaluation 2, epoch 2, checkpoint 2, epoch 3, checkpoint 3, evaluation 3, finished"
+        "evaluation 0, pictures 1, epoch 1, evaluation 2, pictures 2, epoch 2, checkpoint 2, pictures 3, epoch 3, checkpoint 3, evaluation 3, finished"
     );
     assert_eq!(*told.phases.lock().expect("no panic"), BTreeSet::from(["evaluation", "rollout", "update"]));
 
@@ -117,7 +121,7 @@ fn a_run_tells_what_happens_and_stopped_and_resumed_is_the_same_run() {
     run.stop.store(true, Ordering::SeqCst);
     assert_eq!(run.steps().expect("stops"), Status::Stopped);
     drop(run);
-    assert_eq!(told.take(), "evaluation 0, epoch 1, checkpoint 1");
+    assert_eq!(told.take(), "evaluation 0, pictures 1, epoch 1, checkpoint 1");
 
     // Everything is read again, from the folder.
     let folder = RunFolder::open(&stopped).expect("a run folder");
@@ -130,7 +134,7 @@ fn a_run_tells_what_happens_and_stopped_and_resumed_is_the_same_run() {
     run.finish().expect("results");
     assert_eq!(
         told.take(),
-        "evaluation 0, evaluation 2, epoch 2, checkpoint 2, epoch 3, checkpoint 3, evaluation 3, finished"
+        "evaluation 0, evaluation 2, pictures 2, epoch 2, checkpoint 2, pictures 3, epoch 3, checkpoint 3, evaluation 3, finished"
     );
     assert_same(&straight, &stopped);
 }

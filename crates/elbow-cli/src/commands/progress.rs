@@ -1,20 +1,27 @@
-//! Progress: one bar that shows the phase, and a line an epoch.
+//! Progress in lines: one an epoch, and on a terminal a bar that shows the phase, with lines below that stay.
 
-use crate::{numbers::duration, output};
-use elbow::observer::Waiting;
+use crate::{
+    live::waiting_line,
+    numbers::{duration, short},
+    output,
+};
 use elbow_run::Event;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use ratatui::crossterm::terminal;
 use serde_json::{Map, Value};
 use std::{
-    fmt::Write,
-    io::IsTerminal,
+    fmt::Write as _,
+    io::{IsTerminal, Write as _, stderr},
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 /// A bar on a terminal; plain lines elsewhere.
 pub struct Bars {
+    all: MultiProgress,
     bar: ProgressBar,
+    /// No bar but lines, below the one that is.
+    below: ProgressBar,
     start: Instant,
     phase: Mutex<Phase>,
 }
@@ -38,15 +45,50 @@ impl Bars {
     pub fn new() -> Self {
         let style = ProgressStyle::with_template("{msg:<28} [{bar:32}] {pos}/{len}, {eta} left")
             .expect("invariant: a valid template");
-        let bar =
-            ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr()).with_style(style.progress_chars("=> "));
+        let lines = ProgressStyle::with_template("{msg}").expect("invariant: a valid template");
+        let all = MultiProgress::with_draw_target(ProgressDrawTarget::stderr());
+        let bar = all.add(ProgressBar::no_length().with_style(style.progress_chars("=> ")));
+        let below = all.add(ProgressBar::no_length().with_style(lines));
         let start = Instant::now();
-        Self { bar, start, phase: Mutex::new(Phase { name: "", first: (start, 0), told: false, epoch_known: false }) }
+        Self {
+            all,
+            bar,
+            below,
+            start,
+            phase: Mutex::new(Phase { name: "", first: (start, 0), told: false, epoch_known: false }),
+        }
     }
 
     /// Prints a line above the bar.
     pub fn say(&self, line: &str) {
-        self.bar.suspend(|| output::line(line));
+        self.all.suspend(|| output::line(line));
+    }
+
+    /// Prints a line beside the output, after the `^C` that a terminal may have shown.
+    pub fn note(&self, line: &str) {
+        // Nobody may be there to read it.
+        self.all.suspend(|| drop(writeln!(stderr(), "\n{line}")));
+    }
+
+    /// The width for lines below the bar, where they are shown.
+    pub fn width(&self) -> Option<usize> {
+        if self.all.is_hidden() {
+            return None;
+        }
+        // The last column is left empty: some terminals go to the next line there.
+        Some(terminal::size().map_or(80, |(columns, _)| usize::from(columns)).saturating_sub(1))
+    }
+
+    /// Shows lines below the bar.
+    pub fn below(&self, lines: String) {
+        self.below.set_message(lines);
+    }
+
+    /// Takes all away that is not an ordinary line, for good.
+    pub fn clear(&self) {
+        self.bar.finish_and_clear();
+        self.below.finish_and_clear();
+        self.all.set_draw_target(ProgressDrawTarget::hidden());
     }
 
     /// Shows how far a phase is, and prints warnings; other events are not for a bar.
@@ -55,11 +97,7 @@ impl Bars {
             return self.say(&format!("warning: {text}"));
         }
         if let Event::Waiting { waiting } = event {
-            let Waiting { reward, missing, total, first, .. } = waiting;
-            let seconds = waiting.pause().as_secs_f64();
-            return self.say(&format!(
-                "waiting: {missing} of {total} scores of reward `{reward}` are missing ({first}); asking again in {seconds} s"
-            ));
+            return self.say(&waiting_line(&waiting));
         }
         let Event::Progress { phase, done, total } = event else { return };
         let line = self.phase.lock().unwrap_or_else(PoisonError::into_inner).passed(Instant::now(), phase, done, total);
@@ -104,9 +142,7 @@ impl Bars {
         ];
         for (key, name) in shown {
             if let Some(value) = number(&key) {
-                let text =
-                    if value != 0.0 && value.abs() < 1e-3 { format!("{value:.1e}") } else { format!("{value:.3}") };
-                let _ = write!(line, "  {name} {text}");
+                let _ = write!(line, "  {name} {}", short(value));
             }
         }
         let done = self.start.elapsed();

@@ -1,11 +1,23 @@
 //! `elbow train`: the main job.
 
-use super::progress::Bars;
-use crate::{device::DeviceName, signals::Stop, table};
+use crate::{
+    device::DeviceName,
+    failure,
+    live::{self, View},
+    output,
+    signals::Stop,
+    table,
+};
 use anyhow::{Context, Result, bail};
-use elbow_run::{Components, Event, Recipe, Results, Run, Status, recipe};
+use elbow_run::{Components, Event, Recipe, Results, Run, Status, judges, recipe};
 use elbow_runlog::RunFolder;
-use std::{fs, io::ErrorKind, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    io::{ErrorKind, IsTerminal, stdout},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 /// Arguments of `elbow train`.
 #[derive(clap::Args)]
@@ -13,6 +25,7 @@ use std::{fs, io::ErrorKind, path::PathBuf, time::Duration};
   elbow train
   elbow train nano-flow-grpo --set seed=1 --set epochs=50
   elbow train --run runs/mine --set objective.kind=grpo --set objective.clip=1e-4
+  elbow train --tui                                   curves and numbers on the full screen
   elbow train --resume runs/mine
   elbow train --resume runs/mine --set epochs=200     train a finished run on")]
 pub struct Args {
@@ -30,6 +43,9 @@ pub struct Args {
     /// Epochs between evaluations on the held-out prompts, in place of the recipe's.
     #[arg(long, value_name = "EPOCHS")]
     eval_every: Option<u64>,
+    /// Show the run on the full screen: curves, latest numbers, messages. `q` finishes the epoch, saves and stops.
+    #[arg(long)]
+    tui: bool,
 }
 
 /// Runs the command.
@@ -37,64 +53,88 @@ pub fn run(mut args: Args, device: DeviceName) -> Result<()> {
     if let Some(every) = args.eval_every {
         args.set.push(format!("eval.measure.every={every}"));
     }
-    let (recipe, target) = match &args.resume {
+    if args.tui && !stdout().is_terminal() {
+        return Err(failure::error("--tui needs a terminal", "leave --tui out: lines are printed anywhere"));
+    }
+    let (name, recipe, target) = match &args.resume {
         Some(path) => {
             let folder = RunFolder::open(path)?;
             let recipe = recipe::of_run(&folder, args.recipe.as_deref(), &args.set)?;
-            (recipe, Target::Existing(folder.claim()?))
+            ("a resumed run".to_owned(), recipe, Target::Existing(folder.claim()?))
         }
         None => start(&args)?,
     };
-    let stop = Stop::listen(Duration::from_secs(recipe.setting.keep.grace_seconds))?;
+    let view = Arc::new(if args.tui { View::screen(&name)? } else { View::lines(&name) });
+    let ended = train(recipe, target, device, &view);
+    view.leave();
+    let Ended { folder, text, stop } = ended?;
+    output::line(&text);
+    // Whoever listens for signals may be at work with it until the program ends.
+    folder.release();
+    drop(stop);
+    Ok(())
+}
+
+/// How training ended.
+struct Ended {
+    folder: RunFolder,
+    /// What is to be read of it.
+    text: String,
+    /// Listens until the program ends.
+    stop: Stop,
+}
+
+/// Trains until the end, or until it is asked to stop.
+fn train(recipe: Recipe, target: Target, device: DeviceName, view: &Arc<View>) -> Result<Ended> {
+    let stop = Stop::listen(Duration::from_secs(recipe.setting.keep.grace_seconds), Arc::clone(view))?;
     if let Target::Existing(folder) = &target {
         stop.gives_back(folder);
     }
-    let bars = Bars::new();
-    let loaded = device
-        .open()
-        .and_then(|device| Ok(Components::load(&recipe, &device, &|event: Event<'_>| bars.progress(event))?));
+    let watch = |event: Event<'_>| view.event(event);
+    let loaded = device.open().and_then(|device| Ok(Components::load(&recipe, &device, &watch)?));
     if let (Err(_), Target::New(path)) = (&loaded, &target) {
         // A name that was taken is free again; a folder that holds something stays.
         drop(fs::remove_dir(path));
     }
     let components = loaded?;
-    let (epochs, reward) = (recipe.method.epochs, components.reward.name());
-    let watch = |event: Event<'_>| match event {
-        Event::Epoch { epoch, record, took, left, .. } => bars.epoch((epoch, epochs), reward, record, took, left),
-        other => bars.progress(other),
-    };
+    let reward = components.reward.name();
     let mut run = match target {
         Target::New(path) => Run::create(path, recipe, &components, &watch)?,
         Target::Existing(folder) => Run::resume(folder, recipe, &components, &watch)?,
     };
     run.stop = stop.flag();
     stop.saves(run.finished());
-    bars.say(&announcement(&run));
     let folder = run.folder().clone();
+    let (records, pictures) = live::earlier(&folder)?;
+    view.begin(&live::Start {
+        folder: folder.path(),
+        epoch: run.epoch(),
+        epochs: run.recipe().method.epochs,
+        reward,
+        measures: &judges::names(run.recipe(), &components.data.test),
+        records: &records,
+        pictures,
+    });
+    view.say(&announcement(&run));
     if run.steps()? == Status::Stopped {
         let (epoch, place) = (run.epoch(), folder.path().display());
-        bars.say(&format!("stopped after epoch {epoch}; go on with: elbow train --resume {place}"));
-        drop(run);
-        // Whoever listens for signals may be at work with it until the program ends.
-        folder.release();
-        return Ok(());
+        let text = format!("stopped after epoch {epoch}; go on with: elbow train --resume {place}");
+        return Ok(Ended { folder, text, stop });
     }
     if run.halted().is_some() {
         let (epoch, folder) = (run.epoch(), folder.path().display());
-        bars.say(&format!("the radar ended the run after epoch {epoch}; to go on: elbow train --resume {folder} --set radar.action=warn"));
+        view.say(&format!("the radar ended the run after epoch {epoch}; to go on: elbow train --resume {folder} --set radar.action=warn"));
     }
-    let results = run.finish()?;
-    bars.say(&summary(&results, reward, &folder));
-    folder.release();
-    Ok(())
+    let text = summary(&run.finish()?, reward, &folder);
+    Ok(Ended { folder, text, stop })
 }
 
-/// A recipe, and a folder to write to that is not there yet.
-fn start(args: &Args) -> Result<(Recipe, Target)> {
+/// A recipe with its name, and a folder to write to that is not there yet.
+fn start(args: &Args) -> Result<(String, Recipe, Target)> {
     let (name, mut recipe) = recipe::load(args.recipe.as_deref(), &args.set)?;
     recipe.setting.model.pin()?;
     let path = if let Some(path) = &args.run { path.clone() } else { free_name(&name)? };
-    Ok((recipe, Target::New(path)))
+    Ok((name, recipe, Target::New(path)))
 }
 
 /// Creates and returns the first free folder of `runs/<name>-1`, `-2`, …: runs that start at the same time get different folders.
