@@ -111,6 +111,80 @@ fn a_run_that_learns_raises_no_flag() {
     assert!(records(&run)[3]["radar_diversity"].as_f64().unwrap() > 0.1);
 }
 
+/// GenEval, and as much weight on the size of the file: the policy learns scenes first and noise later.
+const LATER: [&str; 9] = [
+    "reward={kind=\"sum\", parts=[{name=\"scene\", reward={kind=\"geneval\"}}, {name=\"size\", reward={kind=\"jpeg\", aim=\"incompress\"}}]}",
+    "batch={groups=12, group_size=8, micro_batch=16}",
+    "kl.weight=0.02",
+    "optimizer.learning_rate=1e-3",
+    "eval={prompts_per_task=10, measure={images_per_prompt=3, every=2, sampler={steps=10}}}",
+    "keep={checkpoints=1, images_every=0, samples=false}",
+    "epochs=30",
+    "radar.action=rollback",
+    "radar.rollbacks=3",
+];
+
+/// What a rollback is for: on held-out prompts that chose nothing, the weights at the end score as those of the best evaluation do, within the
+/// 95 % interval of that score; where the radar only warns, the same run is shown beside it.
+#[test]
+#[ignore = "takes minutes a seed: .ci/release"]
+fn after_rollbacks_the_score_on_prompts_that_chose_nothing_is_that_of_the_best() {
+    let room = tempfile::tempdir().unwrap();
+    let chose = elbow_world::prompts::benchmark(10);
+    let mut fresh: Vec<_> = elbow_world::prompts::test_records().into_iter().filter(|r| !chose.contains(r)).collect();
+    fresh.sort_by(|a, b| a.prompt.cmp(&b.prompt));
+    fresh.dedup();
+    elbow_world::prompts::write_jsonl(&fresh, &mut fs::File::create(room.path().join("fresh.jsonl")).unwrap()).unwrap();
+    println!("{} fresh prompts; strict score and judge, with 95 % intervals over prompts", fresh.len());
+    for seed in ["seed=0", "seed=1", "seed=2"] {
+        let train = |name: &str, changes: &[&str]| -> PathBuf {
+            let mut command = elbow(["train", "--run", name]);
+            succeed(command.args(sets(&LATER)).args(sets(&[seed])).args(sets(changes)).current_dir(room.path()));
+            room.path().join(name)
+        };
+        let run = train(&format!("back-{seed}"), &[]);
+        let warned = train(&format!("warn-{seed}"), &["radar.action=warn"]);
+        let (best, back) = (result(&run)["best_epoch"].as_u64().unwrap(), rollbacks(&run));
+        let end = scores(room.path(), &run, None);
+        let best_scores = scores(room.path(), &run, Some(best));
+        let warned = scores(room.path(), &warned, None);
+        println!(
+            "{seed}: best epoch {best} {best_scores:.3?}; end, after rollbacks at {back:?}, {end:.3?}; where it only warns {warned:.3?}"
+        );
+        assert!(!back.is_empty(), "nothing was found");
+        for (end, best) in end.iter().zip(&best_scores) {
+            assert!(end[0] >= best[0] - best[1], "{end:?} is not within {best:?}");
+        }
+    }
+}
+
+/// Epochs after which a run went back.
+fn rollbacks(run: &Path) -> Vec<u64> {
+    let back = records(run).into_iter().filter(|record| record.contains_key("rollback_to"));
+    back.map(|record| record["epoch"].as_u64().unwrap()).collect()
+}
+
+/// Strict score and judge on fresh prompts, each with half its interval; epoch 0 is the base.
+fn scores(room: &Path, run: &Path, epoch: Option<u64>) -> [[f64; 2]; 2] {
+    let mut command = elbow(["eval", "--json", "scores.json"]);
+    match epoch {
+        Some(0) => {}
+        Some(epoch) => {
+            command.arg("--run").arg(run).args(["--epoch", &epoch.to_string()]);
+        }
+        None => {
+            command.arg("--run").arg(run);
+        }
+    }
+    let fresh = [
+        "prompts={kind=\"files\", train=\"fresh.jsonl\", test=\"fresh.jsonl\"}",
+        "eval={measure={images_per_prompt=3, sampler={steps=10}}}",
+    ];
+    succeed(command.args(sets(&fresh)).current_dir(room));
+    let row: serde_json::Value = serde_json::from_slice(&fs::read(room.join("scores.json")).unwrap()).unwrap();
+    ["geneval", "judge"].map(|name| ["mean", "error"].map(|part| row[name][part].as_f64().unwrap()))
+}
+
 fn result(run: &Path) -> serde_json::Value {
     serde_json::from_slice(&fs::read(run.join("result.json")).unwrap()).unwrap()
 }

@@ -497,8 +497,8 @@ fn compare(file: &StudyFile, pairs: &[[&Group<'_>; 2]]) -> Vec<Comparison> {
         |c| c.p,
         |c, p| {
             c.corrected = p;
-            c.verdict =
-                verdict(c.seeds, p, c.difference.is_some_and(|d| d.value > 0.0), ["better", "worse"]).to_owned();
+            let ahead = c.difference.is_some_and(|d| d.value > 0.0);
+            verdict(c.seeds, p, ahead, ["better", "worse"]).clone_into(&mut c.verdict);
         },
     );
     for i in 0..comparisons.first().map_or(0, |c| c.ways.len()) {
@@ -509,7 +509,7 @@ fn compare(file: &StudyFile, pairs: &[[&Group<'_>; 2]]) -> Vec<Comparison> {
                 let seeds = c.seeds;
                 let way = &mut c.ways[i];
                 way.corrected = p;
-                way.verdict = verdict(seeds, p, way.ratio.value > 1.0, ["sooner", "later"]).to_owned();
+                verdict(seeds, p, way.ratio.value > 1.0, ["sooner", "later"]).clone_into(&mut way.verdict);
             },
         );
     }

@@ -178,11 +178,11 @@ impl Report {
 
     /// Where every method ends, before and after its trials.
     fn scores(&self) -> Markup {
-        let measures: [(&str, fn(&Arm) -> Option<Estimate>); 2] =
-            [(&self.study.measure, |arm| arm.last), (&self.study.hacking.measure, |arm| arm.judge)];
+        let (measure, judge) = (self.study.measure.as_str(), self.study.hacking.measure.as_str());
         let stages = self.stages();
         let many = stages.len() > 1;
-        let of_measure = |of: fn(&Arm) -> Option<Estimate>| -> Vec<Row> {
+        let rows = |name: &str| -> Vec<Row> {
+            let of = |arm: &Arm| if name == measure { arm.last } else { arm.judge };
             let arms = || self.arms.iter().filter(|arm| arm.stage == stages[0]);
             let row = |(place, first): (usize, &Arm)| {
                 let both = self.arms.iter().filter(|arm| arm.name == first.name);
@@ -194,7 +194,7 @@ impl Report {
                         value: last.value,
                         interval: last.high.is_finite().then_some([last.low, last.high]),
                         text: plus_minus(last),
-                        before: arm.base,
+                        before: arm.base.filter(|_| name == measure),
                     })
                 };
                 Row { name: first.name.clone(), total: false, bars: both.filter_map(bar).collect() }
@@ -202,12 +202,12 @@ impl Report {
             arms().enumerate().map(row).filter(|row| !row.bars.is_empty()).collect()
         };
         html! {
-            @for (name, of) in measures.iter().take(if measures[0].0 == measures[1].0 { 1 } else { 2 }) {
+            @for (i, name) in [measure, judge].into_iter().enumerate().filter(|(i, _)| *i == 0 || judge != measure) {
                 @let label = format!("{name} on held-out prompts at the end of every method");
-                @if let Some((table, scale)) = bars(&label, &of_measure(*of), false) {
+                @if let Some((table, scale)) = bars(&label, &rows(name), false) {
                     (figure(&format!("{name} on held-out prompts, at the end"), table, html! {
                         (scale) "Whiskers: Student’s 95 % interval of the mean over seeds. "
-                        @if name == &self.study.measure { "The mark on a bar is what the base scored." }
+                        @if i == 0 { "The mark on a bar is what the base scored." }
                     }))
                 }
             }
