@@ -60,7 +60,8 @@ pub fn run(mut args: Args, device: DeviceName) -> Result<()> {
         Some(path) => {
             let folder = RunFolder::open(path)?;
             let recipe = recipe::of_run(&folder, args.recipe.as_deref(), &args.set)?;
-            ("a resumed run".to_owned(), recipe, Target::Existing(folder.claim()?))
+            let name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+            (name, recipe, Target::Existing(folder.claim()?))
         }
         None => start(&args)?,
     };
