@@ -17,6 +17,9 @@ pub struct StudyFile {
     /// What it asks, for the head of its report.
     #[serde(default)]
     pub about: String,
+    /// What it cannot decide, for the same.
+    #[serde(default)]
+    pub limits: String,
     /// The recipe of methods that name none: a file, or one that comes with the program.
     #[serde(default = "default_recipe")]
     pub recipe: String,

@@ -385,6 +385,7 @@ fn the_studies_of_the_repository_can_be_planned() {
         let path = entry.expect("an entry").path();
         let study = Study::read(&path).unwrap_or_else(|error| panic!("{}", error.chain()));
         assert_eq!(path.file_stem().and_then(|stem| stem.to_str()), Some(&*study.file.name));
+        assert!(!study.file.limits.is_empty(), "{}: what it cannot decide", study.file.name);
         assert!(study.file.seeds.len() >= 5, "{}: a word on a difference needs five seeds", study.file.name);
         let cell = study.cell(&study.variants[0], 0, study.file.seeds[0]).expect("a cell");
         let cost: &Cost = study.file.cost.as_ref().expect("hours are told");

@@ -14,6 +14,9 @@ impl Report {
         if !self.study.about.is_empty() {
             let _ = writeln!(out, "{}\n", self.study.about.trim());
         }
+        if !self.study.limits.is_empty() {
+            let _ = writeln!(out, "**What it cannot decide.** {}\n", self.study.limits.trim());
+        }
         let _ = writeln!(out, "{}\n", setup(self));
         self.tuning(&mut out);
         for stage in self.stages() {

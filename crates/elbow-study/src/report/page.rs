@@ -38,6 +38,7 @@ impl Report {
             @if !self.study.about.is_empty() { p.lede { (self.study.about.trim()) } }
             @for stage in self.stages() { p.lead { b { (stage.words()) ": " } (self.outcome(stage)) } }
             (self.tiles())
+            @if !self.study.limits.is_empty() { p.lead { b { "What it cannot decide: " } (self.study.limits.trim()) } }
             (self.warnings())
         }
     }
