@@ -37,8 +37,8 @@ impl Report {
         html! {
             @if !self.study.about.is_empty() { p.lede { (self.study.about.trim()) } }
             @for stage in self.stages() { p.lead { b { (stage.words()) ": " } (self.outcome(stage)) } }
-            (self.tiles())
             @if !self.study.limits.is_empty() { p.lead { b { "What it cannot decide: " } (self.study.limits.trim()) } }
+            (self.tiles())
             (self.warnings())
         }
     }
@@ -266,7 +266,7 @@ impl Report {
                                     @if *arrived == 0 {
                                         td.number { "more than " (count(*until)) } td.number { "–" }
                                     } @else {
-                                        td.number { (spread(*median)) } td.number { (spread(*restricted_mean)) }
+                                        td.number { (spent(*median)) } td.number { (spent(*restricted_mean)) }
                                     }
                                     td.number { (count(*until)) }
                                 }
@@ -558,15 +558,23 @@ fn plus_minus(estimate: Estimate) -> String {
     }
 }
 
-/// "0.53 (0.49 to ∞)".
+/// "0.530 (0.491 to ∞)".
 fn spread(estimate: Estimate) -> String {
+    words(estimate, score)
+}
+
+/// "13 440 (10 752 to ∞)", of what is counted.
+fn spent(estimate: Estimate) -> String {
+    words(estimate, |value| if value < 10.0 { format!("{value:.1}") } else { count(value) })
+}
+
+/// A number with its interval.
+fn words(estimate: Estimate, number: fn(f64) -> String) -> String {
     let Estimate { value, low, high } = estimate;
     let number = |value: f64| match value {
-        _ if value.is_nan() => "–".into(),
         f64::INFINITY => "∞".into(),
         f64::NEG_INFINITY => "−∞".into(),
-        _ if value.abs() >= 10.0 => count(value),
-        _ => score(value),
+        _ => number(value),
     };
     if value.is_nan() { "–".into() } else { format!("{} ({} to {})", number(value), number(low), number(high)) }
 }
