@@ -79,10 +79,16 @@ impl Report {
 
     fn tiles(&self) -> Markup {
         let study = &self.study;
-        let finished: usize = self.arms.iter().map(|arm| arm.seeds.len()).sum();
-        let wanted = self.arms.len() * study.seeds.len();
-        let seconds: Option<f64> = self.arms.iter().map(|arm| Some(arm.spent.seconds? * arm.seeds.len() as f64)).sum();
-        let images: f64 = self.arms.iter().map(|arm| arm.spent.images * arm.seeds.len() as f64).sum();
+        // Where trials chose a recipe's own values, its tuned runs are the runs before.
+        let same = |arm: &Arm| {
+            let chose = self.tuning.iter().any(|tuning| tuning.name == arm.name && tuning.chosen == Some(0));
+            chose && arm.stage == Stage::Tuned && self.stages().len() > 1
+        };
+        let arms: Vec<&Arm> = self.arms.iter().filter(|arm| !same(arm)).collect();
+        let finished: usize = arms.iter().map(|arm| arm.seeds.len()).sum();
+        let wanted = arms.len() * study.seeds.len();
+        let seconds: Option<f64> = arms.iter().map(|arm| Some(arm.spent.seconds? * arm.seeds.len() as f64)).sum();
+        let images: f64 = arms.iter().map(|arm| arm.spent.images * arm.seeds.len() as f64).sum();
         html! {
             ul.tiles {
                 li { span.label { "methods" } span.value { (study.methods.len()) } span.note { (plural(study.seeds.len(), "seed")) " each" } }
