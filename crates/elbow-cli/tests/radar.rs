@@ -128,6 +128,7 @@ const BOTH: [&str; 9] = [
 /// 95 % interval of that score; where the radar only warns, the same run is shown beside it.
 #[test]
 #[ignore = "takes minutes a seed: .ci/release"]
+#[expect(clippy::print_stdout, reason = "what was measured")]
 fn after_rollbacks_the_score_on_prompts_that_chose_nothing_is_that_of_the_best() {
     let room = tempfile::tempdir().unwrap();
     let chose = elbow_world::prompts::benchmark(10);
