@@ -73,7 +73,7 @@ enum Command {
     Eval(commands::eval::Args),
     /// Train a base model on the embedded scenes, by flow matching or to predict noise.
     Pretrain(commands::pretrain::Args),
-    /// Show what happened in one run or several, as a page for a browser.
+    /// Show what happened in runs, or what a study found, as a page for a browser.
     Report(commands::report::Args),
     /// Write what a run trained in the formats of other programs: an adapter, or whole weights.
     Export(commands::export::Args),

@@ -130,7 +130,7 @@ fn train(recipe: Recipe, target: Target, device: DeviceName, view: &Arc<View>) -
     Ok(Ended { folder, text, stop })
 }
 
-/// A recipe with its name, and a folder to write to that is not there yet.
+/// The recipe's name, the recipe, and the new folder of its run.
 fn start(args: &Args) -> Result<(String, Recipe, Target)> {
     let (name, mut recipe) = recipe::load(args.recipe.as_deref(), &args.set)?;
     recipe.setting.model.pin()?;

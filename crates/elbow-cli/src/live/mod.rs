@@ -100,7 +100,7 @@ impl View {
     pub fn note(&self, line: &str) {
         match &self.shown {
             Shown::Lines(bars) => bars.note(line),
-            Shown::Screen(screen) if screen.is_left() => {
+            Shown::Screen(_) if terminal::is_left() => {
                 // Nobody may be there to read it.
                 let _ = writeln!(stderr(), "{line}");
             }

@@ -73,12 +73,6 @@ impl FullScreen {
         let _drawing = self.drawing.lock().unwrap_or_else(PoisonError::into_inner);
         restore();
     }
-
-    /// Whether the terminal is as it was before.
-    #[expect(clippy::unused_self, reason = "there is one terminal")]
-    pub fn is_left(&self) -> bool {
-        !ENTERED.load(Ordering::SeqCst)
-    }
 }
 
 /// Draws and hears keys until the terminal is left.
@@ -93,7 +87,7 @@ fn show(
     loop {
         {
             let _drawing = drawing.lock().unwrap_or_else(PoisonError::into_inner);
-            if !ENTERED.load(Ordering::SeqCst) {
+            if is_left() {
                 return;
             }
             // A terminal that cannot be written to is none of the run's business.
@@ -121,6 +115,11 @@ fn show(
             None => {}
         }
     }
+}
+
+/// Whether the terminal is as it was before.
+pub fn is_left() -> bool {
+    !ENTERED.load(Ordering::SeqCst)
 }
 
 /// Makes the terminal what it was before, if it is not. Anybody may call it at any time.

@@ -14,7 +14,7 @@ pub struct Section {
     pub id: &'static str,
     /// Its heading.
     pub name: &'static str,
-    /// What it says; a section that says nothing is left out.
+    /// Its content; an empty section is left out.
     pub body: Markup,
 }
 
@@ -80,7 +80,7 @@ pub fn figure(title: &str, body: Markup, caption: Markup) -> Markup {
 }
 
 /// Figures of one thing against several quantities, of which a reader sees one and chooses which: each has the word it is chosen by. `id`
-/// tells the switches of a page apart. A page holds [`MOST`] figures of a switch at most.
+/// tells the switches of a page apart. The style knows four figures a switch.
 pub fn switch(id: &str, charts: &[(&str, Chart)]) -> Markup {
     html! {
         div.switch role="radiogroup" aria-label="Horizontal axis" {
@@ -95,6 +95,3 @@ pub fn switch(id: &str, charts: &[(&str, Chart)]) -> Markup {
         }
     }
 }
-
-/// What the page's style tells apart in a switch.
-pub const MOST: usize = 4;

@@ -268,8 +268,8 @@ fn code(changes: &[String]) -> String {
     changes.iter().map(|change| format!("`{change}`")).collect::<Vec<_>>().join(", ")
 }
 
-fn listed(seeds: &[u64]) -> String {
-    seeds.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+pub(super) fn listed<T: ToString>(items: &[T]) -> String {
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// What the numbers mean.

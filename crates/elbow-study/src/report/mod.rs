@@ -300,7 +300,7 @@ impl Report {
     pub fn read(folder: &Path) -> Result<Self> {
         let path = folder.join(RESULTS);
         let text = fs::read_to_string(&path).at(|| format!("cannot read {}", path.display()))?;
-        let hint = "write it anew: elbow study with the study file, which runs nothing that is finished";
+        let hint = "run `elbow study` with the study file again: it repeats no finished run";
         let format = |json: &Value| json["format"].as_u64();
         match serde_json::from_str::<Value>(&text) {
             Ok(json) if format(&json).is_some_and(|format| format != u64::from(FORMAT)) => {
@@ -345,7 +345,7 @@ fn key(purpose: u64) -> Key {
     Key::new(0, Purpose::Resampling, purpose)
 }
 
-/// Axes on which a threshold is reached.
+/// What is counted: seconds only where the study says what a pass costs.
 fn axes(file: &StudyFile) -> Vec<Axis> {
     let all = [Axis::Images, Axis::Evaluations, Axis::Seconds];
     all.into_iter().filter(|axis| *axis != Axis::Seconds || file.cost.is_some()).collect()

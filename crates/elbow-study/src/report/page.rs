@@ -1,8 +1,8 @@
 //! The report as a page.
 
 use super::{
-    Arm, Arrivals, Axis, Band, Comparison, ENOUGH, Report, Split, Tuning, Way,
-    markdown::{notes, setup},
+    Arm, Arrivals, Axis, Band, Comparison, ENOUGH, Report, Split, Tuning, Way, axes,
+    markdown::{listed, notes, setup},
 };
 use crate::{
     plan::Stage,
@@ -134,9 +134,10 @@ impl Report {
 
     /// The measure along the runs, a figure a stage.
     fn curves(&self) -> Markup {
-        let chart = |stage, x: X| {
+        let chart = |stage, axis: Option<Axis>| {
+            let label = axis.map_or("epoch", Axis::label);
             let line = |(color, arm): (usize, &Arm)| {
-                let at = |band: &Band| x.of(band);
+                let at = |band: &Band| place(band, axis);
                 Line {
                     name: arm.name.clone(),
                     color,
@@ -160,27 +161,23 @@ impl Report {
                     band: Vec::new(),
                 });
             }
-            let title = format!("Held-out {} against {}, {}", self.study.measure, x.label(), stage.name());
-            Chart { title, x: x.label().into(), y: self.study.measure.clone(), lines, ..Chart::default() }
+            let title = format!("Held-out {} against {}, {}", self.study.measure, label, stage.name());
+            Chart { title, x: label.into(), y: self.study.measure.clone(), lines, ..Chart::default() }
         };
         let caption = html! {
             "Means over seeds of " code { (self.study.measure) } " on held-out prompts. Band: the 95 % percentile bootstrap interval of the mean, "
             "which is too narrow with few seeds."
         };
+        let all: Vec<Option<Axis>> = axes(&self.study).into_iter().map(Some).chain([None]).collect();
+        let word = |axis: Option<Axis>| axis.map_or("epochs", Axis::name);
         html! {
             @for (i, stage) in self.stages().into_iter().enumerate() {
-                @let charts: Vec<(&str, Chart)> = self.xs().into_iter().map(|x| (x.word(), chart(stage, x))).collect();
+                @let charts: Vec<(&str, Chart)> = all.iter().map(|&axis| (word(axis), chart(stage, axis))).collect();
                 @if charts.iter().any(|(_, chart)| !chart.is_empty()) {
                     (figure(stage.words(), switch(&format!("curve{i}"), &charts), html! { (caption) }))
                 }
             }
         }
-    }
-
-    /// What curves are drawn against.
-    fn xs(&self) -> Vec<X> {
-        let seconds = self.study.cost.is_some();
-        [X::Images, X::Evaluations, X::Seconds, X::Epochs].into_iter().filter(|x| *x != X::Seconds || seconds).collect()
     }
 
     /// Where every method ends, before and after its trials.
@@ -243,9 +240,7 @@ impl Report {
         html! {
             p.lead { "How much is spent until " code { (self.study.measure) } " is " (score(threshold)) ", and by how many seeds." }
             @for (i, stage) in self.stages().into_iter().enumerate() {
-                @let axes = [Axis::Images, Axis::Evaluations, Axis::Seconds];
-                @let axes = axes.into_iter().filter(|axis| *axis != Axis::Seconds || self.study.cost.is_some());
-                @let charts: Vec<(&str, Chart)> = axes.map(|axis| (axis.name(), chart(stage, axis))).collect();
+                @let charts: Vec<(&str, Chart)> = axes(&self.study).into_iter().map(|axis| (axis.name(), chart(stage, axis))).collect();
                 @if charts.iter().any(|(_, chart)| !chart.is_empty()) {
                     (figure(stage.words(), switch(&format!("way{i}"), &charts), html! {
                         "Kaplan and Meier’s estimate: a step up where a seed is first measured above the threshold. A curve that ends below 1 has seeds \
@@ -368,42 +363,14 @@ impl Report {
     }
 }
 
-/// What curves of a study are drawn against.
-#[derive(Clone, Copy, PartialEq)]
-enum X {
-    Images,
-    Evaluations,
-    Seconds,
-    Epochs,
-}
-
-impl X {
-    fn of(self, band: &Band) -> f64 {
-        let spent = band.spent;
-        match self {
-            Self::Images => spent.images,
-            Self::Evaluations => spent.forward + spent.backward,
-            Self::Seconds => spent.seconds.unwrap_or(f64::NAN),
-            Self::Epochs => band.epoch as f64,
-        }
-    }
-
-    fn word(self) -> &'static str {
-        match self {
-            Self::Images => "images",
-            Self::Evaluations => "evaluations",
-            Self::Seconds => "seconds",
-            Self::Epochs => "epochs",
-        }
-    }
-
-    fn label(self) -> &'static str {
-        match self {
-            Self::Images => Axis::Images.label(),
-            Self::Evaluations => Axis::Evaluations.label(),
-            Self::Seconds => Axis::Seconds.label(),
-            Self::Epochs => "epoch",
-        }
+/// Where a point of a curve lies: by what was spent until then, or by its epoch.
+fn place(band: &Band, axis: Option<Axis>) -> f64 {
+    let spent = band.spent;
+    match axis {
+        Some(Axis::Images) => spent.images,
+        Some(Axis::Evaluations) => spent.forward + spent.backward,
+        Some(Axis::Seconds) => spent.seconds.unwrap_or(f64::NAN),
+        None => band.epoch as f64,
     }
 }
 
@@ -591,8 +558,4 @@ fn probability(value: Option<f64>) -> String {
         Some(p) if p < 1e-4 => "< 0.0001".into(),
         Some(p) => format!("{p:.4}"),
     }
-}
-
-fn listed<T: ToString>(items: &[T]) -> String {
-    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
